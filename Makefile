@@ -1,0 +1,125 @@
+# nbdkit-async: asyncpool (filter), delaymem (plugin), tests, benchmarks, manuals.
+#
+#   make              ./asyncpool.so, ./delaymem.so and the manual pages
+#   make deps         install what building, tests and benchmarks need (root or sudo)
+#   make demo         one table in under a minute: what asyncpool does for a 64 ms device
+#   make check        all tests; check-asan, check-tsan, check-valgrind: the same under a tool
+#   make bench        the whole benchmark, benchmarks/README says what it writes
+#   make install      into nbdkit's own directories; DESTDIR is respected, and prefix where given
+#
+# A variant (plain, asan, tsan) is built in build/VARIANT; the plain one is linked to the top.
+
+VARIANT ?= plain
+B := build/$(VARIANT)
+
+CC ?= cc
+PKG_CONFIG ?= pkg-config
+CFLAGS ?= -O2 -g
+WARN := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+  -Wold-style-definition -Wvla -Wundef -Wpointer-arith -Wcast-qual -Wwrite-strings \
+  -Wformat=2 -Werror
+SAN_plain :=
+SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_tsan := -fsanitize=thread
+SAN := $(SAN_$(VARIANT))
+
+# Only the goals that compile need the libraries; `make deps` runs before they are there.
+NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
+GLIB_CFLAGS = $(shell $(PKG_CONFIG) --cflags glib-2.0)
+GLIB_LIBS = $(shell $(PKG_CONFIG) --libs glib-2.0)
+NBD_LIBS = $(shell $(PKG_CONFIG) --libs libnbd)
+COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) -pthread -fPIC -Ifilter -Iplugin \
+  $(NBDKIT_CFLAGS) $(GLIB_CFLAGS) -MMD -MP
+
+FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))
+PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard plugin/*.c))
+# All that is not nbdkit glue, for the unit tests.
+CORE_OBJ := $(filter-out $(B)/filter/asyncpool.o $(B)/plugin/delaymem.o,$(FILTER_OBJ) $(PLUGIN_OBJ))
+
+MODULES := $(B)/asyncpool.so $(B)/delaymem.so
+TOP := $(if $(filter plain,$(VARIANT)),asyncpool.so delaymem.so)
+MAN := $(B)/nbdkit-async.1 $(B)/nbdkit-asyncpool-filter.1 $(B)/nbdkit-delaymem-plugin.1
+
+all: $(MODULES) $(TOP) $(MAN)
+
+$(B)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(COMPILE) -c $< -o $@
+
+# nodelete: threads of the pool may still be on their way out when nbdkit unloads the filter.
+$(B)/asyncpool.so: $(FILTER_OBJ)
+	$(CC) $(LDFLAGS) $(SAN) -pthread -shared -Wl,-z,nodelete $^ -o $@ $(GLIB_LIBS)
+
+$(B)/delaymem.so: $(PLUGIN_OBJ)
+	$(CC) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@
+
+$(TOP): %.so: $(B)/%.so
+	cp $< $@.new && mv $@.new $@
+
+# Tests: tests/test-NAME.c are programs that print TAP, tests/test-NAME.sh scripts that do;
+# tests/plugin-NAME.c are plugins that only tests load; tests/lib*.c go with every program.
+TEST_C := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test-*.c))
+TEST_PLUGINS := $(patsubst tests/plugin-%.c,$(B)/tests/%.so,$(wildcard tests/plugin-*.c))
+TEST_LIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib*.c))
+
+$(B)/tests/test-%: $(B)/tests/test-%.o $(TEST_LIB) $(CORE_OBJ)
+	$(CC) $(LDFLAGS) $(SAN) -pthread $^ -o $@ $(GLIB_LIBS) $(NBD_LIBS)
+
+$(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB)
+	$(CC) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@ $(GLIB_LIBS)
+
+.SECONDARY:
+
+tests-build: $(MODULES) $(TOP) $(TEST_C) $(TEST_PLUGINS)
+
+check: all tests-build
+	VARIANT=$(VARIANT) BUILD=$(B) TOOL= tests/run $(TESTS)
+check-valgrind: all tests-build
+	VARIANT=$(VARIANT) BUILD=$(B) TOOL=valgrind tests/run $(TESTS)
+check-asan:
+	$(MAKE) VARIANT=asan check
+check-tsan:
+	$(MAKE) VARIANT=tsan check
+
+demo: all
+	benchmarks/run demo
+bench: all
+	benchmarks/run all
+
+# Manuals.
+POD_RELEASE = --release=nbdkit-async --center="nbdkit-async"
+$(B)/%.1: %.pod
+	@mkdir -p $(@D)
+	podchecker -warnings -warnings $<
+	pod2man --section=1 --name=$* $(POD_RELEASE) $< $@
+vpath %.pod filter plugin
+
+INSTALL ?= install
+filterdir = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
+plugindir = $(shell $(PKG_CONFIG) --variable=plugindir nbdkit)
+mandir = $(or $(prefix:%=%/share/man),/usr/share/man)
+install: all
+	$(INSTALL) -D -m 755 $(B)/asyncpool.so $(DESTDIR)$(filterdir)/nbdkit-asyncpool-filter.so
+	$(INSTALL) -D -m 755 $(B)/delaymem.so $(DESTDIR)$(plugindir)/nbdkit-delaymem-plugin.so
+	for m in $(MAN); do \
+	  $(INSTALL) -D -m 644 $$m $(DESTDIR)$(mandir)/man1/$${m##*/} || exit 1; done
+
+DEPS_DEB := gcc make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
+  python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps
+DEPS_RPM := gcc make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
+  python3-libnbd fio fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
+  perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+deps:
+	@if command -v apt-get >/dev/null; then \
+	  $(SUDO) apt-get update -q && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -q -y --no-install-recommends $(DEPS_DEB); \
+	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y $(DEPS_RPM); \
+	else echo "make deps knows apt-get and dnf; install by hand: $(DEPS_DEB)"; exit 1; fi
+
+clean:
+	rm -rf build $(TOP)
+
+.PHONY: all tests-build check check-asan check-tsan check-valgrind demo bench install deps clean
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
