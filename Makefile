@@ -28,7 +28,7 @@ NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
 GLIB_CFLAGS = $(shell $(PKG_CONFIG) --cflags glib-2.0)
 GLIB_LIBS = $(shell $(PKG_CONFIG) --libs glib-2.0)
 NBD_LIBS = $(shell $(PKG_CONFIG) --libs libnbd)
-COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) -pthread -fPIC -Ifilter -Iplugin \
+COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) -pthread -fPIC -fvisibility=hidden -Ifilter -Iplugin \
   $(NBDKIT_CFLAGS) $(GLIB_CFLAGS) -MMD -MP
 
 FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))

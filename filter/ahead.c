@@ -1,0 +1,188 @@
+#include "ahead.h"
+#include "buffers.h"
+#include "debug.h"
+#include "guard.h"
+
+/* Reads what the READING buffer is for.  Called without locks, by a worker or by the one client that
+ * could not wait for a worker.
+ */
+static void
+fill (struct buf *b)
+{
+  struct engine *e = b->engine;
+  struct conn *c = b->conn;
+  uint64_t base = b->base;
+  int err = backend_pread (&c->backend, b->data, b->hi, base);
+
+  if (err == 0)
+    stats_add (e->stats, STATS_AHEAD_BYTES, b->hi);
+  else {
+    /* Whoever needs the data reads it himself and learns why. */
+    stats_add (e->stats, STATS_AHEAD_FAILED, 1);
+    LOCK_IN_SCOPE (&c->streams_lock);
+    stream_end (&c->streams, base);
+  }
+
+  LOCK_IN_SCOPE (&e->lock);
+  debug_buffers ("read ahead %#" PRIx64 ": error %d%s", base, err, b->dropped ? ", stale" : "");
+  b->err = err;
+  b->since_ns = stats_now_ns ();
+  buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
+  pthread_cond_broadcast (&b->changed);
+  /* As if it had been pinned for us: frees it if it was dropped and nobody waits. */
+  buffers_pin (b);
+  if (err && !b->dropped)
+    buffers_remove (b);
+  buffers_unpin (b);
+  /* Last: from here on the connection may be closed. */
+  if (--c->n_reading == 0)
+    pthread_cond_broadcast (&e->progress);
+}
+
+static void
+fill_job (struct job *job)
+{
+  fill ((struct buf *) job);
+}
+
+void
+ahead_wait (struct buf *b)
+{
+  struct engine *e = b->engine;
+
+  if (b->state == BUF_READING && pool_cancel (e->pool, &b->job)) {
+    pthread_mutex_unlock (&e->lock);
+    fill (b);
+    pthread_mutex_lock (&e->lock);
+  }
+  while (b->state == BUF_READING)
+    pthread_cond_wait (&b->changed, &e->lock);
+}
+
+/* Whether reading ahead there makes no sense: it is there, or about to be written. */
+static bool
+is_held (struct conn *c, uint64_t base, uint32_t count)
+{
+  for (struct buf *b = buffers_first (c->engine, base, base + count); b;
+       b = buffers_next (b, base, base + count))
+    if (b->export == c->export || buf_is_waiting (b))
+      return true;
+  return false;
+}
+
+/* Starts to read RANGE, unit by unit.  Returns where it had to stop. */
+static uint64_t
+start (struct conn *c, struct stream_range r, uint64_t now_ns)
+{
+  struct engine *e = c->engine;
+
+  LOCK_IN_SCOPE (&e->lock);
+  for (; r.from < r.to; r.from += c->unit) {
+    uint32_t count = MIN (c->unit, c->backend.size - r.from);
+    struct buf *b;
+
+    if (is_held (c, r.from, count))
+      continue;
+    b = buffers_take_for_ahead (e, now_ns);
+    if (b == NULL)
+      return r.from;
+    b->job.run = fill_job;
+    buffers_enter (b, BUF_READING, c, r.from, 0, count);
+    pool_push (e->pool, &b->job, POOL_AHEAD);
+  }
+  return r.to;
+}
+
+/* How many streams share the slab, over all connections: the larger of the counts of this epoch and
+ * the last.  Wants engine.lock.
+ */
+static unsigned
+count_streams (struct conn *c, unsigned mine, uint64_t now_ns)
+{
+  struct engine *e = c->engine;
+  uint64_t epoch = now_ns / STREAM_IDLE_NS;
+
+  if (e->share_epoch != epoch) {
+    e->share_last = e->share_epoch + 1 == epoch ? e->share_now : 0;
+    e->share_now = 0;
+    e->share_epoch = epoch;
+  }
+  if (c->share_epoch != epoch) {
+    c->share_epoch = epoch;
+    c->share_streams = 0;
+  }
+  if (mine > c->share_streams) {
+    e->share_now += mine - c->share_streams;
+    c->share_streams = mine;
+  }
+  return MAX (MAX (e->share_last, e->share_now), 1);
+}
+
+/* The most that one stream of this connection may have ahead of it: its share of the slab, less
+ * what the client itself keeps in flight beyond one request per stream.  So the sum stays at what
+ * was configured, and a client that already keeps about that much in flight is not helped any more:
+ * what is left to win would cost it a copy and a wake-up per unit.
+ */
+static uint32_t
+max_window (struct conn *c, unsigned mine, uint64_t now_ns)
+{
+  struct engine *e = c->engine;
+  unsigned depth = depth_peak (&c->depth);
+  unsigned surplus = depth > mine ? depth - mine : 0;
+  uint32_t window;
+
+  LOCK_IN_SCOPE (&e->lock);
+  window = (e->config.buffers - MIN (surplus, e->config.buffers)) / count_streams (c, mine, now_ns);
+  return surplus > 0 && window < WINDOW_MIN ? 0 : window;
+}
+
+void
+ahead_more (struct conn *c, struct stream *s, uint64_t now_ns)
+{
+  struct stream_range plan;
+  uint64_t stop;
+
+  {
+    unsigned mine;
+    uint32_t window;
+
+    pthread_mutex_lock (&c->streams_lock);
+    mine = MAX (stream_active (&c->streams, now_ns), 1);
+    pthread_mutex_unlock (&c->streams_lock);
+    window = max_window (c, mine, now_ns);
+
+    LOCK_IN_SCOPE (&c->streams_lock);
+    plan = stream_plan (s, c->unit, window, c->backend.size);
+  }
+  if (plan.from == plan.to)
+    return;
+  stop = start (c, plan, now_ns);
+  debug_streams ("stream at %#" PRIx64 "..%#" PRIx64 ": reading ahead, stopped at %#" PRIx64,
+                 plan.from, plan.to, stop);
+  if (stop < plan.to) {
+    LOCK_IN_SCOPE (&c->streams_lock);
+    stream_cut (&c->streams, stop);
+  }
+}
+
+struct stream *
+ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
+{
+  uint64_t slack = (uint64_t) (depth_peak (&c->depth) - 1) * 2 * count;
+  struct stream_range left;
+  struct stream *s;
+
+  /* Advice, not worth a queue: who finds another thread here goes without. */
+  if (pthread_mutex_trylock (&c->streams_lock) != 0)
+    return NULL;
+  s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
+  pthread_mutex_unlock (&c->streams_lock);
+
+  if (left.from < left.to) {
+    LOCK_IN_SCOPE (&c->engine->lock);
+    buffers_drop (c->engine, left.from, left.to);
+  }
+  if (s)
+    ahead_more (c, s, now_ns);
+  return s;
+}

@@ -1,0 +1,21 @@
+/* Read-ahead: buffers that are filled before a client asks.
+ *
+ * Not its job: which bytes to read ahead (stream.h), how reads use them (engine.h).
+ */
+#ifndef ASYNCPOOL_AHEAD_H
+#define ASYNCPOOL_AHEAD_H
+
+#include "state.h"
+
+/* A client reads [OFFSET, OFFSET + COUNT): notes the stream and begins to read ahead of it.  Called
+ * without locks.  NULL if there is nothing more to do after the read, else what to give to
+ * ahead_more when the read has set buffers free.
+ */
+extern struct stream *ahead_note (struct conn *, uint32_t count, uint64_t offset, uint64_t now_ns);
+extern void ahead_more (struct conn *, struct stream *, uint64_t now_ns);
+/* Waits until a READING buffer, which the caller has pinned, is read; does it himself if no worker
+ * has begun.  Wants engine.lock, lets go of it meanwhile.
+ */
+extern void ahead_wait (struct buf *);
+
+#endif

@@ -1,0 +1,454 @@
+/* asyncpool: the nbdkit filter.  Only what nbdkit wants of a filter; the work is in engine.h. */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-filter.h>
+
+#include "config.h"
+#include "debug.h"
+#include "engine.h"
+
+static struct config config;
+static struct engine *engine;
+static bool pass_through;       /* the thread model does not allow anything beside the server */
+
+struct handle {
+  char *export_name;
+  struct conn *conn;            /* from prepare to finalize, NULL where all is passed through */
+  GList link;                   /* in handles */
+};
+
+/* nbdkit calls no .close when it shuts down, so unload frees what is left here. */
+static GQueue handles = G_QUEUE_INIT;
+static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* The server. */
+
+static int
+asyncpool_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
+                  const char *key, const char *value)
+{
+  switch (config_set (&config, key, value)) {
+  case 0: return next (nxdata, key, value);
+  case 1: return 0;
+  default: return -1;
+  }
+}
+
+static int
+asyncpool_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata)
+{
+  config_complete (&config);
+  return next (nxdata);
+}
+
+static int
+asyncpool_get_ready (int thread_model)
+{
+  int err;
+
+  debug_sink = nbdkit_debug;
+  pass_through = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
+  if (pass_through) {
+    /* One line that is seen without -v too. */
+    fprintf (stderr, "nbdkit: asyncpool: the plugin or another filter does not serve requests in "
+             "parallel, so asyncpool passes all requests through unchanged\n");
+    return 0;
+  }
+  err = engine_new (&config.engine, &engine);
+  if (err) {
+    nbdkit_error ("asyncpool-buffers=%u, asyncpool-buffer-size=%" PRIu32 ": the slab of %" PRIu64
+                  " bytes must fit into memory: %s", config.engine.buffers,
+                  config.engine.buffer_size,
+                  (uint64_t) config.engine.buffers * config.engine.buffer_size, strerror (err));
+    return -1;
+  }
+  return 0;
+}
+
+static int
+asyncpool_after_fork (nbdkit_backend *backend)
+{
+  int err;
+
+  (void) backend;
+  if (pass_through)
+    return 0;
+  err = engine_start (engine);
+  if (err) {
+    nbdkit_error ("asyncpool-threads=%u: the system must allow as many threads: %s",
+                  config.engine.threads, strerror (err));
+    return -1;
+  }
+  return 0;
+}
+
+static void
+report_lost (const struct buf *b)
+{
+  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %"
+                PRIu32 ", could not be written and is lost", b->export->name, buf_start (b),
+                b->hi - b->lo);
+}
+
+static void
+write_stats (void)
+{
+  bool to_stderr = config.stats_file && strcmp (config.stats_file, "-") == 0;
+  FILE *fp;
+
+  if (config.stats_file == NULL)
+    return;
+  fp = to_stderr ? stderr : fopen (config.stats_file, "w");
+  if (fp)
+    stats_print (engine->stats, fp);
+  if (fp == NULL || (to_stderr ? fflush (fp) : fclose (fp)) != 0)
+    nbdkit_error ("asyncpool-stats=%s: %m", config.stats_file);
+}
+
+static void
+asyncpool_cleanup (nbdkit_backend *backend)
+{
+  (void) backend;
+  if (engine == NULL)
+    return;
+  engine_stop (engine, report_lost);
+  write_stats ();
+}
+
+static void
+free_handle (struct handle *h)
+{
+  free (h->export_name);
+  free (h);
+}
+
+static void
+asyncpool_unload (void)
+{
+  GList *l;
+
+  while ((l = g_queue_pop_head_link (&handles)) != NULL)
+    free_handle (l->data);
+  if (engine)
+    engine_free (engine);
+  engine = NULL;
+  config_free (&config);
+}
+
+/* The way into the plugin: struct nbdkit_next_ops as a struct backend_ops. */
+
+/* nbdkit's functions return -1 and an error that is never 0; be sure of that. */
+static int
+result (int r, int err)
+{
+  return r == 0 ? 0 : err > 0 ? err : EIO;
+}
+
+static uint32_t
+nbdkit_flags (unsigned flags)
+{
+  return (flags & BACKEND_FUA ? NBDKIT_FLAG_FUA : 0)
+    | (flags & BACKEND_MAY_TRIM ? NBDKIT_FLAG_MAY_TRIM : 0)
+    | (flags & BACKEND_FAST_ZERO ? NBDKIT_FLAG_FAST_ZERO : 0);
+}
+
+static unsigned
+backend_flags (uint32_t flags)
+{
+  return (flags & NBDKIT_FLAG_FUA ? BACKEND_FUA : 0)
+    | (flags & NBDKIT_FLAG_MAY_TRIM ? BACKEND_MAY_TRIM : 0)
+    | (flags & NBDKIT_FLAG_FAST_ZERO ? BACKEND_FAST_ZERO : 0);
+}
+
+static int
+next_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
+{
+  nbdkit_next *next = handle;
+  int err = 0;
+
+  return result (next->pread (next, buf, count, offset, 0, &err), err);
+}
+
+static int
+next_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
+{
+  nbdkit_next *next = handle;
+  int err = 0;
+
+  return result (next->pwrite (next, buf, count, offset, nbdkit_flags (flags), &err), err);
+}
+
+static int
+next_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
+{
+  nbdkit_next *next = handle;
+  int err = 0;
+
+  return result (next->zero (next, count, offset, nbdkit_flags (flags), &err), err);
+}
+
+static int
+next_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
+{
+  nbdkit_next *next = handle;
+  int err = 0;
+
+  return result (next->trim (next, count, offset, nbdkit_flags (flags), &err), err);
+}
+
+static int
+next_flush (void *handle)
+{
+  nbdkit_next *next = handle;
+  int err = 0;
+
+  return result (next->flush (next, 0, &err), err);
+}
+
+static const struct backend_ops next_ops = {
+  .pread = next_pread, .pwrite = next_pwrite, .zero = next_zero, .trim = next_trim,
+  .flush = next_flush,
+};
+
+/* Connections. */
+
+static void *
+asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
+                int readonly, const char *exportname, int is_tls)
+{
+  struct handle *h;
+
+  (void) is_tls;
+  if (next (context, readonly, exportname) == -1)
+    return NULL;
+  h = calloc (1, sizeof *h);
+  if (h == NULL || (h->export_name = strdup (exportname)) == NULL) {
+    nbdkit_error ("asyncpool: %m");
+    free (h);
+    return NULL;
+  }
+  h->link.data = h;
+  pthread_mutex_lock (&handles_lock);
+  g_queue_push_tail_link (&handles, &h->link);
+  pthread_mutex_unlock (&handles_lock);
+  return h;
+}
+
+static void
+asyncpool_close (void *vh)
+{
+  struct handle *h = vh;
+
+  pthread_mutex_lock (&handles_lock);
+  g_queue_unlink (&handles, &h->link);
+  pthread_mutex_unlock (&handles_lock);
+  free_handle (h);
+}
+
+/* nbdkit asks the plugin once and caches the answers, without a lock: all of them must be there
+ * before a worker calls.
+ */
+static int
+ask_everything (nbdkit_next *next, struct backend *b)
+{
+  uint32_t minimum, preferred, maximum;
+  int64_t size = next->get_size (next);
+  int can_flush;
+
+  if (size == -1 || next->can_write (next) == -1 || (can_flush = next->can_flush (next)) == -1
+      || next->can_fua (next) == -1 || next->can_zero (next) == -1
+      || next->can_fast_zero (next) == -1 || next->can_trim (next) == -1
+      || next->can_extents (next) == -1 || next->can_cache (next) == -1
+      || next->can_multi_conn (next) == -1
+      || next->block_size (next, &minimum, &preferred, &maximum) == -1)
+    return -1;
+  b->size = size;
+  b->can_flush = can_flush;
+  b->min_block = minimum > 0 ? minimum : 1;
+  b->max_block = maximum > 0 ? maximum : UINT32_MAX;
+  return 0;
+}
+
+static int
+asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
+{
+  struct backend b = { .ops = &next_ops, .handle = next };
+  struct handle *h = vh;
+  int err;
+
+  (void) readonly;
+  if (pass_through)
+    return 0;
+  if (ask_everything (next, &b) == -1)
+    return -1;
+  err = conn_open (engine, h->export_name, &b, &h->conn);
+  if (err == EINVAL)
+    nbdkit_error ("asyncpool-buffer-size=%" PRIu32 ": must be at least the plugin's minimum block "
+                  "of %" PRIu32, config.engine.buffer_size, b.min_block);
+  else if (err)
+    nbdkit_error ("asyncpool: %s", strerror (err));
+  return err ? -1 : 0;
+}
+
+static void
+report_kept (const struct buf *b)
+{
+  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %"
+                PRIu32 ", could not be written before its connection ended; it is kept, and tried "
+                "again at the next flush of this export", b->export->name, buf_start (b),
+                b->hi - b->lo);
+}
+
+static int
+asyncpool_finalize (nbdkit_next *next, void *vh)
+{
+  struct handle *h = vh;
+
+  (void) next;
+  if (h->conn)
+    conn_close (h->conn, report_kept);
+  h->conn = NULL;
+  return 0;
+}
+
+static int
+asyncpool_can_flush (nbdkit_next *next, void *vh)
+{
+  struct handle *h = vh;
+
+  /* Where writes may be held, a flush is what writes them out. */
+  if (h->conn && config.engine.write != WRITE_THROUGH && next->can_write (next) == 1)
+    return 1;
+  return next->can_flush (next);
+}
+
+/* Requests. */
+
+static int
+answer (int e, int *err)
+{
+  if (e == 0)
+    return 0;
+  *err = e;
+  return -1;
+}
+
+static int
+asyncpool_pread (nbdkit_next *next, void *vh, void *buf, uint32_t count, uint64_t offset,
+                 uint32_t flags, int *err)
+{
+  struct handle *h = vh;
+
+  if (h->conn == NULL)
+    return next->pread (next, buf, count, offset, flags, err);
+  return answer (engine_read (h->conn, buf, count, offset), err);
+}
+
+static int
+asyncpool_pwrite (nbdkit_next *next, void *vh, const void *buf, uint32_t count, uint64_t offset,
+                  uint32_t flags, int *err)
+{
+  struct handle *h = vh;
+
+  if (h->conn == NULL)
+    return next->pwrite (next, buf, count, offset, flags, err);
+  return answer (engine_write (h->conn, buf, count, offset, backend_flags (flags)), err);
+}
+
+static int
+asyncpool_zero (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
+                uint32_t flags, int *err)
+{
+  struct handle *h = vh;
+
+  if (h->conn == NULL)
+    return next->zero (next, count, offset, flags, err);
+  return answer (engine_zero (h->conn, count, offset, backend_flags (flags)), err);
+}
+
+static int
+asyncpool_trim (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
+                uint32_t flags, int *err)
+{
+  struct handle *h = vh;
+
+  if (h->conn == NULL)
+    return next->trim (next, count, offset, flags, err);
+  return answer (engine_trim (h->conn, count, offset, backend_flags (flags)), err);
+}
+
+static int
+asyncpool_flush (nbdkit_next *next, void *vh, uint32_t flags, int *err)
+{
+  struct handle *h = vh;
+
+  if (h->conn == NULL)
+    return next->flush (next, flags, err);
+  return answer (engine_flush (h->conn), err);
+}
+
+static int
+asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
+                   uint32_t flags, struct nbdkit_extents *extents, int *err)
+{
+  struct handle *h = vh;
+  uint64_t start = stats_now_ns ();
+  int r;
+
+  if (h->conn == NULL)
+    return next->extents (next, count, offset, flags, extents, err);
+  /* Data that the plugin refused is data all the same: claim no hole. */
+  if (engine_settle (h->conn, count, offset)) {
+    r = nbdkit_add_extent (extents, offset, count, 0);
+    if (r == -1)
+      *err = errno;
+  }
+  else
+    r = next->extents (next, count, offset, flags, extents, err);
+  stats_end (engine->stats, STATS_EXTENTS, start, count);
+  return r;
+}
+
+static int
+asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
+                 uint32_t flags, int *err)
+{
+  struct handle *h = vh;
+  uint64_t start = stats_now_ns ();
+  int r = next->cache (next, count, offset, flags, err);
+
+  if (h->conn)
+    stats_end (engine->stats, STATS_CACHE, start, count);
+  return r;
+}
+
+static struct nbdkit_filter filter = {
+  .name = "asyncpool",
+  .longname = "nbdkit asyncpool filter",
+  .description = "many operations in flight on behalf of a client that sends few",
+  .unload = asyncpool_unload,
+  .config = asyncpool_config,
+  .config_complete = asyncpool_config_complete,
+  .config_help = CONFIG_HELP,
+  .get_ready = asyncpool_get_ready,
+  .after_fork = asyncpool_after_fork,
+  .cleanup = asyncpool_cleanup,
+  .open = asyncpool_open,
+  .close = asyncpool_close,
+  .prepare = asyncpool_prepare,
+  .finalize = asyncpool_finalize,
+  .can_flush = asyncpool_can_flush,
+  .pread = asyncpool_pread,
+  .pwrite = asyncpool_pwrite,
+  .zero = asyncpool_zero,
+  .trim = asyncpool_trim,
+  .flush = asyncpool_flush,
+  .extents = asyncpool_extents,
+  .cache = asyncpool_cache,
+};
+
+NBDKIT_REGISTER_FILTER (filter)

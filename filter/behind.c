@@ -1,0 +1,541 @@
+#include <errno.h>
+#include <string.h>
+
+#include "behind.h"
+#include "buffers.h"
+#include "debug.h"
+#include "guard.h"
+
+/* A buffer that has not grown for this long is written: a client that sends its next neighbour later
+ * than that makes ten plugin operations a second at most.
+ */
+#define LINGER_NS UINT64_C (100000000)
+
+/* At most so many buffers wait to grow: as many as there are places for streams of reads. */
+enum { OPEN_MAX_BUFS = STREAMS };
+
+static void kick (struct engine *, uint64_t offset, uint64_t end);
+
+/* Giving buffers to workers. */
+
+/* What WRITING buffers end as.  Wants the lock. */
+static void
+written (struct buf *b, int err)
+{
+  struct engine *e = b->engine;
+  uint64_t offset = buf_start (b), end = buf_end (b);
+
+  debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": error %d", offset, end, err);
+  if (err == 0)
+    buffers_remove (b);
+  else {
+    stats_add (e->stats, STATS_DEFERRED_ERRORS, 1);
+    atomic_store (&b->export->failing, true);
+    buffers_set_state (b, BUF_FAILED);
+    pthread_cond_broadcast (&e->space); /* a writer must not wait for failed data */
+  }
+  kick (e, offset, end);
+  pthread_cond_broadcast (&e->progress);
+}
+
+static void
+write_job (struct job *job)
+{
+  struct buf *b = (struct buf *) job;
+  struct engine *e = b->engine;
+  int err = backend_pwrite (&b->conn->backend, b->data + b->lo, b->hi - b->lo, buf_start (b), 0);
+
+  LOCK_IN_SCOPE (&e->lock);
+  written (b, err);
+}
+
+/* What a READY buffer has to wait for. */
+enum verdict { GO, WAIT, FAIL };
+
+static enum verdict
+judge (struct buf *b)
+{
+  struct engine *e = b->engine;
+  uint64_t offset = buf_start (b), end = buf_end (b);
+  enum verdict v = b->fillers > 0 ? WAIT : GO;
+
+  for (struct buf *o = buffers_first (e, offset, end); o; o = buffers_next (o, offset, end)) {
+    if (o == b)
+      continue;
+    if (o->state == BUF_WRITING || (buf_is_dirty (o) && o->seq < b->seq))
+      v = WAIT;
+    /* Behind data that failed it stays behind.  Between two exports this says nothing: they are
+     * most likely two devices.
+     */
+    else if (o->state == BUF_FAILED && o->seq < b->seq && o->export == b->export)
+      return FAIL;
+  }
+  for (GList *l = e->mutators.head; l && v == GO; l = l->next) {
+    struct mutator *m = l->data;
+
+    if (m->running && ranges_overlap (m->offset, m->end, offset, end))
+      v = WAIT;
+  }
+  return v;
+}
+
+/* Looks again at the READY buffers in a range, where something has changed.  Wants the lock. */
+static void
+kick (struct engine *e, uint64_t offset, uint64_t end)
+{
+  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end)) {
+    enum verdict v = b->state == BUF_READY ? judge (b) : WAIT;
+
+    if (v == GO) {
+      b->job.run = write_job;
+      buffers_set_state (b, BUF_WRITING);
+      pool_push (e->pool, &b->job, POOL_WRITE);
+    }
+    else if (v == FAIL) {
+      buffers_set_state (b, BUF_FAILED);
+      pthread_cond_broadcast (&e->progress);
+      pthread_cond_broadcast (&e->space);
+      kick (e, buf_start (b), buf_end (b));     /* what waits behind this one */
+    }
+  }
+}
+
+/* An OPEN buffer grows no more.  Wants the lock. */
+static void
+submit (struct buf *b)
+{
+  buffers_set_state (b, BUF_READY);
+  kick (b->engine, buf_start (b), buf_end (b));
+}
+
+/* All OPEN buffers in a range.  Wants the lock. */
+static void
+submit_range (struct engine *e, uint64_t offset, uint64_t end)
+{
+  struct buf *b, *next;
+
+  for (b = buffers_first (e, offset, end); b; b = next) {
+    next = buffers_next (b, offset, end);
+    if (b->state == BUF_OPEN)
+      submit (b);
+  }
+}
+
+static void
+submit_all (struct engine *e)
+{
+  GList *l;
+
+  while ((l = g_queue_peek_head_link (&e->open)) != NULL)
+    submit (l->data);
+}
+
+void *
+behind_linger (void *vp)
+{
+  struct engine *e = vp;
+
+  LOCK_IN_SCOPE (&e->lock);
+  while (!e->stopping) {
+    GList *l = g_queue_peek_head_link (&e->open);
+    uint64_t due;
+
+    if (l == NULL) {
+      e->linger_idle = true;
+      pthread_cond_wait (&e->linger, &e->lock);
+      e->linger_idle = false;
+      continue;
+    }
+    due = ((struct buf *) l->data)->since_ns + LINGER_NS;
+    if (stats_now_ns () >= due)
+      submit (l->data);
+    else {
+      struct timespec ts = { .tv_sec = due / 1000000000, .tv_nsec = due % 1000000000 };
+
+      pthread_cond_timedwait (&e->linger, &e->lock, &ts);
+    }
+  }
+  return NULL;
+}
+
+/* Holding writes. */
+
+static bool
+mutator_overlaps (struct engine *e, uint64_t offset, uint64_t end)
+{
+  for (GList *l = e->mutators.head; l; l = l->next) {
+    struct mutator *m = l->data;
+
+    if (ranges_overlap (m->offset, m->end, offset, end))
+      return true;
+  }
+  return false;
+}
+
+/* The OPEN buffer of this connection that the write can join: it touches it, is the youngest there,
+ * and no copy from or into the bytes in common is under way.
+ */
+static struct buf *
+find_open (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+  struct buf *found = NULL;
+  uint64_t youngest = 0;
+
+  for (struct buf *b = buffers_first (e, base, base + c->unit); b;
+       b = buffers_next (b, base, base + c->unit)) {
+    bool overlaps = buf_overlaps (b, offset, end);
+
+    if (overlaps && buf_is_waiting (b))
+      youngest = MAX (youngest, b->seq);
+    if (b->state == BUF_OPEN && b->conn == c && b->base == base
+        && buf_start (b) <= end && offset <= buf_end (b)
+        && (!overlaps || (b->pins == 0 && b->fillers == 0)))
+      found = b;
+  }
+  return found && found->seq >= youngest ? found : NULL;
+}
+
+/* Waits until a buffer may have become free.  False if there is nothing to wait for. */
+static bool
+wait_for_space (struct engine *e)
+{
+  if (e->failed.length == e->config.buffers)
+    return false;
+  submit_all (e);
+  e->space_waiters++;
+  pthread_cond_wait (&e->space, &e->lock);
+  e->space_waiters--;
+  return true;
+}
+
+/* The buffer for a write, new or joined, marked as being filled; NULL if the write may not wait. */
+static struct buf *
+reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+  struct buf *spare = NULL, *b = NULL;
+  uint64_t wait_ns = 0;
+
+  for (;;) {
+    if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0)
+      break;
+    if (mutator_overlaps (e, offset, end)) {
+      pthread_cond_wait (&e->progress, &e->lock);
+      continue;
+    }
+    if ((b = find_open (c, base, offset, end)) != NULL) {
+      b->lo = MIN (b->lo, offset - base);
+      b->hi = MAX (b->hi, end - base);
+      stats_add (e->stats, STATS_COMBINED, 1);
+      break;
+    }
+    if (spare == NULL)
+      spare = buffers_take_for_write (e);
+    if (spare) {
+      submit_range (e, offset, end);    /* older writes to the same bytes go first */
+      b = spare;
+      spare = NULL;
+      b->since_ns = stats_now_ns ();
+      buffers_enter (b, BUF_OPEN, c, base, offset - base, end - base);
+      break;
+    }
+    if (wait_ns == 0)
+      wait_ns = stats_now_ns ();
+    if (!wait_for_space (e))
+      break;
+    spare = buffers_take_for_write (e); /* at once: who was woken must use it or pass it on */
+  }
+  if (wait_ns != 0)
+    stats_end (e->stats, STATS_SPACE_WAIT, wait_ns, end - offset);
+  if (spare)
+    buffers_put (spare);
+  return b;
+}
+
+/* A copy into the buffer has ended.  Wants the lock. */
+static void
+filled (struct buf *b)
+{
+  struct engine *e = b->engine;
+
+  if (--b->fillers > 0)
+    return;
+  pthread_cond_broadcast (&b->changed);
+  if (b->state == BUF_OPEN) {
+    b->since_ns = stats_now_ns ();
+    g_queue_unlink (&e->open, &b->link);
+    g_queue_push_tail_link (&e->open, &b->link);
+    if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
+      submit (b);
+    else if (e->open.length > OPEN_MAX_BUFS)
+      submit (e->open.head->data);
+    else if (e->linger_idle)
+      pthread_cond_signal (&e->linger);
+  }
+  else
+    kick (e, buf_start (b), buf_end (b));
+}
+
+bool
+behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset)
+{
+  struct engine *e = c->engine;
+  uint64_t base = offset / c->unit * c->unit;
+  struct buf *b;
+
+  pthread_mutex_lock (&e->lock);
+  b = reserve (c, base, offset, offset + count);
+  if (b) {
+    b->fillers++;
+    buffers_drop (e, offset, offset + count);
+    pthread_mutex_unlock (&e->lock);
+
+    memcpy (b->data + (offset - base), buf, count);
+
+    pthread_mutex_lock (&e->lock);
+    filled (b);
+    stats_add (e->stats, STATS_BEHIND, 1);
+  }
+  pthread_mutex_unlock (&e->lock);
+  return b != NULL;
+}
+
+/* Writes, zeroes and trims that go straight to the plugin. */
+
+/* Waits until nothing in the range is dirty.  Wants the lock. */
+static void
+settle (struct engine *e, uint64_t offset, uint64_t end)
+{
+  bool waited = false;
+
+  for (;;) {
+    struct buf *b;
+
+    submit_range (e, offset, end);
+    for (b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
+      if (buf_is_dirty (b))
+        break;
+    if (b == NULL)
+      break;
+    waited = true;
+    pthread_cond_wait (&e->progress, &e->lock);
+  }
+  if (waited)
+    stats_add (e->stats, STATS_BARRIERS, 1);
+}
+
+void
+mutator_begin (struct conn *c, struct mutator *m, uint32_t count, uint64_t offset)
+{
+  struct engine *e = c->engine;
+
+  *m = (struct mutator) { .offset = offset, .end = offset + count, .link.data = m };
+  /* The common case, no connection may hold writes behind: no lock.  Sequentially consistent with
+   * reserve (): either we see that one may, or it sees us and holds nothing.
+   */
+  atomic_fetch_add (&e->unregistered, 1);
+  if (atomic_load (&e->deferring) == 0)
+    return;
+  atomic_fetch_sub (&e->unregistered, 1);
+
+  LOCK_IN_SCOPE (&e->lock);
+  g_queue_push_tail_link (&e->mutators, &m->link);
+  settle (e, m->offset, m->end);
+  m->running = true;
+}
+
+/* The plugin has newer data than what waits there: a later try must not bring the old back.  All that
+ * waits in the range of a running mutator is older than it, and has FAILED before (a flush may have
+ * made it READY again).  Wants the lock, lets go of it meanwhile.
+ */
+static void
+supersede (struct engine *e, struct mutator *m, const char *new_data, bool trimmed)
+{
+  struct buf *b, *next;
+
+  for (b = buffers_first (e, m->offset, m->end); b; b = next) {
+    uint64_t from = MAX (buf_start (b), m->offset), to = MIN (buf_end (b), m->end);
+
+    next = buffers_next (b, m->offset, m->end);
+    if (!buf_is_waiting (b))
+      continue;
+    if (b->fillers > 0) {       /* another mutator is at it */
+      pthread_cond_wait (&b->changed, &e->lock);
+      next = buffers_first (e, m->offset, m->end);
+    }
+    else if (from == buf_start (b) && to == buf_end (b))
+      buffers_remove (b);
+    else if (!trimmed) {        /* after a trim the old data is as good as any */
+      b->fillers++;             /* keeps the buffer as and where it is, and new readers away */
+      while (b->pins > 0)
+        pthread_cond_wait (&b->changed, &e->lock);
+      if (new_data)
+        memcpy (b->data + (from - b->base), new_data + (from - m->offset), to - from);
+      else
+        memset (b->data + (from - b->base), 0, to - from);
+      next = buffers_next (b, m->offset, m->end);
+      filled (b);
+    }
+  }
+}
+
+void
+mutator_end (struct conn *c, struct mutator *m, int err, const void *new_data, bool trimmed)
+{
+  struct engine *e = c->engine;
+
+  if (!m->running) {
+    /* The plugin's data has changed; whoever began to read ahead before is seen here, whoever
+     * begins now reads the new data.
+     */
+    atomic_thread_fence (memory_order_seq_cst);
+    if (atomic_load (&e->in_tree) > 0) {
+      LOCK_IN_SCOPE (&e->lock);
+      buffers_drop (e, m->offset, m->end);
+    }
+    atomic_fetch_sub (&e->unregistered, 1);
+    return;
+  }
+  LOCK_IN_SCOPE (&e->lock);
+  if (err == 0)
+    supersede (e, m, new_data, trimmed);
+  buffers_drop (e, m->offset, m->end);
+  g_queue_unlink (&e->mutators, &m->link);
+  kick (e, m->offset, m->end);
+  pthread_cond_broadcast (&e->progress);
+}
+
+bool
+behind_settle (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+
+  LOCK_IN_SCOPE (&e->lock);
+  settle (e, offset, end);
+  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
+    if (b->state == BUF_FAILED && b->export == c->export)
+      return true;
+  return false;
+}
+
+/* Flush. */
+
+/* The oldest FAILED buffer of the export that is not younger than SEQ. */
+static struct buf *
+oldest_failed (struct engine *e, const struct export *export, uint64_t seq)
+{
+  for (GList *l = e->failed.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->export == export && b->seq <= seq)
+      return b;
+  }
+  return NULL;
+}
+
+/* Everything of the export that failed is tried again. */
+static void
+retry_failed (struct conn *c)
+{
+  struct engine *e = c->engine;
+  struct buf *b;
+
+  while ((b = oldest_failed (e, c->export, UINT64_MAX)) != NULL) {
+    if (b->conn == NULL)
+      b->conn = c;
+    buffers_set_state (b, BUF_READY);
+  }
+  kick (e, 0, UINT64_MAX);
+}
+
+static void
+wait_for_dirty (struct engine *e, uint64_t seq)
+{
+  bool waited = false;
+  GList *l;
+
+  while ((l = g_queue_peek_head_link (&e->dirty)) != NULL
+         && ((struct buf *) l->data)->seq <= seq) {
+    waited = true;
+    pthread_cond_wait (&e->progress, &e->lock);
+  }
+  if (waited)
+    stats_add (e->stats, STATS_BARRIERS, 1);
+}
+
+/* One FAILED buffer is written by the caller, a thread of nbdkit's, on which the plugin's error code
+ * is not lost.  Lets go of the lock meanwhile.
+ */
+static int
+write_myself (struct conn *c, struct buf *b)
+{
+  struct engine *e = c->engine;
+  int err;
+
+  if (b->conn == NULL)
+    b->conn = c;
+  buffers_set_state (b, BUF_WRITING);
+  pthread_mutex_unlock (&e->lock);
+  err = backend_pwrite (&b->conn->backend, b->data + b->lo, b->hi - b->lo, buf_start (b), 0);
+  pthread_mutex_lock (&e->lock);
+  written (b, err);
+  return err;
+}
+
+int
+behind_drain (struct conn *c)
+{
+  struct engine *e = c->engine;
+  struct buf *b;
+  uint64_t seq;
+  int err;
+
+  if (atomic_load (&e->deferring) == 0)
+    return 0;
+  LOCK_IN_SCOPE (&e->lock);
+  seq = e->seq;
+  submit_all (e);
+  retry_failed (c);
+  wait_for_dirty (e, seq);
+  while ((b = oldest_failed (e, c->export, seq)) != NULL) {
+    if (judge (b) != GO)
+      pthread_cond_wait (&e->progress, &e->lock);
+    else if ((err = write_myself (c, b)) != 0)
+      return err;
+    wait_for_dirty (e, seq);
+  }
+  return 0;
+}
+
+void
+behind_flushed (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  if (!atomic_load (&c->export->failing))
+    return;
+  LOCK_IN_SCOPE (&e->lock);
+  if (oldest_failed (e, c->export, UINT64_MAX) == NULL)
+    atomic_store (&c->export->failing, false);
+}
+
+void
+behind_close (struct conn *c, void (*report) (const struct buf *))
+{
+  struct engine *e = c->engine;
+
+  LOCK_IN_SCOPE (&e->lock);
+  submit_all (e);
+  retry_failed (c);
+  while (c->n_dirty > 0)
+    pthread_cond_wait (&e->progress, &e->lock);
+  for (GList *l = e->failed.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->conn == c) {
+      b->conn = NULL;
+      report (b);
+    }
+  }
+}

@@ -1,0 +1,300 @@
+#include <errno.h>
+#include <string.h>
+
+#include "buffers.h"
+
+static gint
+compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
+{
+  const struct buf *a = ap, *b = bp;
+
+  if (a->base != b->base)
+    return a->base < b->base ? -1 : 1;
+  return a->seq < b->seq ? -1 : a->seq > b->seq;
+}
+
+int
+buffers_init (struct engine *e)
+{
+  e->bufs = g_try_new0 (struct buf, e->config.buffers);
+  if (e->bufs == NULL)
+    return ENOMEM;
+  e->tree = g_tree_new_full (compare, NULL, NULL, NULL);
+  for (unsigned i = 0; i < e->config.buffers; i++) {
+    struct buf *b = &e->bufs[i];
+
+    b->engine = e;
+    b->data = e->slab.data + (size_t) i * e->slab.size;
+    b->link.data = b->dirty_link.data = b;
+    pthread_cond_init (&b->changed, NULL);
+    g_queue_push_tail_link (&e->free, &b->link);
+  }
+  return 0;
+}
+
+void
+buffers_destroy (struct engine *e)
+{
+  for (unsigned i = 0; i < e->config.buffers && e->bufs; i++)
+    pthread_cond_destroy (&e->bufs[i].changed);
+  if (e->tree)
+    g_tree_unref (e->tree);
+  g_free (e->bufs);
+}
+
+static struct buf *
+overlapping_from (GTreeNode *node, uint64_t offset, uint64_t end)
+{
+  for (; node; node = g_tree_node_next (node)) {
+    struct buf *b = g_tree_node_key (node);
+
+    if (b->base >= end)
+      return NULL;
+    if (buf_overlaps (b, offset, end))
+      return b;
+  }
+  return NULL;
+}
+
+struct buf *
+buffers_first (struct engine *e, uint64_t offset, uint64_t end)
+{
+  /* A buffer that overlaps may begin up to a buffer size before. */
+  uint32_t size = e->config.buffer_size;
+  struct buf key = { .base = offset < size ? 0 : offset - size + 1 };
+
+  return overlapping_from (g_tree_lower_bound (e->tree, &key), offset, end);
+}
+
+struct buf *
+buffers_next (struct buf *b, uint64_t offset, uint64_t end)
+{
+  return overlapping_from (g_tree_node_next (b->node), offset, end);
+}
+
+/* The queue where a buffer of this state is, if any. */
+static GQueue *
+queue_of (struct engine *e, enum buf_state state)
+{
+  switch (state) {
+  case BUF_FREE: return &e->free;
+  case BUF_READING: return &e->reading;
+  case BUF_CLEAN: return &e->clean;
+  case BUF_OPEN: return &e->open;
+  case BUF_FAILED: return &e->failed;
+  default: return NULL;
+  }
+}
+
+/* FAILED and dirty buffers stand by age.  All but a retried one are the youngest: look from there. */
+static void
+insert_by_age (GQueue *q, GList *link)
+{
+  struct buf *b = link->data;
+  GList *after = q->tail;
+
+  while (after && ((struct buf *) after->data)->seq > b->seq)
+    after = after->prev;
+  if (after)
+    g_queue_insert_after_link (q, after, link);
+  else
+    g_queue_push_head_link (q, link);
+}
+
+void
+buffers_set_state (struct buf *b, enum buf_state state)
+{
+  struct engine *e = b->engine;
+  GQueue *from = queue_of (e, b->state), *to = queue_of (e, state);
+  bool was_dirty = buf_is_dirty (b), was_waiting = buf_is_waiting (b);
+
+  if (from)
+    g_queue_unlink (from, &b->link);
+  b->state = state;
+  if (state == BUF_FAILED)
+    insert_by_age (to, &b->link);
+  else if (to)
+    g_queue_push_tail_link (to, &b->link);
+
+  if (buf_is_dirty (b) && !was_dirty) {
+    insert_by_age (&e->dirty, &b->dirty_link);
+    b->conn->n_dirty++;
+  }
+  else if (!buf_is_dirty (b) && was_dirty) {
+    g_queue_unlink (&e->dirty, &b->dirty_link);
+    b->conn->n_dirty--;
+  }
+  if (buf_is_waiting (b) != was_waiting)
+    atomic_fetch_add (&e->deferring, was_waiting ? -1 : 1);
+}
+
+void
+buffers_put (struct buf *b)
+{
+  b->dropped = false;
+  b->conn = NULL;
+  buffers_set_state (b, BUF_FREE);
+  pthread_cond_signal (&b->engine->space);
+}
+
+static void
+put_if_unused (struct buf *b)
+{
+  if (b->dropped && b->pins == 0 && b->state != BUF_READING)
+    buffers_put (b);
+}
+
+/* Stops a READING buffer that no worker has begun. */
+static bool
+cancel_reading (struct buf *b)
+{
+  if (!pool_cancel (b->engine->pool, &b->job))
+    return false;
+  b->conn->n_reading--;
+  b->err = ECANCELED;
+  pthread_cond_broadcast (&b->changed);
+  return true;
+}
+
+void
+buffers_remove (struct buf *b)
+{
+  g_tree_remove (b->engine->tree, b);
+  b->node = NULL;
+  atomic_fetch_sub (&b->engine->in_tree, 1);
+  b->dropped = true;
+  if (b->state != BUF_READING || cancel_reading (b))
+    buffers_set_state (b, BUF_TAKEN);
+  put_if_unused (b);
+}
+
+void
+buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
+{
+  struct buf *b, *next;
+
+  for (b = buffers_first (e, offset, end); b; b = next) {
+    next = buffers_next (b, offset, end);
+    if (b->state == BUF_READING || b->state == BUF_CLEAN)
+      buffers_remove (b);
+  }
+}
+
+void
+buffers_drop_conn (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  for (unsigned i = 0; i < e->config.buffers; i++) {
+    struct buf *b = &e->bufs[i];
+
+    if (b->node && b->conn == c)
+      buffers_remove (b);
+  }
+}
+
+static struct buf *
+take_free (struct engine *e)
+{
+  GList *link = g_queue_peek_head_link (&e->free);
+
+  if (link == NULL)
+    return NULL;
+  buffers_set_state (link->data, BUF_TAKEN);
+  return link->data;
+}
+
+/* Makes the oldest CLEAN buffer that was read before BEFORE_NS free. */
+static bool
+evict_clean (struct engine *e, uint64_t before_ns)
+{
+  for (GList *l = e->clean.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->since_ns >= before_ns)
+      return false;
+    if (b->pins == 0) {
+      buffers_remove (b);
+      return true;
+    }
+  }
+  return false;
+}
+
+/* Makes the last buffer that waits for a worker to read ahead free, if no client waits for it.  The
+ * workers begin with the first: where the last one has begun, all have.
+ */
+static bool
+evict_reading (struct engine *e)
+{
+  for (GList *l = e->reading.tail; l; l = l->prev) {
+    struct buf *b = l->data;
+
+    if (b->dropped || b->pins > 0)
+      continue;
+    buffers_remove (b);
+    return b->state == BUF_FREE;
+  }
+  return false;
+}
+
+struct buf *
+buffers_take_for_write (struct engine *e)
+{
+  struct buf *b = take_free (e);
+
+  if (b == NULL && (evict_clean (e, UINT64_MAX) || evict_reading (e)))
+    b = take_free (e);
+  return b;
+}
+
+struct buf *
+buffers_take_for_ahead (struct engine *e, uint64_t now_ns)
+{
+  struct buf *b;
+
+  if (e->space_waiters > 0)
+    return NULL;
+  b = take_free (e);
+  if (b == NULL && evict_clean (e, now_ns - STREAM_IDLE_NS))
+    b = take_free (e);
+  return b;
+}
+
+void
+buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t base,
+               uint32_t lo, uint32_t hi)
+{
+  struct engine *e = b->engine;
+
+  b->conn = c;
+  b->export = c->export;
+  b->base = base;
+  b->lo = lo;
+  b->hi = hi;
+  b->seq = ++e->seq;
+  b->used = 0;
+  b->err = 0;
+  buffers_set_state (b, state);
+  if (state == BUF_READING)
+    c->n_reading++;
+  b->node = g_tree_insert_node (e->tree, b, b);
+  atomic_fetch_add (&e->in_tree, 1);
+}
+
+void
+buffers_pin (struct buf *b)
+{
+  b->pins++;
+}
+
+void
+buffers_unpin (struct buf *b)
+{
+  if (--b->pins > 0)
+    return;
+  pthread_cond_broadcast (&b->changed);
+  put_if_unused (b);
+  if (b->state == BUF_CLEAN && b->engine->space_waiters > 0)
+    pthread_cond_signal (&b->engine->space);    /* it may be evicted now */
+}

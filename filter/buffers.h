@@ -1,0 +1,43 @@
+/* Which buffer holds what: the tree, the queues, and who may have a buffer next.
+ *
+ * Not its job: calls into the plugin, the order of writes (behind.h), what to read ahead (ahead.h).
+ * All functions want engine.lock held, but for init and destroy.
+ */
+#ifndef ASYNCPOOL_BUFFERS_H
+#define ASYNCPOOL_BUFFERS_H
+
+#include "state.h"
+
+extern int buffers_init (struct engine *);
+extern void buffers_destroy (struct engine *);
+
+/* The buffers in the tree that overlap [OFFSET, END), by place and age.  Removing the buffer at hand
+ * is allowed if the next one was asked for before.
+ */
+extern struct buf *buffers_first (struct engine *, uint64_t offset, uint64_t end);
+extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
+
+/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  For a write the oldest CLEAN
+ * buffer gives way, or one that waits to be read ahead; for reading ahead only one that nobody has
+ * asked for in a long time, and none while a writer waits.  NULL if there is none.
+ */
+extern struct buf *buffers_take_for_write (struct engine *);
+extern struct buf *buffers_take_for_ahead (struct engine *, uint64_t now_ns);
+extern void buffers_put (struct buf *);
+
+/* Puts a taken buffer into the tree: as READING or OPEN, for bytes [LO, HI) of the unit at BASE. */
+extern void buffers_enter (struct buf *, enum buf_state, struct conn *, uint64_t base,
+                           uint32_t lo, uint32_t hi);
+/* Changes the state, and with it the queues and counts. */
+extern void buffers_set_state (struct buf *, enum buf_state);
+/* Takes it out of the tree; it becomes FREE, now or when its last reader is done. */
+extern void buffers_remove (struct buf *);
+/* Removes all that was or is being read ahead there: the plugin's data there has changed. */
+extern void buffers_drop (struct engine *, uint64_t offset, uint64_t end);
+/* Removes all that this connection reads or has read ahead. */
+extern void buffers_drop_conn (struct conn *);
+
+extern void buffers_pin (struct buf *);
+extern void buffers_unpin (struct buf *);
+
+#endif

@@ -1,0 +1,143 @@
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-filter.h>
+
+#include "config.h"
+
+enum {
+  DEFAULT_BUFFERS = 64, MAX_BUFFERS = 65536,
+  DEFAULT_BUFFER_SIZE = 128 * 1024,
+  /* The largest minimum block that a plugin may have: so no buffer is ever smaller than a block. */
+  MIN_BUFFER_SIZE = 64 * 1024,
+  /* The largest request that nbdkit accepts: a larger buffer would never be filled. */
+  MAX_BUFFER_SIZE = 64 * 1024 * 1024,
+};
+
+static int
+parse_count (const char *key, const char *value, unsigned *r)
+{
+  char *end;
+  unsigned long long n = strtoull (value, &end, 10);
+
+  if (*value < '0' || *value > '9' || *end != '\0' || n < 1 || n > MAX_BUFFERS) {
+    nbdkit_error ("%s=%s: must be a number from 1 to %d", key, value, MAX_BUFFERS);
+    return -1;
+  }
+  *r = n;
+  return 1;
+}
+
+/* A number with an optional K or M; nbdkit_parse_size says less about what is allowed. */
+static int
+parse_buffer_size (const char *key, const char *value, uint32_t *r)
+{
+  char *end;
+  unsigned long long n = strtoull (value, &end, 10);
+  unsigned shift = 0;
+
+  if (strchr ("kK", *end) && *end)
+    shift = 10;
+  else if (strchr ("mM", *end) && *end)
+    shift = 20;
+  if (*value < '0' || *value > '9' || end[shift > 0] != '\0' || n > MAX_BUFFER_SIZE
+      || (n <<= shift) < MIN_BUFFER_SIZE || n > MAX_BUFFER_SIZE || (n & (n - 1)) != 0) {
+    nbdkit_error ("%s=%s: must be a power of two from 64K to 64M", key, value);
+    return -1;
+  }
+  *r = n;
+  return 1;
+}
+
+/* One of N words; *R is its place in the list. */
+static int
+parse_word (const char *key, const char *value, const char *const words[], const char *allowed,
+            unsigned *r)
+{
+  for (unsigned i = 0; words[i]; i++)
+    if (strcmp (value, words[i]) == 0) {
+      *r = i;
+      return 1;
+    }
+  nbdkit_error ("%s=%s: must be %s", key, value, allowed);
+  return -1;
+}
+
+static int
+set_stats_file (struct config *c, const char *key, const char *value)
+{
+  FILE *fp;
+
+  free (c->stats_file);
+  c->stats_file = strcmp (value, "-") == 0 ? strdup (value) : nbdkit_absolute_path (value);
+  if (c->stats_file == NULL)
+    return -1;
+  if (strcmp (value, "-") == 0)
+    return 1;
+  /* Now, not in some hours, is the time to learn that it cannot be written. */
+  fp = fopen (c->stats_file, "a");
+  if (fp == NULL || fclose (fp) != 0) {
+    nbdkit_error ("%s=%s: cannot be written: %m (must be a file, or - for standard error)",
+                  key, value);
+    return -1;
+  }
+  return 1;
+}
+
+int
+config_set (struct config *c, const char *key, const char *value)
+{
+  static const char *const writes[] = {
+    [WRITE_AUTO] = "auto", [WRITE_BEHIND] = "behind", [WRITE_THROUGH] = "through", NULL
+  };
+  static const char *const reads[] = {
+    [READ_AHEAD] = "ahead", [READ_DIRECT] = "direct", NULL
+  };
+  unsigned word;
+  int r;
+
+  if (strncmp (key, "asyncpool-", strlen ("asyncpool-")) != 0)
+    return 0;
+  if (strcmp (key, "asyncpool-buffers") == 0)
+    return parse_count (key, value, &c->engine.buffers);
+  if (strcmp (key, "asyncpool-threads") == 0)
+    return parse_count (key, value, &c->engine.threads);
+  if (strcmp (key, "asyncpool-buffer-size") == 0)
+    return parse_buffer_size (key, value, &c->engine.buffer_size);
+  if (strcmp (key, "asyncpool-stats") == 0)
+    return set_stats_file (c, key, value);
+  if (strcmp (key, "asyncpool-write") == 0) {
+    if ((r = parse_word (key, value, writes, "auto, behind or through", &word)) == 1)
+      c->engine.write = word;
+    return r;
+  }
+  if (strcmp (key, "asyncpool-read") == 0) {
+    if ((r = parse_word (key, value, reads, "ahead or direct", &word)) == 1)
+      c->engine.read = word;
+    return r;
+  }
+  nbdkit_error ("%s=%s: unknown parameter; asyncpool has asyncpool-buffers, "
+                "asyncpool-buffer-size, asyncpool-threads, asyncpool-write, asyncpool-read "
+                "and asyncpool-stats", key, value);
+  return -1;
+}
+
+void
+config_complete (struct config *c)
+{
+  if (c->engine.buffers == 0)
+    c->engine.buffers = DEFAULT_BUFFERS;
+  if (c->engine.buffer_size == 0)
+    c->engine.buffer_size = DEFAULT_BUFFER_SIZE;
+  if (c->engine.threads == 0)
+    c->engine.threads = c->engine.buffers;
+}
+
+void
+config_free (struct config *c)
+{
+  free (c->stats_file);
+  c->stats_file = NULL;
+}

@@ -1,0 +1,541 @@
+#include <errno.h>
+#include <string.h>
+
+#include "ahead.h"
+#include "behind.h"
+#include "buffers.h"
+#include "engine.h"
+#include "fanout.h"
+#include "guard.h"
+#include "split.h"
+
+/* Birth and death. */
+
+int
+engine_new (const struct engine_config *config, struct engine **ep)
+{
+  struct engine *e = g_new0 (struct engine, 1);
+  pthread_condattr_t attr;
+  int err;
+
+  e->config = *config;
+  pthread_mutex_init (&e->lock, NULL);
+  pthread_cond_init (&e->space, NULL);
+  pthread_cond_init (&e->progress, NULL);
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&e->linger, &attr);
+  pthread_condattr_destroy (&attr);
+  e->exports = g_hash_table_new (g_str_hash, g_str_equal);
+
+  err = slab_init (&e->slab, config->buffers, config->buffer_size);
+  if (err == 0)
+    err = buffers_init (e);
+  if (err == 0 && (e->stats = stats_new ()) == NULL)
+    err = ENOMEM;
+  if (err) {
+    engine_free (e);
+    return err;
+  }
+  *ep = e;
+  return 0;
+}
+
+int
+engine_start (struct engine *e)
+{
+  g_autoptr (GError) error = NULL;
+  int err;
+
+  slab_populate (&e->slab);
+  e->pool = pool_new (e->config.threads, &error);
+  if (e->pool == NULL)
+    return EAGAIN;
+  err = pthread_create (&e->linger_thread, NULL, behind_linger, e);
+  if (err) {
+    pool_free (e->pool);
+    e->pool = NULL;
+  }
+  return err;
+}
+
+void
+engine_stop (struct engine *e, void (*report) (const struct buf *))
+{
+  if (e->pool == NULL)
+    return;
+  {
+    LOCK_IN_SCOPE (&e->lock);
+    e->stopping = true;
+    pthread_cond_signal (&e->linger);
+  }
+  pthread_join (e->linger_thread, NULL);
+  pool_free (e->pool);
+  e->pool = NULL;
+  for (GList *l = e->failed.head; l; l = l->next)
+    report (l->data);
+}
+
+static void
+free_export (gpointer key G_GNUC_UNUSED, gpointer value, gpointer data G_GNUC_UNUSED)
+{
+  struct export *x = value;
+
+  g_free (x->name);
+  g_free (x);
+}
+
+static void
+free_conn (struct conn *c)
+{
+  pthread_mutex_destroy (&c->streams_lock);
+  g_free (c);
+}
+
+void
+engine_free (struct engine *e)
+{
+  GList *l;
+
+  while ((l = g_queue_pop_head_link (&e->conns)) != NULL)
+    free_conn (l->data);
+  g_hash_table_foreach (e->exports, free_export, NULL);
+  g_hash_table_unref (e->exports);
+  buffers_destroy (e);
+  slab_destroy (&e->slab);
+  stats_free (e->stats);
+  pthread_cond_destroy (&e->linger);
+  pthread_cond_destroy (&e->progress);
+  pthread_cond_destroy (&e->space);
+  pthread_mutex_destroy (&e->lock);
+  g_free (e);
+}
+
+/* Connections. */
+
+static struct export *
+find_export (struct engine *e, const char *name)
+{
+  struct export *x = g_hash_table_lookup (e->exports, name);
+
+  if (x == NULL) {
+    x = g_new0 (struct export, 1);
+    x->name = g_strdup (name);
+    g_hash_table_insert (e->exports, x->name, x);
+  }
+  return x;
+}
+
+/* The largest power of two that neither a buffer nor the plugin's largest block is smaller than. */
+static uint32_t
+unit_of (const struct engine *e, const struct backend *b)
+{
+  uint32_t unit = e->config.buffer_size;
+
+  while (unit > b->max_block)
+    unit /= 2;
+  return unit;
+}
+
+int
+conn_open (struct engine *e, const char *export_name, const struct backend *backend,
+           struct conn **cp)
+{
+  struct conn *c;
+
+  if (backend->min_block > e->config.buffer_size)
+    return EINVAL;
+  c = g_try_new0 (struct conn, 1);
+  if (c == NULL)
+    return ENOMEM;
+  c->engine = e;
+  c->backend = *backend;
+  c->unit = unit_of (e, backend);
+  c->backend.stats = e->stats;
+  c->link.data = c;
+  pthread_mutex_init (&c->streams_lock, NULL);
+
+  LOCK_IN_SCOPE (&e->lock);
+  c->export = find_export (e, export_name);
+  c->backend.pace_read = &c->export->pace_read;
+  c->backend.pace_write = &c->export->pace_write;
+  g_queue_push_tail_link (&e->conns, &c->link);
+  if (e->config.write == WRITE_BEHIND) {
+    atomic_store (&c->behind, true);
+    atomic_fetch_add (&e->deferring, 1);
+  }
+  *cp = c;
+  return 0;
+}
+
+void
+conn_close (struct conn *c, void (*report) (const struct buf *))
+{
+  struct engine *e = c->engine;
+
+  behind_close (c, report);
+  {
+    LOCK_IN_SCOPE (&e->lock);
+    buffers_drop_conn (c);
+    while (c->n_reading > 0)
+      pthread_cond_wait (&e->progress, &e->lock);
+    g_queue_unlink (&e->conns, &c->link);
+    if (atomic_load (&c->behind))
+      atomic_fetch_sub (&e->deferring, 1);
+  }
+  free_conn (c);
+}
+
+/* A flush or a FUA write shows that the client knows of volatile caches. */
+static void
+knows_flush (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  if (atomic_load_explicit (&c->behind, memory_order_relaxed) || e->config.write != WRITE_AUTO)
+    return;
+  LOCK_IN_SCOPE (&e->lock);
+  if (!atomic_load (&c->behind)) {
+    atomic_fetch_add (&e->deferring, 1);
+    atomic_store (&c->behind, true);
+  }
+}
+
+/* Every request is between these two. */
+
+static uint64_t
+begin (struct conn *c, struct pace *pace)
+{
+  uint64_t now = stats_now_ns ();
+
+  /* Bursts come once per latency; 1 ms covers what the scheduler does. */
+  depth_begin (&c->depth, now, MAX (4 * pace_wait_ns (pace), 1000000));
+  return now;
+}
+
+static void
+end (struct conn *c, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
+{
+  depth_end (&c->depth);
+  stats_end (c->engine->stats, kind, start_ns, bytes);
+}
+
+/* Whether other threads could help this client: the device waits, and the client does not keep as
+ * many requests in flight itself.
+ */
+static bool
+is_worth (struct conn *c, struct pace *pace)
+{
+  return pace_wait_ns (pace) > 0 && depth_peak (&c->depth) < c->engine->config.buffers;
+}
+
+/* Reads. */
+
+struct pin {
+  struct buf *b;
+  uint64_t from, to;            /* what the request wants of it */
+};
+
+struct read {
+  struct conn *c;
+  char *buf;
+  uint64_t offset, end;
+  struct pin few[32], *pins;
+  unsigned n;
+};
+
+enum { PINS_READY, PINS_AGAIN, PINS_NO_MEMORY };
+
+/* Pins every buffer that holds a part of what is wanted, by place and age.  Wants the lock. */
+static int
+pin_all (struct read *r)
+{
+  struct engine *e = r->c->engine;
+  struct buf *b;
+  unsigned n = 0;
+
+  for (b = buffers_first (e, r->offset, r->end); b; b = buffers_next (b, r->offset, r->end)) {
+    if (b->fillers > 0) {
+      pthread_cond_wait (&b->changed, &e->lock);
+      return PINS_AGAIN;
+    }
+    if (b->export == r->c->export)
+      n++;
+  }
+  if (n > G_N_ELEMENTS (r->few)) {
+    r->pins = g_try_new (struct pin, n);
+    if (r->pins == NULL)
+      return PINS_NO_MEMORY;
+  }
+  for (b = buffers_first (e, r->offset, r->end); b; b = buffers_next (b, r->offset, r->end))
+    if (b->export == r->c->export) {
+      buffers_pin (b);
+      r->pins[r->n++] = (struct pin) {
+        .b = b, .from = MAX (buf_start (b), r->offset), .to = MIN (buf_end (b), r->end)
+      };
+    }
+  return PINS_READY;
+}
+
+/* Dirty data of another export in the range.  It may be the same device: then it must be there
+ * before we read.  Wants the lock.
+ */
+static bool
+others_dirty (struct read *r)
+{
+  struct engine *e = r->c->engine;
+
+  for (struct buf *b = buffers_first (e, r->offset, r->end); b;
+       b = buffers_next (b, r->offset, r->end))
+    if (b->export != r->c->export && buf_is_dirty (b))
+      return true;
+  return false;
+}
+
+static int
+read_device (struct read *r, uint64_t from, uint64_t to)
+{
+  struct conn *c = r->c;
+  char *buf = r->buf + (from - r->offset);
+
+  if (is_worth (c, c->backend.pace_read))
+    return fanout_pread (c->engine->pool, &c->backend, c->unit, buf, to - from, from);
+  return backend_pread (&c->backend, buf, to - from, from);
+}
+
+/* The first pin at or after I that alone holds all that is wanted of its unit.  Data of which only a
+ * part waits is laid over what the plugin has.
+ */
+static unsigned
+next_whole (const struct read *r, unsigned i)
+{
+  uint64_t unit = r->c->unit;
+
+  for (; i < r->n; i++) {
+    uint64_t base = r->pins[i].b->base;
+
+    if (r->pins[i].from == MAX (base, r->offset) && r->pins[i].to == MIN (base + unit, r->end))
+      break;
+  }
+  return i;
+}
+
+/* From the plugin, what no buffer holds. */
+static int
+read_gaps (struct read *r)
+{
+  uint64_t from = r->offset;
+  int err = 0;
+
+  for (unsigned i = next_whole (r, 0); err == 0 && i < r->n; i = next_whole (r, i + 1)) {
+    if (from < r->pins[i].from)
+      err = read_device (r, from, r->pins[i].from);
+    from = MAX (from, r->pins[i].to);
+  }
+  if (err == 0 && from < r->end)
+    err = read_device (r, from, r->end);
+  return err;
+}
+
+/* From the buffers.  What was still to be read ahead, and failed, comes from the plugin after all. */
+static int
+read_pins (struct read *r)
+{
+  struct engine *e = r->c->engine;
+  int err = 0;
+
+  for (unsigned i = 0; i < r->n && err == 0; i++) {
+    struct pin *p = &r->pins[i];
+    bool good;
+
+    pthread_mutex_lock (&e->lock);
+    if (p->b->state == BUF_READING)
+      ahead_wait (p->b);
+    good = p->b->err == 0;
+    pthread_mutex_unlock (&e->lock);
+    if (good)
+      memcpy (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
+    else
+      err = read_device (r, p->from, p->to);
+  }
+  return err;
+}
+
+/* What a stream has read it does not read again: the buffer is better used for what comes. */
+static void
+unpin_all (struct read *r)
+{
+  struct engine *e = r->c->engine;
+
+  LOCK_IN_SCOPE (&e->lock);
+  for (unsigned i = 0; i < r->n; i++) {
+    struct pin *p = &r->pins[i];
+
+    if (p->b->state == BUF_CLEAN && !p->b->dropped) {
+      p->b->used += p->to - p->from;
+      stats_add (e->stats, STATS_AHEAD_USED, p->to - p->from);
+      if (p->b->used >= p->b->hi)
+        buffers_remove (p->b);
+    }
+    buffers_unpin (p->b);
+  }
+}
+
+static int
+read_buffered (struct conn *c, void *buf, uint32_t count, uint64_t offset)
+{
+  struct engine *e = c->engine;
+  struct read r = { .c = c, .buf = buf, .offset = offset, .end = offset + count };
+  int how, err;
+
+  r.pins = r.few;
+  pthread_mutex_lock (&e->lock);
+  for (;;) {
+    if (others_dirty (&r)) {
+      pthread_mutex_unlock (&e->lock);
+      behind_settle (c, r.offset, r.end);
+      pthread_mutex_lock (&e->lock);
+    }
+    else if ((how = pin_all (&r)) != PINS_AGAIN)
+      break;
+  }
+  pthread_mutex_unlock (&e->lock);
+  if (how == PINS_NO_MEMORY)
+    return ENOMEM;
+
+  err = read_gaps (&r);
+  if (err == 0)
+    err = read_pins (&r);
+  unpin_all (&r);
+  if (r.pins != r.few)
+    g_free (r.pins);
+  return err;
+}
+
+int
+engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
+{
+  struct engine *e = c->engine;
+  uint64_t now = begin (c, c->backend.pace_read);
+  struct stream *s = NULL;
+  int err;
+
+  if (e->config.read == READ_AHEAD && pace_wait_ns (c->backend.pace_read) > 0)
+    s = ahead_note (c, count, offset, now);
+  if (atomic_load (&e->in_tree) == 0) {
+    struct read r = { .c = c, .buf = buf, .offset = offset };
+
+    err = read_device (&r, offset, offset + count);
+  }
+  else
+    err = read_buffered (c, buf, count, offset);
+  if (s)
+    ahead_more (c, s, now);
+  end (c, STATS_READ, now, count);
+  return err;
+}
+
+/* Writes. */
+
+/* What does not wait: to the plugin, in order with what waits. */
+static int
+write_through (struct conn *c, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
+{
+  struct mutator m;
+  int err;
+
+  mutator_begin (c, &m, count, offset);
+  if (flags == 0 && is_worth (c, c->backend.pace_write))
+    err = fanout_pwrite (c->engine->pool, &c->backend, c->unit, buf, count, offset);
+  else
+    err = backend_pwrite (&c->backend, buf, count, offset, flags);
+  mutator_end (c, &m, err, buf, false);
+  return err;
+}
+
+static bool
+may_wait (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  uint32_t mask = c->backend.min_block - 1;
+
+  return atomic_load (&c->behind) && flags == 0 && ((count | offset) & mask) == 0
+    && !atomic_load (&c->export->failing) && is_worth (c, c->backend.pace_write);
+}
+
+int
+engine_write (struct conn *c, const void *vbuf, uint32_t count, uint64_t offset, unsigned flags)
+{
+  uint64_t now = begin (c, c->backend.pace_write);
+  const char *buf = vbuf;
+  uint32_t done = 0;
+  int err = 0;
+
+  if (flags & BACKEND_FUA)
+    knows_flush (c);
+  if (may_wait (c, count, offset, flags))
+    while (done < count) {
+      uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
+
+      if (!behind_write (c, buf + done, n, offset + done))
+        break;
+      done += n;
+    }
+  if (done < count)
+    err = write_through (c, buf + done, count - done, offset + done, flags);
+  end (c, STATS_WRITE, now, count);
+  return err;
+}
+
+int
+engine_zero (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  uint64_t now = begin (c, c->backend.pace_write);
+  struct mutator m;
+  int err;
+
+  if (flags & BACKEND_FUA)
+    knows_flush (c);
+  mutator_begin (c, &m, count, offset);
+  err = c->backend.ops->zero (c->backend.handle, count, offset, flags);
+  mutator_end (c, &m, err, NULL, false);
+  end (c, STATS_ZERO, now, count);
+  return err;
+}
+
+int
+engine_trim (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  uint64_t now = begin (c, c->backend.pace_write);
+  struct mutator m;
+  int err;
+
+  if (flags & BACKEND_FUA)
+    knows_flush (c);
+  mutator_begin (c, &m, count, offset);
+  err = c->backend.ops->trim (c->backend.handle, count, offset, flags);
+  mutator_end (c, &m, err, NULL, true);
+  end (c, STATS_TRIM, now, count);
+  return err;
+}
+
+int
+engine_flush (struct conn *c)
+{
+  uint64_t now = begin (c, c->backend.pace_write);
+  int err;
+
+  knows_flush (c);
+  err = behind_drain (c);
+  if (err == 0 && c->backend.can_flush)
+    err = c->backend.ops->flush (c->backend.handle);
+  if (err == 0)
+    behind_flushed (c);
+  end (c, STATS_FLUSH, now, 0);
+  return err;
+}
+
+bool
+engine_settle (struct conn *c, uint32_t count, uint64_t offset)
+{
+  return atomic_load (&c->engine->deferring) > 0 && behind_settle (c, offset, offset + count);
+}

@@ -1,0 +1,26 @@
+/* Fan-out: one request that a client waits for, over several idle workers.
+ *
+ * Cut at multiples of UNIT, into no more pieces than there are idle workers and the caller, who
+ * does one piece himself.  A request within one unit, or a pool without an idle worker, is one call
+ * on the caller's own thread.  All pieces have ended when it returns.
+ *
+ * A piece that fails on a worker is done again on the caller's thread, and that second result is
+ * what counts: nbdkit keeps a plugin's error code per thread of its own, and from any other thread
+ * every error reads EIO.
+ *
+ * Returns 0, or the errno of the first piece in offset order that failed.
+ */
+#ifndef ASYNCPOOL_FANOUT_H
+#define ASYNCPOOL_FANOUT_H
+
+#include <stdint.h>
+
+struct backend;
+struct pool;
+
+extern int fanout_pread (struct pool *, struct backend *, uint32_t unit,
+                         void *buf, uint32_t count, uint64_t offset);
+extern int fanout_pwrite (struct pool *, struct backend *, uint32_t unit,
+                          const void *buf, uint32_t count, uint64_t offset);
+
+#endif

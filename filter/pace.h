@@ -1,0 +1,47 @@
+/* Does handing over pay?  Two questions, answered from what was measured a moment ago.
+ *
+ * pace: is the device one that waits, or one that copies?  Handing a request to another thread costs
+ * a wake-up, in the order of 10 us.  An operation that takes no longer than PACE_COPY_NS plus its
+ * bytes at 1 GB/s is a copy, and another thread could not do it sooner.  On a busy machine any one
+ * operation may look slow because its thread lost the CPU, so a device waits once PACE_RUN
+ * operations in a row did; only its very first operation decides alone.
+ *
+ * depth: how many requests does this client keep in flight by itself?  The peak of the last two
+ * epochs, an epoch being some device latencies long: a client that sends its requests in bursts,
+ * one burst per latency, counts as deep between its bursts too.
+ *
+ * Both are advice.  All fields are atomics without order: a lost update costs speed for a moment,
+ * never correctness.
+ */
+#ifndef ASYNCPOOL_PACE_H
+#define ASYNCPOOL_PACE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { PACE_RUN = 8 };
+#define PACE_COPY_NS UINT64_C (100000)
+
+struct pace {
+  atomic_uint run;              /* slow operations in a row, PACE_RUN at most */
+  atomic_bool known;            /* there was a first operation */
+  atomic_uint_fast64_t wait_ns; /* of the latest slow one: its time above what copying takes */
+};
+
+/* One successful operation of COUNT bytes took TOOK_NS. */
+extern void pace_note (struct pace *, uint64_t took_ns, uint32_t count);
+/* How long the device waits, in ns; 0 means that it copies, or that it is unknown. */
+extern uint64_t pace_wait_ns (struct pace *);
+
+struct depth {
+  atomic_uint in_flight;
+  atomic_uint peak, last_peak;
+  atomic_uint_fast64_t epoch_ns;
+};
+
+extern void depth_begin (struct depth *, uint64_t now_ns, uint64_t epoch_ns);
+extern void depth_end (struct depth *);
+extern unsigned depth_peak (struct depth *);
+
+#endif

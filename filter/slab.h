@@ -1,0 +1,23 @@
+/* The slab: the one mapping that holds data, COUNT buffers of SIZE bytes, page aligned.
+ *
+ * Not its job: who uses which buffer (buffers.h).
+ */
+#ifndef ASYNCPOOL_SLAB_H
+#define ASYNCPOOL_SLAB_H
+
+#include <stddef.h>
+
+struct slab {
+  char *data;
+  size_t count, size;
+};
+
+/* Maps the slab.  Returns 0 or an errno: ENOMEM also where it is larger than the machine's memory,
+ * which the kernel might promise and could not keep.
+ */
+extern int slab_init (struct slab *, size_t count, size_t size);
+/* Takes the pages now instead of at first use.  After fork: pages taken earlier would be copied. */
+extern void slab_populate (struct slab *);
+extern void slab_destroy (struct slab *);
+
+#endif

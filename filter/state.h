@@ -1,0 +1,193 @@
+/* The data that all parts of the engine share.  Read this page first.
+ *
+ * The device is seen in units: aligned pieces of the size of a buffer (or less, where the plugin's
+ * largest block is smaller).  A buffer holds bytes [lo, hi) of one unit of one export.
+ *
+ *   state     what the buffer holds                             next
+ *   FREE      nothing                                           TAKEN
+ *   TAKEN     nothing: about to be used, or dropped and pinned  READING, OPEN, FREE
+ *   READING   is being read ahead, or waits for a worker to     CLEAN, TAKEN
+ *   CLEAN     read ahead, and nobody has written there since    TAKEN
+ *   OPEN      acknowledged writes, may still grow               READY
+ *   READY     acknowledged, waits for older overlapping ones    WRITING, FAILED
+ *   WRITING   acknowledged, given to a worker                   TAKEN, FAILED
+ *   FAILED    acknowledged, and the plugin refused it           READY, WRITING, TAKEN
+ *
+ * OPEN, READY and WRITING are the dirty states.  "Waiting data" is dirty or FAILED.
+ *
+ * Invariants (state_assert checks them in debug builds):
+ * 1. A buffer stands in the tree, ordered by (base, seq), if it is not FREE, TAKEN or dropped.
+ * 2. Of one export, waiting data never overlaps a CLEAN buffer, nor a READING one in the tree: who
+ *    makes data wait drops those first (buffers_drop), before the write is acknowledged.
+ * 3. No two overlapping buffers are WRITING; a WRITING one overlaps no older waiting data.
+ * 4. FAILED data is replaced only by what an acknowledged write, zero or trim put in its place.
+ * 5. While a mutator runs, no waiting data that overlaps it is WRITING, and none becomes so.
+ * 6. A buffer with fillers > 0 is neither read from nor given to a worker.  With pins > 0 its bytes
+ *    in [lo, hi) do not change and it is not reused.
+ *
+ * A dropped buffer was taken out of the tree: it is READING or TAKEN, and FREE as soon as nobody
+ * reads from it or into it.
+ *
+ * A mutator is a write, zero or trim that goes straight to the plugin while there may be waiting
+ * data.  It first waits for the older dirty data it overlaps, younger writes to its range wait for
+ * it; then it runs.
+ *
+ * Locks: engine.lock guards all that is marked so; never held across a call into the plugin.
+ * conn.streams_lock and the pool's lock are leaves; the former is never held with engine.lock.
+ */
+#ifndef ASYNCPOOL_STATE_H
+#define ASYNCPOOL_STATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <glib.h>
+
+#include "backend.h"
+#include "pace.h"
+#include "pool.h"
+#include "slab.h"
+#include "stats.h"
+#include "stream.h"
+
+enum write_mode { WRITE_AUTO, WRITE_BEHIND, WRITE_THROUGH };
+enum read_mode { READ_AHEAD, READ_DIRECT };
+
+struct engine_config {
+  unsigned buffers;
+  uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
+  unsigned threads;
+  enum write_mode write;
+  enum read_mode read;
+};
+
+enum buf_state {
+  BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN, BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED
+};
+
+struct buf {
+  struct job job;               /* first: the pool hands it back; used in READING and WRITING */
+  /* Constant. */
+  struct engine *engine;
+  char *data;                   /* byte 0 of the unit */
+  /* Under engine.lock; base, hi, conn and data are read without it by who reads or writes it. */
+  enum buf_state state;
+  bool dropped;
+  struct export *export;
+  struct conn *conn;            /* whose way into the plugin; NULL: it failed and conn is gone */
+  uint64_t base;                /* device offset of the unit */
+  uint32_t lo, hi;
+  uint64_t seq;                 /* age */
+  uint64_t since_ns;            /* CLEAN: read at; OPEN: last grew at */
+  uint32_t used;                /* CLEAN: bytes that clients have read */
+  unsigned fillers;             /* copies into it under way */
+  unsigned pins;                /* reads that copy from it */
+  int err;                      /* READING that failed */
+  GTreeNode *node;
+  GList link;                   /* in the queue of its state, if that has one */
+  GList dirty_link;             /* in engine.dirty */
+  pthread_cond_t changed;       /* READING ended, fillers or pins dropped to 0 */
+};
+
+/* What connections that name the same export share.  Kept until the engine ends. */
+struct export {
+  char *name;                   /* constant */
+  struct pace pace_read, pace_write;    /* atomic */
+  atomic_bool failing;          /* written under engine.lock: a deferred write failed, no flush
+                                 * has succeeded since */
+};
+
+struct conn {
+  /* Constant after conn_open. */
+  struct engine *engine;
+  struct export *export;
+  struct backend backend;
+  uint32_t unit;
+  /* Atomic. */
+  atomic_bool behind;           /* its writes may wait */
+  struct depth depth;
+  /* Under streams_lock. */
+  pthread_mutex_t streams_lock;
+  struct streams streams;
+  /* Under engine.lock. */
+  unsigned n_dirty, n_reading;  /* its buffers in these states, READING also where dropped */
+  uint64_t share_epoch;
+  unsigned share_streams;
+  GList link;                   /* in engine.conns */
+};
+
+struct mutator {
+  uint64_t offset, end;         /* constant */
+  bool running;                 /* under engine.lock */
+  GList link;                   /* in engine.mutators */
+};
+
+struct engine {
+  /* Constant after engine_start. */
+  struct engine_config config;
+  struct slab slab;
+  struct buf *bufs;
+  struct pool *pool;
+  struct stats *stats;
+  pthread_t linger_thread;
+
+  pthread_mutex_t lock;
+  /* Under the lock. */
+  GTree *tree;
+  GQueue free, reading, clean, open, failed;    /* failed by seq, the others oldest first */
+  GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
+  GQueue mutators, conns;
+  GHashTable *exports;
+  uint64_t seq;
+  unsigned space_waiters;
+  uint64_t share_epoch;
+  unsigned share_last, share_now;       /* streams read from in the last epoch and in this one */
+  bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
+  pthread_cond_t space;         /* a buffer became free, or there is nothing to wait for */
+  pthread_cond_t progress;      /* dirty data was written or failed, a mutator ended */
+  pthread_cond_t linger;        /* the first buffer became OPEN, or the engine stops */
+
+  /* Atomic.  in_tree and deferring are written under the lock; who finds 0 need not take it. */
+  atomic_uint in_tree;          /* buffers in the tree */
+  atomic_uint deferring;        /* connections that may hold writes behind, and waiting data */
+  atomic_uint unregistered;     /* writes, zeroes and trims under way that are no mutators */
+};
+
+static inline bool
+buf_is_dirty (const struct buf *b)
+{
+  return b->state == BUF_OPEN || b->state == BUF_READY || b->state == BUF_WRITING;
+}
+
+static inline bool
+buf_is_waiting (const struct buf *b)
+{
+  return buf_is_dirty (b) || b->state == BUF_FAILED;
+}
+
+static inline uint64_t
+buf_start (const struct buf *b)
+{
+  return b->base + b->lo;
+}
+
+static inline uint64_t
+buf_end (const struct buf *b)
+{
+  return b->base + b->hi;
+}
+
+static inline bool
+ranges_overlap (uint64_t a, uint64_t a_end, uint64_t b, uint64_t b_end)
+{
+  return a < b_end && b < a_end;
+}
+
+static inline bool
+buf_overlaps (const struct buf *b, uint64_t offset, uint64_t end)
+{
+  return ranges_overlap (buf_start (b), buf_end (b), offset, end);
+}
+
+#endif

@@ -1,0 +1,110 @@
+#include <stddef.h>
+
+#include "stream.h"
+
+static struct stream *
+find (struct streams *t, uint64_t offset, uint64_t slack)
+{
+  struct stream *best = NULL;
+  uint64_t least = UINT64_MAX;
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    struct stream *s = &t->s[i];
+    uint64_t gap = offset > s->end ? offset - s->end : s->end - offset;
+
+    if (s->used && gap <= slack && gap < least) {
+      best = s;
+      least = gap;
+    }
+  }
+  return best;
+}
+
+/* A free place, or the one that was longest unused. */
+static struct stream *
+take_place (struct streams *t)
+{
+  struct stream *oldest = &t->s[0];
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    if (!t->s[i].used)
+      return &t->s[i];
+    if (t->s[i].last_ns < oldest->last_ns)
+      oldest = &t->s[i];
+  }
+  return oldest;
+}
+
+struct stream *
+stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
+             uint64_t now_ns, struct stream_range *left)
+{
+  struct stream *s = find (t, offset, slack);
+  uint64_t end = offset + count;
+
+  *left = (struct stream_range) { 0 };
+  if (s == NULL) {
+    s = take_place (t);
+    if (s->used && s->ahead > s->end)
+      *left = (struct stream_range) { .from = s->end, .to = s->ahead };
+    *s = (struct stream) { .used = true, .end = end, .consumed = count, .last_ns = now_ns };
+    return NULL;
+  }
+  if (end > s->end)
+    s->end = end;
+  s->consumed += count;
+  s->last_ns = now_ns;
+  if (s->window == 0)
+    s->window = WINDOW_MIN;
+  return s;
+}
+
+struct stream_range
+stream_plan (struct stream *s, uint32_t unit, uint32_t max_window, uint64_t size)
+{
+  struct stream_range r;
+  uint64_t to;
+
+  if (max_window == 0 || s->window == 0)
+    return (struct stream_range) { 0 };
+  while (s->window < max_window && s->consumed / unit >= s->window / 4)
+    s->window *= 2;
+  if (s->window > max_window)
+    s->window = max_window;
+
+  r.from = s->end / unit * unit;
+  if (r.from < s->ahead)
+    r.from = s->ahead;
+  to = (s->end / unit + s->window) * unit;
+  r.to = to < size ? to : size;
+  if (r.from >= r.to)
+    return (struct stream_range) { 0 };
+  s->ahead = to;
+  return r;
+}
+
+void
+stream_cut (struct streams *t, uint64_t offset)
+{
+  for (unsigned i = 0; i < STREAMS; i++)
+    if (t->s[i].used && t->s[i].end <= offset && offset < t->s[i].ahead)
+      t->s[i].ahead = offset;
+}
+
+void
+stream_end (struct streams *t, uint64_t offset)
+{
+  for (unsigned i = 0; i < STREAMS; i++)
+    if (t->s[i].used && t->s[i].end <= offset && offset < t->s[i].ahead)
+      t->s[i].used = false;
+}
+
+unsigned
+stream_active (const struct streams *t, uint64_t now_ns)
+{
+  unsigned n = 0;
+
+  for (unsigned i = 0; i < STREAMS; i++)
+    n += t->s[i].used && t->s[i].window > 0 && now_ns - t->s[i].last_ns < STREAM_IDLE_NS;
+  return n;
+}

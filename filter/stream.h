@@ -1,0 +1,59 @@
+/* Sequential streams in what one connection reads (pure: takes values, returns values).
+ *
+ * A table of STREAMS places.  Each read either continues a stream or takes the place that was
+ * longest unused.  A read continues a stream when it begins where the stream ends, give or take
+ * SLACK bytes: a client that keeps several requests in flight sends them in order, and they arrive
+ * here out of order by as many positions as there are requests in flight; a client with one request
+ * at a time has no slack, so that random reads near each other are no stream.
+ *
+ * window: how far ahead of the stream to read, in units.  It starts at WINDOW_MIN when a second read
+ * continues the first, and doubles whenever the stream has consumed a quarter of it since it
+ * began, up to what the caller allows.  It ends with the stream (stream_end, or its place taken), and starts small again.
+ *
+ * Invariants: consumed and window only grow in the life of a stream; ahead is a multiple of the
+ * unit or 0; all of [0, ahead) that the stream wants has been handed out by stream_plan.
+ *
+ * Not its job: buffers, locks.  The caller serializes.
+ */
+#ifndef ASYNCPOOL_STREAM_H
+#define ASYNCPOOL_STREAM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { STREAMS = 16, WINDOW_MIN = 4 };
+#define STREAM_IDLE_NS UINT64_C (1000000000)
+
+struct stream {
+  uint64_t end;                 /* furthest byte read + 1 */
+  uint64_t consumed;            /* bytes read in sequence */
+  uint64_t ahead;               /* handed out for reading ahead up to here */
+  uint64_t last_ns;             /* time of the last read */
+  uint32_t window;              /* units; 0 = not sequential yet */
+  bool used;
+};
+
+struct streams {
+  struct stream s[STREAMS];
+};
+
+struct stream_range {
+  uint64_t from, to;            /* bytes; empty if from == to */
+};
+
+/* A read.  Returns the stream that it continues, or NULL.  *LEFT is what was read ahead for another
+ * stream whose place was taken, and which nobody will ask for.
+ */
+extern struct stream *stream_note (struct streams *, uint64_t offset, uint32_t count,
+                                   uint64_t slack, uint64_t now_ns, struct stream_range *left);
+/* What to read ahead now, with a window of at most MAX_WINDOW units in a device of SIZE bytes. */
+extern struct stream_range stream_plan (struct stream *, uint32_t unit, uint32_t max_window,
+                                        uint64_t size);
+/* There was no buffer for what begins at OFFSET: plan it again later. */
+extern void stream_cut (struct streams *, uint64_t offset);
+/* Reading ahead at OFFSET failed: end that stream. */
+extern void stream_end (struct streams *, uint64_t offset);
+/* How many streams with a window were read from within STREAM_IDLE_NS. */
+extern unsigned stream_active (const struct streams *, uint64_t now_ns);
+
+#endif
