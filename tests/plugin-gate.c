@@ -1,0 +1,436 @@
+/* gate.so: an in-memory plugin for tests. What it offers is chosen by parameters; what becomes of
+ * each operation can be commanded from a test program through gate=FILE, see gate.h.
+ *
+ * Order inside an operation: it is logged, a read copies its data, rules hold it or fail it,
+ * a change is made, the log gets its end. An operation that no rule held takes delay=TIME.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include <glib.h>
+
+#include "gate.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+static struct {
+  char *gate, *device;
+  int64_t size;
+  int64_t delay_us;
+  int flush, fua, zero, fast_zero, trim, extents, cache, multi_conn;
+  int errors_by_errno;
+  uint32_t minimum, preferred, maximum;
+  int thread_model;
+} config = {
+  .size = 64 << 20, .delay_us = 1000,
+  .flush = 1, .fua = NBDKIT_FUA_NATIVE, .zero = 1, .fast_zero = 1, .trim = 1,
+  .extents = 1, .cache = NBDKIT_CACHE_NATIVE, .multi_conn = 1, .errors_by_errno = 1,
+  .thread_model = NBDKIT_THREAD_MODEL_PARALLEL,
+};
+
+static struct gate *gate;
+static char *device;
+static char gate_file[] = "/tmp/gate.XXXXXX";
+
+struct handle {
+  unsigned connection;
+};
+
+static const struct {
+  const char *name;
+  int *value;
+} switches[] = {
+  { "flush", &config.flush },
+  { "zero", &config.zero },
+  { "fast_zero", &config.fast_zero },
+  { "trim", &config.trim },
+  { "extents", &config.extents },
+  { "multi_conn", &config.multi_conn },
+  /* 1: errors in errno; 0: by nbdkit_set_error, and errno says EIO, which is what nbdkit makes of
+   * a plugin without errno_is_preserved on a thread that is not nbdkit's. */
+  { "errno_is_preserved", &config.errors_by_errno },
+};
+
+static const char *const models[] = {
+  [NBDKIT_THREAD_MODEL_SERIALIZE_CONNECTIONS] = "serialize_connections",
+  [NBDKIT_THREAD_MODEL_SERIALIZE_ALL_REQUESTS] = "serialize_all_requests",
+  [NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS] = "serialize_requests",
+  [NBDKIT_THREAD_MODEL_PARALLEL] = "parallel",
+};
+
+static const char *const three_ways[] = { "none", "emulate", "native" };
+
+static int
+choose (const char *key, const char *value, const char *const *names, unsigned n, int *result)
+{
+  for (unsigned i = 0; i < n; i++)
+    if (strcmp (value, names[i]) == 0) {
+      *result = (int) i;
+      return 0;
+    }
+  nbdkit_error ("%s: not known: %s", key, value);
+  return -1;
+}
+
+static int
+parse_delay (const char *value)
+{
+  char *end;
+  double number = g_ascii_strtod (value, &end);
+
+  if (end == value || number < 0) {
+    nbdkit_error ("delay: %s", value);
+    return -1;
+  }
+  if (strcmp (end, "ms") == 0)
+    number *= 1e3;
+  else if (strcmp (end, "us") != 0)
+    number *= 1e6;
+  config.delay_us = (int64_t) number;
+  return 0;
+}
+
+static int
+parse_block_size (const char *value, uint32_t *result)
+{
+  int64_t size = nbdkit_parse_size (value);
+
+  if (size < 0 || size > UINT32_MAX)
+    return -1;
+  *result = (uint32_t) size;
+  return 0;
+}
+
+static int
+gate_config (const char *key, const char *value)
+{
+  for (unsigned i = 0; i < G_N_ELEMENTS (switches); i++)
+    if (strcmp (key, switches[i].name) == 0) {
+      *switches[i].value = nbdkit_parse_bool (value);
+      return *switches[i].value == -1 ? -1 : 0;
+    }
+  if (strcmp (key, "gate") == 0) {
+    config.gate = nbdkit_absolute_path (value);
+    return config.gate ? 0 : -1;
+  }
+  if (strcmp (key, "device") == 0) {
+    config.device = nbdkit_absolute_path (value);
+    return config.device ? 0 : -1;
+  }
+  if (strcmp (key, "size") == 0) {
+    config.size = nbdkit_parse_size (value);
+    return config.size == -1 ? -1 : 0;
+  }
+  if (strcmp (key, "delay") == 0)
+    return parse_delay (value);
+  if (strcmp (key, "fua") == 0)
+    return choose (key, value, three_ways, 3, &config.fua);
+  if (strcmp (key, "cache") == 0)
+    return choose (key, value, three_ways, 3, &config.cache);
+  if (strcmp (key, "minimum") == 0)
+    return parse_block_size (value, &config.minimum);
+  if (strcmp (key, "preferred") == 0)
+    return parse_block_size (value, &config.preferred);
+  if (strcmp (key, "maximum") == 0)
+    return parse_block_size (value, &config.maximum);
+  if (strcmp (key, "thread_model") == 0)
+    return choose (key, value, models, G_N_ELEMENTS (models), &config.thread_model);
+  nbdkit_error ("unknown parameter '%s'", key);
+  return -1;
+}
+
+#define gate_config_help \
+  "gate=FILE            Commands from a test program.\n" \
+  "device=FILE          Keep the data there.\n" \
+  "size=SIZE delay=TIME minimum=SIZE preferred=SIZE maximum=SIZE\n" \
+  "flush|zero|fast_zero|trim|extents|multi_conn|errno_is_preserved=BOOL\n" \
+  "fua|cache=none|emulate|native thread_model=NAME"
+
+static int
+gate_get_ready (void)
+{
+  if (config.gate)
+    gate = gate_attach (config.gate);
+  else {
+    int fd = mkstemp (gate_file);
+
+    if (fd != -1) {
+      close (fd);
+      gate = gate_create (gate_file);
+      unlink (gate_file);
+    }
+  }
+  if (!gate) {
+    nbdkit_error ("no gate");
+    return -1;
+  }
+  if (config.device) {
+    int fd = open (config.device, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+    if (fd == -1 || ftruncate (fd, config.size) == -1) {
+      nbdkit_error ("%s: %m", config.device);
+      if (fd != -1)
+        close (fd);
+      return -1;
+    }
+    device = mmap (NULL, config.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close (fd);
+  }
+  else
+    device = mmap (NULL, config.size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (device == MAP_FAILED) {
+    nbdkit_error ("mmap: %m");
+    return -1;
+  }
+  return 0;
+}
+
+static void
+gate_unload (void)
+{
+  if (device)
+    munmap (device, config.size);
+  gate_free (gate);
+  free (config.gate);
+  free (config.device);
+}
+
+static int
+gate_thread_model (void)
+{
+  return config.thread_model;
+}
+
+static void *
+gate_open (int readonly)
+{
+  static _Atomic unsigned connections;
+  struct handle *h = malloc (sizeof *h);
+
+  (void) readonly;
+  if (!h)
+    return NULL;
+  h->connection = atomic_fetch_add (&connections, 1) + 1;
+  return h;
+}
+
+static void
+gate_close (void *handle)
+{
+  free (handle);
+}
+
+static int64_t
+gate_get_size (void *handle)
+{
+  (void) handle;
+  return config.size;
+}
+
+static int
+gate_block_size (void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+{
+  (void) handle;
+  *minimum = config.minimum;
+  *preferred = config.preferred ? config.preferred : MAX (config.minimum, 4096);
+  *maximum = config.maximum ? config.maximum : UINT32_MAX;
+  if (!config.minimum && !config.preferred && !config.maximum)
+    *minimum = *preferred = *maximum = 0;
+  else if (!config.minimum)
+    *minimum = 1;
+  return 0;
+}
+
+#define ANSWER(name, field) \
+  static int \
+  gate_ ## name (void *handle) \
+  { \
+    (void) handle; \
+    return config.field; \
+  }
+ANSWER (can_flush, flush)
+ANSWER (can_trim, trim)
+ANSWER (can_zero, zero)
+ANSWER (can_fast_zero, fast_zero)
+ANSWER (can_fua, fua)
+ANSWER (can_extents, extents)
+ANSWER (can_multi_conn, multi_conn)
+ANSWER (can_cache, cache)
+
+/* What is done between the start and the end of an operation. */
+struct operation {
+  unsigned kind;
+  uint32_t flags;
+  uint64_t offset;
+  uint32_t count;
+  const void *data;             /* GATE_WRITE */
+  void *buffer;                 /* GATE_READ */
+};
+
+/* Only reads and writes are bound to the maximum; all that have a range to the minimum. */
+static bool
+breaks_block_size (const struct operation *o)
+{
+  if (o->kind == GATE_FLUSH || o->kind == GATE_EXTENTS)
+    return false;
+  if (config.minimum > 1 &&
+      (o->offset % config.minimum != 0 || o->count % config.minimum != 0))
+    return true;
+  return config.maximum && o->kind & (GATE_READ | GATE_WRITE) && o->count > config.maximum;
+}
+
+static void
+plain_sleep (int64_t us)
+{
+  struct timespec left = { .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000 };
+
+  while (nanosleep (&left, &left) == -1 && errno == EINTR)
+    ;
+}
+
+static int
+operate (void *handle, const struct operation *o)
+{
+  const struct handle *h = handle;
+  unsigned id = gate_op_start (gate, o->kind, o->flags, h->connection, o->offset, o->count);
+  bool held;
+  int error;
+
+  if (o->kind == GATE_READ)
+    memcpy (o->buffer, device + o->offset, o->count);
+  error = gate_op_pass (gate, id, &held);
+  if (!held && o->kind != GATE_EXTENTS)
+    plain_sleep (config.delay_us);
+  if (breaks_block_size (o)) {
+    gate_violation (gate);
+    error = EINVAL;
+  }
+  if (!error) {
+    if (o->kind == GATE_WRITE)
+      memcpy (device + o->offset, o->data, o->count);
+    else if (o->kind & (GATE_ZERO | GATE_TRIM))
+      memset (device + o->offset, 0, o->count);
+  }
+  gate_op_end (gate, id, error);
+  if (!error)
+    return 0;
+  if (o->kind == GATE_READ)     /* what a failed read leaves behind is never to be seen */
+    memset (o->buffer, 0xee, o->count);
+  if (config.errors_by_errno)
+    errno = error;
+  else {
+    nbdkit_set_error (error);
+    errno = EIO;
+  }
+  return -1;
+}
+
+static int
+gate_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return operate (handle, &(struct operation) { .kind = GATE_READ, .flags = flags,
+                                                .offset = offset, .count = count,
+                                                .buffer = buf });
+}
+
+static int
+gate_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return operate (handle, &(struct operation) { .kind = GATE_WRITE, .flags = flags,
+                                                .offset = offset, .count = count,
+                                                .data = buf });
+}
+
+static int
+gate_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return operate (handle, &(struct operation) { .kind = GATE_ZERO, .flags = flags,
+                                                .offset = offset, .count = count });
+}
+
+static int
+gate_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return operate (handle, &(struct operation) { .kind = GATE_TRIM, .flags = flags,
+                                                .offset = offset, .count = count });
+}
+
+static int
+gate_flush (void *handle, uint32_t flags)
+{
+  return operate (handle, &(struct operation) { .kind = GATE_FLUSH, .flags = flags });
+}
+
+static int
+gate_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return operate (handle, &(struct operation) { .kind = GATE_CACHE, .flags = flags,
+                                                .offset = offset, .count = count });
+}
+
+/* A block of 4 KiB that holds only zeroes is a hole. */
+static int
+gate_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+              struct nbdkit_extents *extents)
+{
+  const uint64_t block = 4096, end = offset + count;
+  uint64_t at = offset;
+
+  if (operate (handle, &(struct operation) { .kind = GATE_EXTENTS, .flags = flags,
+                                             .offset = offset, .count = count }) == -1)
+    return -1;
+  while (at < end) {
+    uint64_t next = MIN ((at / block + 1) * block, (uint64_t) config.size), from = at / block * block;
+    bool hole = device[from] == 0 && memcmp (device + from, device + from + 1, next - from - 1) == 0;
+    uint32_t type = hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
+
+    if (nbdkit_add_extent (extents, at, next - at, type) == -1)
+      return -1;
+    at = next;
+  }
+  return 0;
+}
+
+static struct nbdkit_plugin plugin = {
+  .name = "gate",
+  .version = "1",
+  .config = gate_config,
+  .config_help = gate_config_help,
+  .get_ready = gate_get_ready,
+  .unload = gate_unload,
+  .thread_model = gate_thread_model,
+  .open = gate_open,
+  .close = gate_close,
+  .get_size = gate_get_size,
+  .block_size = gate_block_size,
+  .can_flush = gate_can_flush,
+  .can_trim = gate_can_trim,
+  .can_zero = gate_can_zero,
+  .can_fast_zero = gate_can_fast_zero,
+  .can_fua = gate_can_fua,
+  .can_extents = gate_can_extents,
+  .can_multi_conn = gate_can_multi_conn,
+  .can_cache = gate_can_cache,
+  .pread = gate_pread,
+  .pwrite = gate_pwrite,
+  .zero = gate_zero,
+  .trim = gate_trim,
+  .flush = gate_flush,
+  .cache = gate_cache,
+  .extents = gate_extents,
+  .errno_is_preserved = 1,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)
