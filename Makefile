@@ -33,8 +33,9 @@ COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) -pthread -fPIC -fvisibility
 
 FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))
 PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard plugin/*.c))
-# All that is not nbdkit glue, for the unit tests.
-CORE_OBJ := $(filter-out $(B)/filter/asyncpool.o $(B)/plugin/delaymem.o,$(FILTER_OBJ) $(PLUGIN_OBJ))
+# All that does not call nbdkit, for the unit tests.
+CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o filter/config.o plugin/delaymem.o),\
+  $(FILTER_OBJ) $(PLUGIN_OBJ))
 
 MODULES := $(B)/asyncpool.so $(B)/delaymem.so
 TOP := $(if $(filter plain,$(VARIANT)),asyncpool.so delaymem.so)

@@ -16,6 +16,14 @@ enum { OPEN_MAX_BUFS = STREAMS };
 
 static void kick (struct engine *, uint64_t offset, uint64_t end);
 
+/* Waiting for dirty data or a mutator.  Wants the lock, lets go of it meanwhile. */
+static void
+wait_for_progress (struct engine *e)
+{
+  pool_hurry (e->pool);
+  pthread_cond_wait (&e->progress, &e->lock);
+}
+
 /* Giving buffers to workers. */
 
 /* What WRITING buffers end as.  Wants the lock. */
@@ -203,6 +211,7 @@ wait_for_space (struct engine *e)
   if (e->failed.length == e->config.buffers)
     return false;
   submit_all (e);
+  pool_hurry (e->pool);
   e->space_waiters++;
   pthread_cond_wait (&e->space, &e->lock);
   e->space_waiters--;
@@ -221,7 +230,7 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
     if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0)
       break;
     if (mutator_overlaps (e, offset, end)) {
-      pthread_cond_wait (&e->progress, &e->lock);
+      wait_for_progress (e);
       continue;
     }
     if ((b = find_open (c, base, offset, end)) != NULL) {
@@ -319,7 +328,7 @@ settle (struct engine *e, uint64_t offset, uint64_t end)
     if (b == NULL)
       break;
     waited = true;
-    pthread_cond_wait (&e->progress, &e->lock);
+    wait_for_progress (e);
   }
   if (waited)
     stats_add (e->stats, STATS_BARRIERS, 1);
@@ -458,7 +467,7 @@ wait_for_dirty (struct engine *e, uint64_t seq)
   while ((l = g_queue_peek_head_link (&e->dirty)) != NULL
          && ((struct buf *) l->data)->seq <= seq) {
     waited = true;
-    pthread_cond_wait (&e->progress, &e->lock);
+    wait_for_progress (e);
   }
   if (waited)
     stats_add (e->stats, STATS_BARRIERS, 1);
@@ -500,7 +509,7 @@ behind_drain (struct conn *c)
   wait_for_dirty (e, seq);
   while ((b = oldest_failed (e, c->export, seq)) != NULL) {
     if (judge (b) != GO)
-      pthread_cond_wait (&e->progress, &e->lock);
+      wait_for_progress (e);
     else if ((err = write_myself (c, b)) != 0)
       return err;
     wait_for_dirty (e, seq);
@@ -529,7 +538,7 @@ behind_close (struct conn *c, void (*report) (const struct buf *))
   submit_all (e);
   retry_failed (c);
   while (c->n_dirty > 0)
-    pthread_cond_wait (&e->progress, &e->lock);
+    wait_for_progress (e);
   for (GList *l = e->failed.head; l; l = l->next) {
     struct buf *b = l->data;
 

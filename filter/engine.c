@@ -240,8 +240,8 @@ struct read {
   struct conn *c;
   char *buf;
   uint64_t offset, end;
-  struct pin few[32], *pins;
   unsigned n;
+  struct pin *pins, few[32];
 };
 
 enum { PINS_READY, PINS_AGAIN, PINS_NO_MEMORY };
@@ -293,14 +293,18 @@ others_dirty (struct read *r)
 }
 
 static int
-read_device (struct read *r, uint64_t from, uint64_t to)
+read_device (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
-  struct conn *c = r->c;
-  char *buf = r->buf + (from - r->offset);
-
   if (is_worth (c, c->backend.pace_read))
-    return fanout_pread (c->engine->pool, &c->backend, c->unit, buf, to - from, from);
-  return backend_pread (&c->backend, buf, to - from, from);
+    return fanout_pread (c->engine->pool, &c->backend, c->unit, buf, count, offset);
+  return backend_pread (&c->backend, buf, count, offset);
+}
+
+/* A part of the request, from the plugin. */
+static int
+read_part (struct read *r, uint64_t from, uint64_t to)
+{
+  return read_device (r->c, r->buf + (from - r->offset), to - from, from);
 }
 
 /* The first pin at or after I that alone holds all that is wanted of its unit.  Data of which only a
@@ -329,11 +333,11 @@ read_gaps (struct read *r)
 
   for (unsigned i = next_whole (r, 0); err == 0 && i < r->n; i = next_whole (r, i + 1)) {
     if (from < r->pins[i].from)
-      err = read_device (r, from, r->pins[i].from);
+      err = read_part (r, from, r->pins[i].from);
     from = MAX (from, r->pins[i].to);
   }
   if (err == 0 && from < r->end)
-    err = read_device (r, from, r->end);
+    err = read_part (r, from, r->end);
   return err;
 }
 
@@ -356,7 +360,7 @@ read_pins (struct read *r)
     if (good)
       memcpy (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
     else
-      err = read_device (r, p->from, p->to);
+      err = read_part (r, p->from, p->to);
   }
   return err;
 }
@@ -385,9 +389,14 @@ static int
 read_buffered (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
   struct engine *e = c->engine;
-  struct read r = { .c = c, .buf = buf, .offset = offset, .end = offset + count };
+  struct read r;                /* not initialized as a whole: few is large */
   int how, err;
 
+  r.c = c;
+  r.buf = buf;
+  r.offset = offset;
+  r.end = offset + count;
+  r.n = 0;
   r.pins = r.few;
   pthread_mutex_lock (&e->lock);
   for (;;) {
@@ -422,11 +431,8 @@ engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 
   if (e->config.read == READ_AHEAD && pace_wait_ns (c->backend.pace_read) > 0)
     s = ahead_note (c, count, offset, now);
-  if (atomic_load (&e->in_tree) == 0) {
-    struct read r = { .c = c, .buf = buf, .offset = offset };
-
-    err = read_device (&r, offset, offset + count);
-  }
+  if (atomic_load (&e->in_tree) == 0)
+    err = read_device (c, buf, count, offset);
   else
     err = read_buffered (c, buf, count, offset);
   if (s)

@@ -3,15 +3,18 @@
 #include "guard.h"
 #include "pool.h"
 
+/* See pool.h. */
+enum { WORKERS_PER_PATIENT_JOB = 128 };
+
 struct pool {
   /* Constant. */
   GThreadPool *threads;
   unsigned n_threads;
   pthread_mutex_t lock;
-  /* Under the lock.  0 <= workers <= n_threads; workers < n_threads implies that every queued job
-   * has a worker on its way.
-   */
-  unsigned workers;
+  /* Under the lock.  0 <= coming <= workers <= n_threads. */
+  unsigned workers;             /* threads that have a token */
+  unsigned coming;              /* of these, those that have not taken their first job yet */
+  unsigned queued;              /* jobs in all queues */
   GQueue queues[POOL_QUEUES];
 };
 
@@ -25,6 +28,7 @@ take_locked (struct pool *p)
       struct job *job = link->data;
 
       job->queued = false;
+      p->queued--;
       return job;
     }
   }
@@ -39,6 +43,7 @@ worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
   struct job *job;
 
   pthread_mutex_lock (&p->lock);
+  p->coming--;
   while ((job = take_locked (p)) != NULL) {
     pthread_mutex_unlock (&p->lock);
     job->run (job);
@@ -80,25 +85,41 @@ pool_free (struct pool *p)
   g_free (p);
 }
 
+/* Wakes idle threads until at most PATIENT of the queued jobs have no thread on its way. */
 static void
-push_locked (struct pool *p, struct job *job, enum pool_queue q)
+wake_locked (struct pool *p, unsigned patient)
+{
+  while (p->workers < p->n_threads && p->queued > p->coming + patient) {
+    p->workers++;
+    p->coming++;
+    /* Cannot fail: an exclusive pool has started all its threads. */
+    g_thread_pool_push (p->threads, p, NULL);
+  }
+}
+
+static void
+push_locked (struct pool *p, struct job *job, enum pool_queue q, unsigned patient)
 {
   job->link.data = job;
   job->queued = true;
   job->queue = q;
   g_queue_push_tail_link (&p->queues[q], &job->link);
-  if (p->workers < p->n_threads) {
-    p->workers++;
-    /* Cannot fail: an exclusive pool has started all its threads. */
-    g_thread_pool_push (p->threads, p, NULL);
-  }
+  p->queued++;
+  wake_locked (p, patient);
 }
 
 void
 pool_push (struct pool *p, struct job *job, enum pool_queue q)
 {
   LOCK_IN_SCOPE (&p->lock);
-  push_locked (p, job, q);
+  push_locked (p, job, q, (p->workers - p->coming) / WORKERS_PER_PATIENT_JOB);
+}
+
+void
+pool_hurry (struct pool *p)
+{
+  LOCK_IN_SCOPE (&p->lock);
+  wake_locked (p, 0);
 }
 
 bool
@@ -107,7 +128,7 @@ pool_try_push (struct pool *p, struct job *job, enum pool_queue q)
   LOCK_IN_SCOPE (&p->lock);
   if (p->workers == p->n_threads)
     return false;
-  push_locked (p, job, q);
+  push_locked (p, job, q, 0);
   return true;
 }
 
@@ -119,6 +140,7 @@ pool_cancel (struct pool *p, struct job *job)
     return false;
   g_queue_unlink (&p->queues[job->queue], &job->link);
   job->queued = false;
+  p->queued--;
   return true;
 }
 
