@@ -120,37 +120,37 @@ count_streams (struct conn *c, unsigned mine, uint64_t now_ns)
 
 /* The most that one stream of this connection may have ahead of it: its share of the slab, less
  * what the client itself keeps in flight beyond one request per stream.  So the sum stays at what
- * was configured, and a client that already keeps about that much in flight is not helped any more:
- * what is left to win would cost it a copy and a wake-up per unit.
+ * was configured.  A client that keeps three quarters of that in flight itself is not helped any
+ * more: there is less to win than the copies and wake-ups would cost it.
  */
 static uint32_t
 max_window (struct conn *c, unsigned mine, uint64_t now_ns)
 {
   struct engine *e = c->engine;
-  unsigned depth = depth_peak (&c->depth);
+  unsigned depth = depth_peak (&c->depth), buffers = e->config.buffers;
   unsigned surplus = depth > mine ? depth - mine : 0;
-  uint32_t window;
 
+  if (surplus >= buffers - buffers / 4)
+    return 0;
   LOCK_IN_SCOPE (&e->lock);
-  window = (e->config.buffers - MIN (surplus, e->config.buffers)) / count_streams (c, mine, now_ns);
-  return surplus > 0 && window < WINDOW_MIN ? 0 : window;
+  return (buffers - surplus) / count_streams (c, mine, now_ns);
 }
 
 void
-ahead_more (struct conn *c, struct stream *s, uint64_t now_ns)
+ahead_answered (struct conn *c, struct stream *s, uint32_t count, uint64_t now_ns)
 {
   struct stream_range plan;
+  unsigned mine;
+  uint32_t window;
   uint64_t stop;
 
   {
-    unsigned mine;
-    uint32_t window;
-
-    pthread_mutex_lock (&c->streams_lock);
+    LOCK_IN_SCOPE (&c->streams_lock);
+    stream_answered (s, count);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
-    pthread_mutex_unlock (&c->streams_lock);
-    window = max_window (c, mine, now_ns);
-
+  }
+  window = max_window (c, mine, now_ns);
+  {
     LOCK_IN_SCOPE (&c->streams_lock);
     plan = stream_plan (s, c->unit, window, c->backend.size);
   }
@@ -183,6 +183,6 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
     buffers_drop (c->engine, left.from, left.to);
   }
   if (s)
-    ahead_more (c, s, now_ns);
+    ahead_answered (c, s, 0, now_ns);
   return s;
 }

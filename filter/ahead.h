@@ -8,11 +8,11 @@
 #include "state.h"
 
 /* A client reads [OFFSET, OFFSET + COUNT): notes the stream and begins to read ahead of it.  Called
- * without locks.  NULL if there is nothing more to do after the read, else what to give to
- * ahead_more when the read has set buffers free.
+ * without locks.  Returns what to pass to ahead_answered, or NULL if this read continues no stream.
  */
 extern struct stream *ahead_note (struct conn *, uint32_t count, uint64_t offset, uint64_t now_ns);
-extern void ahead_more (struct conn *, struct stream *, uint64_t now_ns);
+/* That read is done, and buffers may have become free: reads on ahead. */
+extern void ahead_answered (struct conn *, struct stream *, uint32_t count, uint64_t now_ns);
 /* Waits until a READING buffer, which the caller has pinned, is read; does it himself if no worker
  * has begun.  Wants engine.lock, lets go of it meanwhile.
  */

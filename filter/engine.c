@@ -436,7 +436,7 @@ engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   else
     err = read_buffered (c, buf, count, offset);
   if (s)
-    ahead_more (c, s, now);
+    ahead_answered (c, s, count, now);
   end (c, STATS_READ, now, count);
   return err;
 }

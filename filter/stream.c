@@ -47,16 +47,21 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
     s = take_place (t);
     if (s->used && s->ahead > s->end)
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
-    *s = (struct stream) { .used = true, .end = end, .consumed = count, .last_ns = now_ns };
+    *s = (struct stream) { .used = true, .end = end, .answered = count, .last_ns = now_ns };
     return NULL;
   }
   if (end > s->end)
     s->end = end;
-  s->consumed += count;
   s->last_ns = now_ns;
   if (s->window == 0)
     s->window = WINDOW_MIN;
   return s;
+}
+
+void
+stream_answered (struct stream *s, uint32_t count)
+{
+  s->answered += count;
 }
 
 struct stream_range
@@ -67,7 +72,7 @@ stream_plan (struct stream *s, uint32_t unit, uint32_t max_window, uint64_t size
 
   if (max_window == 0 || s->window == 0)
     return (struct stream_range) { 0 };
-  while (s->window < max_window && s->consumed / unit >= s->window / 4)
+  while (s->window < max_window && s->answered / unit >= s->window / 4)
     s->window *= 2;
   if (s->window > max_window)
     s->window = max_window;

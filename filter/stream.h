@@ -7,10 +7,11 @@
  * at a time has no slack, so that random reads near each other are no stream.
  *
  * window: how far ahead of the stream to read, in units.  It starts at WINDOW_MIN when a second read
- * continues the first, and doubles whenever the stream has consumed a quarter of it since it
- * began, up to what the caller allows.  It ends with the stream (stream_end, or its place taken), and starts small again.
+ * continues the first, and doubles whenever a quarter of it was read and answered, up to what the
+ * caller allows.  Answered: a client that sends many requests at once shows how many before it is
+ * taken for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts small again.
  *
- * Invariants: consumed and window only grow in the life of a stream; ahead is a multiple of the
+ * Invariants: answered and window only grow in the life of a stream; ahead is a multiple of the
  * unit or 0; all of [0, ahead) that the stream wants has been handed out by stream_plan.
  *
  * Not its job: buffers, locks.  The caller serializes.
@@ -26,7 +27,7 @@ enum { STREAMS = 16, WINDOW_MIN = 4 };
 
 struct stream {
   uint64_t end;                 /* furthest byte read + 1 */
-  uint64_t consumed;            /* bytes read in sequence */
+  uint64_t answered;            /* bytes read in sequence and answered */
   uint64_t ahead;               /* handed out for reading ahead up to here */
   uint64_t last_ns;             /* time of the last read */
   uint32_t window;              /* units; 0 = not sequential yet */
@@ -46,6 +47,8 @@ struct stream_range {
  */
 extern struct stream *stream_note (struct streams *, uint64_t offset, uint32_t count,
                                    uint64_t slack, uint64_t now_ns, struct stream_range *left);
+/* A read that continued this stream is answered. */
+extern void stream_answered (struct stream *, uint32_t count);
 /* What to read ahead now, with a window of at most MAX_WINDOW units in a device of SIZE bytes. */
 extern struct stream_range stream_plan (struct stream *, uint32_t unit, uint32_t max_window,
                                         uint64_t size);
