@@ -96,9 +96,12 @@ $(B)/%.1: %.pod
 vpath %.pod filter plugin
 
 INSTALL ?= install
-filterdir = $(shell $(PKG_CONFIG) --variable=filterdir nbdkit)
-plugindir = $(shell $(PKG_CONFIG) --variable=plugindir nbdkit)
-mandir = $(or $(prefix:%=%/share/man),/usr/share/man)
+# nbdkit's own prefix, unless another one is given.
+prefix = $(shell $(PKG_CONFIG) --variable=prefix nbdkit)
+NBDKIT_DIR = $(shell $(PKG_CONFIG) --define-variable=prefix=$(prefix) --variable=$1 nbdkit)
+filterdir = $(call NBDKIT_DIR,filterdir)
+plugindir = $(call NBDKIT_DIR,plugindir)
+mandir = $(prefix)/share/man
 install: all
 	$(INSTALL) -D -m 755 $(B)/asyncpool.so $(DESTDIR)$(filterdir)/nbdkit-asyncpool-filter.so
 	$(INSTALL) -D -m 755 $(B)/delaymem.so $(DESTDIR)$(plugindir)/nbdkit-delaymem-plugin.so
