@@ -1,0 +1,596 @@
+/* The fake device, see fake.h.  Nothing here calls into the filter: this file goes with test plugins
+ * too, where that is not.
+ */
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include <glib.h>
+
+#include "fake.h"
+#include "guard.h"
+
+enum { RULES = 32, CONNS = 16, DEADLINE_SECONDS = 100 };
+
+struct rule {
+  bool active, hold;
+  unsigned kinds;
+  uint64_t offset, end;
+  int err, times;
+  unsigned held;
+  uint64_t pass_until;          /* operations that started up to here may pass */
+};
+
+struct handle {
+  struct fake *fake;
+  unsigned conn;
+};
+
+struct fake {
+  /* Constant. */
+  uint64_t size;
+  struct handle handles[CONNS];
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  /* Under the lock. */
+  char *data;
+  bool fast;
+  struct rule rules[RULES];
+  GArray *log;
+  unsigned forgotten;           /* the log starts here */
+  GArray *running;              /* indices in the log */
+  uint64_t clock;
+  unsigned peak, collisions;
+  unsigned some_kinds, some_per_mille;
+  GRand *some;
+};
+
+struct fake *
+fake_new (uint64_t size)
+{
+  struct fake *f = g_new0 (struct fake, 1);
+  pthread_condattr_t attr;
+
+  f->size = size;
+  f->data = g_malloc0 (size);
+  f->log = g_array_new (FALSE, TRUE, sizeof (struct fake_op));
+  f->running = g_array_new (FALSE, TRUE, sizeof (unsigned));
+  f->some = g_rand_new_with_seed (0);
+  pthread_mutex_init (&f->lock, NULL);
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&f->changed, &attr);
+  pthread_condattr_destroy (&attr);
+  for (unsigned i = 0; i < CONNS; i++)
+    f->handles[i] = (struct handle) { .fake = f, .conn = i };
+  return f;
+}
+
+void
+fake_free (struct fake *f)
+{
+  {
+    LOCK_IN_SCOPE (&f->lock);
+    g_assert_cmpuint (f->running->len, ==, 0);
+  }
+  pthread_cond_destroy (&f->changed);
+  pthread_mutex_destroy (&f->lock);
+  g_rand_free (f->some);
+  g_array_unref (f->running);
+  g_array_unref (f->log);
+  g_free (f->data);
+  g_free (f);
+}
+
+void
+fake_set_fast (struct fake *f, bool fast)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->fast = fast;
+}
+
+char *
+fake_data (struct fake *f)
+{
+  return f->data;
+}
+
+void
+fake_peek (struct fake *f, void *buf, uint32_t count, uint64_t offset)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  memcpy (buf, f->data + offset, count);
+}
+
+/* Operations. */
+
+static struct fake_op *
+op_at (struct fake *f, unsigned i)
+{
+  return &g_array_index (f->log, struct fake_op, i);
+}
+
+static bool
+touches (const struct fake_op *op, unsigned kinds, uint64_t offset, uint64_t end)
+{
+  return (op->kind & kinds)
+    && (op->kind == FAKE_FLUSH || ranges_overlap (op->offset, op->offset + op->count, offset, end));
+}
+
+static unsigned
+op_start (struct fake *f, struct fake_op op)
+{
+  unsigned i = f->log->len;
+
+  g_assert_cmpuint (op.offset + op.count, <=, f->size);
+  g_assert_true (op.kind == FAKE_FLUSH || op.count > 0);
+  op.start = ++f->clock;
+  op.thread = pthread_self ();
+  for (unsigned r = 0; r < f->running->len; r++) {
+    struct fake_op *other = op_at (f, g_array_index (f->running, unsigned, r));
+
+    if ((op.kind & FAKE_CHANGE)
+        && touches (other, FAKE_CHANGE, op.offset, op.offset + op.count))
+      f->collisions++;
+  }
+  g_array_append_val (f->log, op);
+  g_array_append_val (f->running, i);
+  f->peak = MAX (f->peak, f->running->len);
+  pthread_cond_broadcast (&f->changed);
+  return i;
+}
+
+static struct rule *
+holding_rule (struct fake *f, const struct fake_op *op)
+{
+  for (unsigned i = 0; i < RULES; i++) {
+    struct rule *r = &f->rules[i];
+
+    if (r->active && r->hold && touches (op, r->kinds, r->offset, r->end)
+        && op->start > r->pass_until)
+      return r;
+  }
+  return NULL;
+}
+
+static void
+op_hold (struct fake *f, unsigned i)
+{
+  struct rule *r;
+
+  while ((r = holding_rule (f, op_at (f, i))) != NULL) {
+    r->held++;
+    pthread_cond_broadcast (&f->changed);
+    pthread_cond_wait (&f->changed, &f->lock);
+    r->held--;
+  }
+}
+
+static int
+op_error (struct fake *f, const struct fake_op *op)
+{
+  for (unsigned i = 0; i < RULES; i++) {
+    struct rule *r = &f->rules[i];
+
+    if (r->active && !r->hold && r->times != 0
+        && touches (op, r->kinds, r->offset, r->end)) {
+      if (r->times > 0)
+        r->times--;
+      return r->err;
+    }
+  }
+  return 0;
+}
+
+static bool
+op_some_fail (struct fake *f, const struct fake_op *op)
+{
+  return (op->kind & f->some_kinds)
+    && (unsigned) g_rand_int_range (f->some, 0, 1000) < f->some_per_mille;
+}
+
+static void
+nap (uint64_t ns)
+{
+  struct timespec ts = { .tv_sec = 0, .tv_nsec = ns };
+
+  while (nanosleep (&ts, &ts) == -1 && errno == EINTR)
+    ;
+}
+
+static int
+operate (void *handle, struct fake_op op, void *read_to, const char *write_from)
+{
+  struct handle *h = handle;
+  struct fake *f = h->fake;
+  bool fast;
+  unsigned i;
+  int err;
+
+  op.conn = h->conn;
+  pthread_mutex_lock (&f->lock);
+  i = op_start (f, op);
+  if (read_to)
+    memcpy (read_to, f->data + op.offset, op.count);
+  op_hold (f, i);
+  err = op_error (f, &op);
+  if (err == 0 && op_some_fail (f, &op)) {
+    err = EIO;
+    if (write_from)
+      memset (f->data + op.offset, 0xee, op.count / 2);
+  }
+  if (err == 0 && write_from)
+    memcpy (f->data + op.offset, write_from, op.count);
+  else if (err == 0 && op.kind == FAKE_ZERO)
+    memset (f->data + op.offset, 0, op.count);
+  else if (err == 0 && op.kind == FAKE_TRIM)
+    memset (f->data + op.offset, 0xdd, op.count);
+  else if (err && read_to)
+    memset (read_to, 0xbb, op.count);
+  fast = f->fast;
+  pthread_mutex_unlock (&f->lock);
+
+  if (!fast)
+    nap (PACE_COPY_NS + op.count + 10000);
+
+  LOCK_IN_SCOPE (&f->lock);
+  op_at (f, i)->end = ++f->clock;
+  op_at (f, i)->err = err;
+  for (unsigned r = 0; r < f->running->len; r++)
+    if (g_array_index (f->running, unsigned, r) == i) {
+      g_array_remove_index (f->running, r);
+      break;
+    }
+  pthread_cond_broadcast (&f->changed);
+  return err;
+}
+
+static int
+fake_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
+{
+  return operate (handle, (struct fake_op) { .kind = FAKE_READ, .count = count, .offset = offset },
+                  buf, NULL);
+}
+
+static int
+fake_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return operate (handle, (struct fake_op) { .kind = FAKE_WRITE, .count = count, .offset = offset,
+                                             .flags = flags }, NULL, buf);
+}
+
+static int
+fake_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return operate (handle, (struct fake_op) { .kind = FAKE_ZERO, .count = count, .offset = offset,
+                                             .flags = flags }, NULL, NULL);
+}
+
+static int
+fake_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return operate (handle, (struct fake_op) { .kind = FAKE_TRIM, .count = count, .offset = offset,
+                                             .flags = flags }, NULL, NULL);
+}
+
+static int
+fake_flush (void *handle)
+{
+  return operate (handle, (struct fake_op) { .kind = FAKE_FLUSH }, NULL, NULL);
+}
+
+static const struct backend_ops ops = {
+  .pread = fake_pread, .pwrite = fake_pwrite, .zero = fake_zero, .trim = fake_trim,
+  .flush = fake_flush,
+};
+
+struct backend
+fake_backend (struct fake *f, unsigned conn)
+{
+  g_assert_cmpuint (conn, <, CONNS);
+  return (struct backend) {
+    .ops = &ops, .handle = &f->handles[conn], .size = f->size, .min_block = 1,
+    .max_block = UINT32_MAX, .can_flush = true,
+  };
+}
+
+/* Rules. */
+
+static uint64_t
+end_of (const struct fake *f, uint64_t offset, uint64_t count)
+{
+  return count > 0 ? offset + count : f->size;
+}
+
+static int
+add_rule (struct fake *f, struct rule rule)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  for (unsigned i = 0; i < RULES; i++)
+    if (!f->rules[i].active && f->rules[i].held == 0) {
+      f->rules[i] = rule;
+      return i;
+    }
+  g_error ("fake: too many rules");
+}
+
+int
+fake_hold (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
+{
+  return add_rule (f, (struct rule) { .active = true, .hold = true, .kinds = kinds,
+                                      .offset = offset, .end = end_of (f, offset, count) });
+}
+
+int
+fake_fail (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count, int err, int times)
+{
+  return add_rule (f, (struct rule) { .active = true, .kinds = kinds, .offset = offset,
+                                      .end = end_of (f, offset, count), .err = err,
+                                      .times = times });
+}
+
+void
+fake_fail_some (struct fake *f, unsigned kinds, unsigned per_mille, uint32_t seed)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->some_kinds = kinds;
+  f->some_per_mille = per_mille;
+  g_rand_set_seed (f->some, seed);
+}
+
+void
+fake_release (struct fake *f, int rule)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->rules[rule].active = false;
+  pthread_cond_broadcast (&f->changed);
+}
+
+void
+fake_pass (struct fake *f, int rule, unsigned n)
+{
+  struct rule *r = &f->rules[rule];
+
+  LOCK_IN_SCOPE (&f->lock);
+  g_assert_cmpuint (r->held, >=, n);
+  for (unsigned i = 0; i < f->log->len && n > 0; i++) {
+    struct fake_op *op = op_at (f, i);
+
+    if (op->end == 0 && op->start > r->pass_until
+        && touches (op, r->kinds, r->offset, r->end)) {
+      r->pass_until = op->start;
+      n--;
+    }
+  }
+  pthread_cond_broadcast (&f->changed);
+}
+
+/* Waiting and looking. */
+
+/* One wait for a change, until the deadline. */
+static void
+wait_locked (struct fake *f, const struct timespec *deadline, const char *what)
+{
+  if (pthread_cond_timedwait (&f->changed, &f->lock, deadline) == ETIMEDOUT)
+    g_error ("fake: waited too long for %s", what);
+}
+
+static struct timespec
+deadline (void)
+{
+  struct timespec ts;
+
+  clock_gettime (CLOCK_MONOTONIC, &ts);
+  ts.tv_sec += DEADLINE_SECONDS;
+  return ts;
+}
+
+void
+fake_wait_held (struct fake *f, int rule, unsigned n)
+{
+  struct timespec ts = deadline ();
+
+  LOCK_IN_SCOPE (&f->lock);
+  while (f->rules[rule].held < n)
+    wait_locked (f, &ts, "an operation to be held");
+}
+
+static unsigned
+count_locked (struct fake *f, unsigned kinds, uint64_t offset, uint64_t end, bool ended)
+{
+  unsigned n = 0;
+
+  for (unsigned i = f->forgotten; i < f->log->len; i++)
+    n += touches (op_at (f, i), kinds, offset, end) && (!ended || op_at (f, i)->end != 0);
+  return n;
+}
+
+unsigned
+fake_started (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return count_locked (f, kinds, offset, end_of (f, offset, count), false);
+}
+
+unsigned
+fake_ended (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return count_locked (f, kinds, offset, end_of (f, offset, count), true);
+}
+
+void
+fake_wait_ended (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count, unsigned n)
+{
+  struct timespec ts = deadline ();
+
+  LOCK_IN_SCOPE (&f->lock);
+  while (count_locked (f, kinds, offset, end_of (f, offset, count), true) < n)
+    wait_locked (f, &ts, "an operation to end");
+}
+
+struct fake_op
+fake_op (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count, unsigned n)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  for (unsigned i = f->forgotten; i < f->log->len; i++)
+    if (touches (op_at (f, i), kinds, offset, end_of (f, offset, count)) && n-- == 0)
+      return *op_at (f, i);
+  g_error ("fake: there was no such operation");
+}
+
+void
+fake_forget (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->forgotten = f->log->len;
+}
+
+unsigned
+fake_peak (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return f->peak;
+}
+
+unsigned
+fake_collisions (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return f->collisions;
+}
+
+/* The engine's invariants. */
+
+static bool
+overlap (const struct buf *a, const struct buf *b)
+{
+  return buf_overlaps (a, buf_start (b), buf_end (b));
+}
+
+/* 1: the tree holds what it should, in order. */
+static void
+check_tree (struct engine *e)
+{
+  const struct buf *last = NULL;
+  unsigned n = 0, in_tree = 0;
+
+  for (unsigned i = 0; i < e->config.buffers; i++) {
+    struct buf *b = &e->bufs[i];
+    bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && !b->dropped;
+
+    g_assert_true (should == (b->node != NULL));
+    g_assert_true (!b->dropped || b->state == BUF_TAKEN || b->state == BUF_READING);
+    n += should;
+    if (should) {
+      g_assert_true (g_tree_node_key (b->node) == b);
+      g_assert_cmpuint (b->lo, <, b->hi);
+      g_assert_cmpuint (b->hi, <=, e->config.buffer_size);
+    }
+  }
+  for (GTreeNode *node = g_tree_node_first (e->tree); node; node = g_tree_node_next (node)) {
+    const struct buf *b = g_tree_node_key (node);
+
+    if (last)
+      g_assert_true (last->base < b->base || (last->base == b->base && last->seq < b->seq));
+    last = b;
+    in_tree++;
+  }
+  g_assert_cmpuint (in_tree, ==, n);
+  g_assert_cmpuint (atomic_load (&e->in_tree), ==, n);
+}
+
+/* 2 and 3: who may overlap whom. */
+static void
+check_pair (const struct buf *a, const struct buf *b)
+{
+  if (!overlap (a, b))
+    return;
+  if (buf_is_waiting (a) && a->export == b->export)
+    g_assert_true (b->state != BUF_CLEAN && b->state != BUF_READING);
+  if (a->state == BUF_WRITING) {
+    g_assert_true (b->state != BUF_WRITING);
+    /* Between two exports failed data orders nothing. */
+    g_assert_false (buf_is_waiting (b) && b->seq < a->seq && b->export == a->export);
+  }
+}
+
+/* 5 and 6. */
+static void
+check_buf (struct engine *e, const struct buf *b)
+{
+  if (b->fillers > 0)
+    g_assert_true (b->state == BUF_OPEN || b->state == BUF_READY || b->state == BUF_FAILED);
+  if (b->pins > 0)
+    g_assert_true (b->state != BUF_FREE);
+  if (b->state == BUF_WRITING)
+    for (GList *l = e->mutators.head; l; l = l->next) {
+      const struct mutator *m = l->data;
+
+      g_assert_false (m->running && buf_overlaps (b, m->offset, m->end));
+    }
+  if (buf_is_dirty (b))
+    g_assert_nonnull (b->conn);
+}
+
+static void
+check_sorted (const GQueue *q)
+{
+  uint64_t seq = 0;
+
+  for (const GList *l = q->head; l; l = l->next) {
+    const struct buf *b = l->data;
+
+    g_assert_cmpuint (b->seq, >, seq);
+    seq = b->seq;
+  }
+}
+
+static void
+check_queues (struct engine *e)
+{
+  unsigned n[BUF_FAILED + 1] = { 0 }, waiting = 0, behind = 0;
+
+  for (unsigned i = 0; i < e->config.buffers; i++) {
+    n[e->bufs[i].state]++;
+    waiting += buf_is_waiting (&e->bufs[i]);
+  }
+  g_assert_cmpuint (e->free.length, ==, n[BUF_FREE]);
+  g_assert_cmpuint (e->reading.length, ==, n[BUF_READING]);
+  g_assert_cmpuint (e->clean.length, ==, n[BUF_CLEAN]);
+  g_assert_cmpuint (e->open.length, ==, n[BUF_OPEN]);
+  g_assert_cmpuint (e->failed.length, ==, n[BUF_FAILED]);
+  g_assert_cmpuint (e->dirty.length, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
+  check_sorted (&e->dirty);
+  check_sorted (&e->failed);
+
+  for (GList *l = e->conns.head; l; l = l->next) {
+    struct conn *c = l->data;
+    unsigned dirty = 0, reading = 0;
+
+    for (unsigned i = 0; i < e->config.buffers; i++) {
+      const struct buf *b = &e->bufs[i];
+
+      dirty += b->conn == c && buf_is_dirty (b);
+      reading += b->conn == c && b->state == BUF_READING;
+    }
+    g_assert_cmpuint (c->n_dirty, ==, dirty);
+    g_assert_cmpuint (c->n_reading, ==, reading);
+    behind += atomic_load (&c->behind);
+  }
+  g_assert_cmpuint (atomic_load (&e->deferring), ==, waiting + behind);
+}
+
+void
+engine_check (struct engine *e)
+{
+  LOCK_IN_SCOPE (&e->lock);
+  check_tree (e);
+  for (unsigned i = 0; i < e->config.buffers; i++) {
+    check_buf (e, &e->bufs[i]);
+    for (unsigned j = 0; j < e->config.buffers; j++)
+      if (i != j && e->bufs[i].node && e->bufs[j].node)
+        check_pair (&e->bufs[i], &e->bufs[j]);
+  }
+  check_queues (e);
+}

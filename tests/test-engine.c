@@ -1,0 +1,2214 @@
+/* Unit tests of the engine, over the fake device of fake.h.
+ *
+ * What must happen is shown by gates and by the order in the fake's log.  What must not happen yet
+ * is shown when the thread that might do it sleeps (task_wait_blocked).
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <glib.h>
+
+#include "engine.h"
+#include "fake.h"
+#include "guard.h"
+
+#define KIB UINT64_C (1024)
+#define U (64 * KIB)            /* the unit of most tests */
+
+enum { CONNS = 6, OLD = 200 };  /* OLD: the tag of what the device holds at first */
+
+/* One engine over one or two devices. */
+struct world {
+  struct fake *f, *f2;
+  struct engine *e;
+  struct conn *c[CONNS];
+};
+
+static GPtrArray *reports;      /* what was reported: "offset+length" */
+
+static void
+report (const struct buf *b)
+{
+  g_ptr_array_add (reports, g_strdup_printf ("%" PRIu64 "+%" PRIu32, buf_start (b), b->hi - b->lo));
+}
+
+/* Every byte of the device depends on its place and on the tag. */
+static uint8_t
+byte_at (unsigned tag, uint64_t offset)
+{
+  return tag == 0 ? 0 : tag * 31 + (offset >> 8) * 7 + offset;
+}
+
+static void
+fill (void *vbuf, uint32_t count, uint64_t offset, unsigned tag)
+{
+  uint8_t *buf = vbuf;
+
+  for (uint32_t i = 0; i < count; i++)
+    buf[i] = byte_at (tag, offset + i);
+}
+
+static void
+assert_filled (const void *vbuf, uint32_t count, uint64_t offset, unsigned tag)
+{
+  const uint8_t *buf = vbuf;
+
+  for (uint32_t i = 0; i < count; i++)
+    if (buf[i] != byte_at (tag, offset + i))
+      g_error ("at %" PRIu64 ": found %u, tag %u has %u", offset + i, buf[i], tag,
+               byte_at (tag, offset + i));
+}
+
+static struct engine_config
+config (unsigned buffers, unsigned threads, enum write_mode write, enum read_mode read)
+{
+  return (struct engine_config) { .buffers = buffers, .buffer_size = U, .threads = threads,
+                                  .write = write, .read = read };
+}
+
+static void
+world_open_on (struct world *w, unsigned i, const char *export, struct fake *f)
+{
+  struct backend b = fake_backend (f, i);
+
+  g_assert_cmpint (conn_open (w->e, export, &b, &w->c[i]), ==, 0);
+  fake_make_slow (w->c[i]);
+}
+
+static void
+world_open (struct world *w, unsigned i, const char *export)
+{
+  world_open_on (w, i, export, w->f);
+}
+
+static void
+world_start (struct world *w, uint64_t size, struct engine_config c)
+{
+  *w = (struct world) { 0 };
+  w->f = fake_new (size);
+  fill (fake_data (w->f), size, 0, OLD);
+  g_assert_cmpint (engine_new (&c, &w->e), ==, 0);
+  g_assert_cmpint (engine_start (w->e), ==, 0);
+  g_ptr_array_set_size (reports, 0);
+}
+
+/* Two connections of one export. */
+static void
+world_init (struct world *w, uint64_t size, struct engine_config c)
+{
+  world_start (w, size, c);
+  world_open (w, 0, "");
+  world_open (w, 1, "");
+}
+
+static void
+world_close (struct world *w, unsigned i)
+{
+  engine_check (w->e);
+  conn_close (w->c[i], report);
+  w->c[i] = NULL;
+  engine_check (w->e);
+}
+
+static void
+world_end (struct world *w)
+{
+  for (unsigned i = 0; i < CONNS; i++)
+    if (w->c[i])
+      world_close (w, i);
+  engine_stop (w->e, report);
+  engine_free (w->e);
+  fake_free (w->f);
+  if (w->f2)
+    fake_free (w->f2);
+}
+
+static void
+world_end_clean (struct world *w)
+{
+  world_end (w);
+  g_assert_cmpuint (reports->len, ==, 0);
+}
+
+/* Requests. */
+
+enum kind { READ, WRITE, FUA, ZERO, TRIM, FLUSH, SETTLE, CLOSE };
+
+static int
+request (struct world *w, unsigned i, enum kind kind, void *buf, uint32_t count, uint64_t offset)
+{
+  struct conn *c = w->c[i];
+
+  switch (kind) {
+  case READ: return engine_read (c, buf, count, offset);
+  case WRITE: return engine_write (c, buf, count, offset, 0);
+  case FUA: return engine_write (c, buf, count, offset, BACKEND_FUA);
+  case ZERO: return engine_zero (c, count, offset, 0);
+  case TRIM: return engine_trim (c, count, offset, 0);
+  case FLUSH: return engine_flush (c);
+  case SETTLE: return engine_settle (c, count, offset);
+  case CLOSE: conn_close (c, report); w->c[i] = NULL; return 0;
+  }
+  g_assert_not_reached ();
+}
+
+/* A request with the bytes of TAG, or one that must find them. */
+static int
+try_request (struct world *w, unsigned i, enum kind kind, uint32_t count, uint64_t offset,
+             unsigned tag)
+{
+  g_autofree char *buf = g_malloc (count + 1);
+  int err;
+
+  fill (buf, count, offset, kind == READ ? 255 : tag);
+  err = request (w, i, kind, buf, count, offset);
+  if (kind == READ && err == 0)
+    assert_filled (buf, count, offset, tag);
+  return err;
+}
+
+static void
+do_request (struct world *w, unsigned i, enum kind kind, uint32_t count, uint64_t offset,
+            unsigned tag)
+{
+  g_assert_cmpint (try_request (w, i, kind, count, offset, tag), ==, 0);
+  engine_check (w->e);
+}
+
+static void
+assert_device (struct fake *f, uint32_t count, uint64_t offset, unsigned tag)
+{
+  g_autofree char *buf = g_malloc (count);
+
+  fake_peek (f, buf, count, offset);
+  assert_filled (buf, count, offset, tag);
+}
+
+/* What stands at which place. */
+struct part {
+  uint64_t offset;
+  uint32_t count;
+  unsigned tag;
+};
+
+/* Reads all parts, which are neighbours, as one. */
+static void
+assert_reads (struct world *w, unsigned i, const struct part *parts, unsigned n)
+{
+  uint64_t offset = parts[0].offset, end = parts[n - 1].offset + parts[n - 1].count;
+  g_autofree char *buf = g_malloc (end - offset);
+
+  g_assert_cmpint (engine_read (w->c[i], buf, end - offset, offset), ==, 0);
+  for (unsigned p = 0; p < n; p++)
+    assert_filled (buf + (parts[p].offset - offset), parts[p].count, parts[p].offset, parts[p].tag);
+  engine_check (w->e);
+}
+
+static void
+assert_devices (struct fake *f, const struct part *parts, unsigned n)
+{
+  for (unsigned p = 0; p < n; p++)
+    assert_device (f, parts[p].count, parts[p].offset, parts[p].tag);
+}
+
+/* A request on a thread of its own. */
+
+struct task {
+  pthread_t thread;
+  struct world *w;
+  unsigned i;
+  enum kind kind;
+  uint32_t count;
+  uint64_t offset;
+  unsigned tag;
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  pid_t tid;                    /* under the lock, as the rest */
+  bool done;
+  int err;
+};
+
+static void *
+task_run (void *vp)
+{
+  struct task *t = vp;
+  int err;
+
+  {
+    LOCK_IN_SCOPE (&t->lock);
+    t->tid = syscall (SYS_gettid);
+    pthread_cond_broadcast (&t->changed);
+  }
+  err = try_request (t->w, t->i, t->kind, t->count, t->offset, t->tag);
+  {
+    LOCK_IN_SCOPE (&t->lock);
+    t->err = err;
+    t->done = true;
+    pthread_cond_broadcast (&t->changed);
+  }
+  return NULL;
+}
+
+static struct task *
+task_start (struct world *w, unsigned i, enum kind kind, uint32_t count, uint64_t offset,
+            unsigned tag)
+{
+  struct task *t = g_new0 (struct task, 1);
+
+  t->w = w;
+  t->i = i;
+  t->kind = kind;
+  t->count = count;
+  t->offset = offset;
+  t->tag = tag;
+  pthread_mutex_init (&t->lock, NULL);
+  pthread_cond_init (&t->changed, NULL);
+  g_assert_cmpint (pthread_create (&t->thread, NULL, task_run, t), ==, 0);
+  return t;
+}
+
+/* The state of a thread and how often it gave up the CPU. */
+static char
+thread_state (pid_t tid, unsigned long *switches)
+{
+  g_autofree char *path = g_strdup_printf ("/proc/self/task/%d/status", (int) tid);
+  g_autofree char *text = NULL;
+  const char *state, *n;
+
+  if (!g_file_get_contents (path, &text, NULL, NULL))
+    return 0;                   /* ended */
+  state = strstr (text, "State:\t");
+  n = strstr (text, "\nvoluntary_ctxt_switches:");
+  g_assert_true (state && n);
+  *switches = strtoul (n + strlen ("\nvoluntary_ctxt_switches:"), NULL, 10);
+  return state[strlen ("State:\t")];
+}
+
+/* Waits until the task sleeps, and makes sure that it stays so without being woken: whatever it waits
+ * for, it is not a moment's work.  It must not have ended.
+ */
+static void
+task_wait_blocked (struct task *t)
+{
+  unsigned long last = 0, now = 0;
+  unsigned quiet = 0;
+
+  for (;;) {
+    char state;
+
+    pthread_mutex_lock (&t->lock);
+    while (t->tid == 0)
+      pthread_cond_wait (&t->changed, &t->lock);
+    g_assert_false (t->done);
+    pthread_mutex_unlock (&t->lock);
+    state = thread_state (t->tid, &now);
+    quiet = state == 'S' && now == last ? quiet + 1 : 0;
+    last = now;
+    if (quiet == 5)
+      break;
+    g_usleep (2000);
+  }
+  engine_check (t->w->e);
+}
+
+static int
+task_end (struct task *t)
+{
+  struct timespec ts;
+  int err;
+
+  clock_gettime (CLOCK_REALTIME, &ts);
+  ts.tv_sec += 100;
+  pthread_mutex_lock (&t->lock);
+  while (!t->done)
+    if (pthread_cond_timedwait (&t->changed, &t->lock, &ts) == ETIMEDOUT)
+      g_error ("a request (kind %u, offset %" PRIu64 ") does not end", t->kind, t->offset);
+  pthread_mutex_unlock (&t->lock);
+  pthread_join (t->thread, NULL);
+  pthread_cond_destroy (&t->changed);
+  pthread_mutex_destroy (&t->lock);
+  err = t->err;
+  engine_check (t->w->e);
+  g_free (t);
+  return err;
+}
+
+/* A look at the buffers. */
+
+static unsigned
+count_state (struct world *w, enum buf_state state, uint64_t offset, uint64_t count)
+{
+  unsigned n = 0;
+
+  LOCK_IN_SCOPE (&w->e->lock);
+  for (unsigned i = 0; i < w->e->config.buffers; i++) {
+    const struct buf *b = &w->e->bufs[i];
+
+    n += b->state == state && b->node && buf_overlaps (b, offset, offset + count);
+  }
+  return n;
+}
+
+/* Waits until a buffer in the range has that state: workers finish on their own time. */
+static void
+wait_state (struct world *w, enum buf_state state, uint64_t offset, uint64_t count, unsigned n)
+{
+  for (unsigned i = 0; count_state (w, state, offset, count) < n; i++) {
+    if (i > 100000)
+      g_error ("no buffer of state %u at %" PRIu64, state, offset);
+    g_usleep (1000);
+  }
+  engine_check (w->e);
+}
+
+static void
+assert_order (struct fake_op before, struct fake_op after)
+{
+  g_assert_cmpuint (before.end, !=, 0);
+  g_assert_cmpuint (before.end, <, after.start);
+}
+
+static bool
+is_failing (struct world *w, unsigned i)
+{
+  return atomic_load (&w->c[i]->export->failing);
+}
+
+/* Leaves COUNT bytes of TAG at OFFSET, which belong to one unit, FAILED. */
+static void
+make_failed (struct world *w, unsigned i, uint32_t count, uint64_t offset, unsigned tag, int err)
+{
+  uint64_t base = offset / U * U;
+  int rule = fake_fail (w->f, FAKE_WRITE, offset, count, err, -1);
+  struct task *flush;
+
+  do_request (w, i, WRITE, count, offset, tag);
+  flush = task_start (w, i, FLUSH, 0, 0, 0);
+  g_assert_cmpint (task_end (flush), ==, err);
+  wait_state (w, BUF_FAILED, base, U, 1);
+  fake_release (w->f, rule);
+  fake_forget (w->f);
+}
+
+/* Flush. */
+
+static void
+test_flush_waits (gconstpointer data)
+{
+  bool can_flush = GPOINTER_TO_INT (data);
+  struct world w;
+  struct task *flush;
+  int hold;
+
+  world_start (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  for (unsigned i = 0; i < 2; i++) {
+    struct backend b = fake_backend (w.f, i);
+
+    b.can_flush = can_flush;
+    g_assert_cmpint (conn_open (w.e, "", &b, &w.c[i]), ==, 0);
+    fake_make_slow (w.c[i]);
+  }
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, 4096, 0, 1);        /* OPEN */
+  g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, U), ==, 1);
+  do_request (&w, 0, WRITE, U, U, 2);           /* full, so WRITING */
+  fake_wait_held (w.f, hold, 1);
+  /* The other connection's flush covers them. */
+  flush = task_start (&w, 1, FLUSH, 0, 0, 0);
+  fake_wait_held (w.f, hold, 2);
+  task_wait_blocked (flush);
+  fake_pass (w.f, hold, 1);
+  fake_wait_ended (w.f, FAKE_WRITE, 0, 0, 1);
+  task_wait_blocked (flush);
+  g_assert_cmpuint (fake_started (w.f, FAKE_FLUSH, 0, 0), ==, 0);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (flush), ==, 0);
+  assert_device (w.f, 4096, 0, 1);
+  assert_device (w.f, U, U, 2);
+  g_assert_cmpuint (fake_started (w.f, FAKE_FLUSH, 0, 0), ==, can_flush);
+  if (can_flush)
+    for (unsigned i = 0; i < 2; i++)
+      assert_order (fake_op (w.f, FAKE_WRITE, 0, 0, i), fake_op (w.f, FAKE_FLUSH, 0, 0, 0));
+  world_end_clean (&w);
+}
+
+static void
+test_flush_error (void)
+{
+  struct world w;
+  int fail;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  fail = fake_fail (w.f, FAKE_FLUSH, 0, 0, ENOSPC, 1);
+  do_request (&w, 0, WRITE, 4096, 0, 1);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, ENOSPC);
+  fake_release (w.f, fail);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  world_end_clean (&w);
+}
+
+/* A flush waits for what was there when it came, not for what comes after. */
+static void
+test_flush_ends (void)
+{
+  struct world w;
+  struct task *flush;
+  int hold, hold2;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, U);
+  hold2 = fake_hold (w.f, FAKE_WRITE, U, U);
+  do_request (&w, 0, WRITE, U, 0, 1);
+  flush = task_start (&w, 0, FLUSH, 0, 0, 0);
+  task_wait_blocked (flush);
+  do_request (&w, 1, WRITE, U, U, 2);
+  fake_wait_held (w.f, hold2, 1);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (flush), ==, 0);
+  fake_release (w.f, hold2);
+  world_end_clean (&w);
+}
+
+/* Small writes. */
+
+static void
+test_merge (void)
+{
+  struct engine_config c = config (8, 2, WRITE_BEHIND, READ_DIRECT);
+  struct world w;
+  struct fake_op op;
+
+  c.buffer_size = 128 * KIB;
+  world_init (&w, MAX (8 * U, 1024 * KIB), c);
+  for (unsigned i = 0; i < 32; i++)
+    do_request (&w, 0, WRITE, 4096, 128 * KIB + i * 4096, 1);
+  fake_wait_ended (w.f, FAKE_WRITE, 0, 0, 1);   /* full: nobody had to flush */
+  op = fake_op (w.f, FAKE_WRITE, 0, 0, 0);
+  g_assert_cmpuint (op.offset, ==, 128 * KIB);
+  g_assert_cmpuint (op.count, ==, 128 * KIB);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 1);
+  assert_device (w.f, 128 * KIB, 128 * KIB, 1);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_BEHIND), ==, 32);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_COMBINED), ==, 31);
+
+  /* Backwards, and over one another. */
+  fake_forget (w.f);
+  do_request (&w, 0, WRITE, 4096, 8192, 2);
+  do_request (&w, 0, WRITE, 8192, 4096, 3);
+  do_request (&w, 0, WRITE, 6144, 0, 4);
+  assert_reads (&w, 1, (struct part[]) {
+      { 0, 6144, 4 }, { 6144, 6144, 3 }, { 12288, 4096, OLD } }, 3);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 1);
+  assert_devices (w.f, (struct part[]) {
+      { 0, 6144, 4 }, { 6144, 6144, 3 }, { 12288, 4096, OLD } }, 3);
+
+  /* With a gap between them they are two. */
+  fake_forget (w.f);
+  do_request (&w, 0, WRITE, 4096, 0, 5);
+  do_request (&w, 0, WRITE, 4096, 8192, 5);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 2);
+  assert_device (w.f, 2048, 6144, 3);
+  world_end_clean (&w);
+}
+
+/* A write that reaches over units waits in several buffers. */
+static void
+test_write_over_units (void)
+{
+  struct world w;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, 2 * U, U / 2, 1);
+  assert_reads (&w, 1, (struct part[]) {
+      { 0, U / 2, OLD }, { U / 2, 2 * U, 1 }, { 5 * U / 2, U, OLD } }, 3);
+  fake_release (w.f, hold);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 3);
+  assert_device (w.f, 2 * U, U / 2, 1);
+  world_end_clean (&w);
+}
+
+static void
+test_linger (void)
+{
+  struct world w;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  for (unsigned i = 1; i < 3; i++) {
+    do_request (&w, 0, WRITE, 4096, 4096, i);
+    fake_wait_ended (w.f, FAKE_WRITE, 0, 0, i); /* nobody flushes */
+    assert_device (w.f, 4096, 4096, i);
+  }
+  world_end_clean (&w);
+}
+
+/* So many buffers wait to grow, and no more. */
+static void
+test_open_max (void)
+{
+  struct world w;
+
+  world_init (&w, 32 * U, config (32, 2, WRITE_BEHIND, READ_DIRECT));
+  for (unsigned i = 0; i < STREAMS; i++)
+    do_request (&w, 0, WRITE, 4096, i * U, 1);
+  do_request (&w, 0, WRITE, 4096, STREAMS * U, 1);
+  fake_wait_ended (w.f, FAKE_WRITE, 0, U, 1);
+  g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, 32 * U), <=, STREAMS);
+  world_end_clean (&w);
+}
+
+/* The order of writes. */
+
+static void
+test_overlap_order (gconstpointer data)
+{
+  unsigned second = GPOINTER_TO_UINT (data);    /* the connection of the second write */
+  struct world w;
+  struct task *flush;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, U, 0, 1);
+  fake_wait_held (w.f, hold, 1);
+  do_request (&w, second, WRITE, 4096, 4096, 2);        /* OPEN behind WRITING */
+  do_request (&w, 1 - second, WRITE, 4096, 6144, 3);    /* the former is READY now */
+  do_request (&w, 0, WRITE, U, U, 4);                   /* far: does not wait */
+  fake_wait_held (w.f, hold, 2);
+  flush = task_start (&w, 1, FLUSH, 0, 0, 0);
+  task_wait_blocked (flush);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, U), ==, 1);
+  g_assert_cmpuint (count_state (&w, BUF_READY, 0, U), ==, 2);
+  {
+    struct part parts[] = { { 0, 4096, 1 }, { 4096, 2048, 2 }, { 6144, 4096, 3 },
+                            { 10240, U - 10240, 1 }, { U, U, 4 } };
+
+    assert_reads (&w, 0, parts, 5);
+    fake_pass (w.f, hold, 1);                           /* the first */
+    fake_wait_held (w.f, hold, 2);
+    assert_reads (&w, 1, parts, 5);
+    task_wait_blocked (flush);
+    g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, U), ==, 2);
+    fake_release (w.f, hold);
+    g_assert_cmpint (task_end (flush), ==, 0);
+    assert_reads (&w, 1, parts, 5);
+    assert_devices (w.f, parts, 5);
+  }
+  for (unsigned i = 0; i < 2; i++)
+    assert_order (fake_op (w.f, FAKE_WRITE, 0, U, i), fake_op (w.f, FAKE_WRITE, 0, U, i + 1));
+  g_assert_cmpuint (fake_collisions (w.f), ==, 0);
+  world_end_clean (&w);
+}
+
+static const char *const kind_names[] = {
+  "read", "write", "fua", "zero", "trim", "flush", "settle", "close"
+};
+
+static unsigned
+fake_kind (enum kind kind)
+{
+  return kind == ZERO ? FAKE_ZERO : kind == TRIM ? FAKE_TRIM : FAKE_WRITE;
+}
+
+/* What stands in the device after a mutator with that tag: a trim of the fake's leaves 0xdd. */
+static void
+assert_mutated (struct world *w, enum kind kind, uint32_t count, uint64_t offset, unsigned tag)
+{
+  g_autofree char *buf = g_malloc (count);
+
+  if (kind != TRIM) {
+    do_request (w, 0, READ, count, offset, kind == ZERO ? 0 : tag);
+    do_request (w, 1, READ, count, offset, kind == ZERO ? 0 : tag);
+    assert_device (w->f, count, offset, kind == ZERO ? 0 : tag);
+    return;
+  }
+  for (unsigned i = 0; i < 2; i++) {
+    g_assert_cmpint (engine_read (w->c[i], buf, count, offset), ==, 0);
+    for (uint32_t n = 0; n < count; n++)
+      g_assert_cmphex ((uint8_t) buf[n], ==, 0xdd);
+  }
+}
+
+static void
+test_mutator_waits (gconstpointer data)
+{
+  enum kind kind = GPOINTER_TO_UINT (data);
+  struct world w;
+  struct task *mutator;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, U);
+  do_request (&w, 0, WRITE, U, 0, 1);
+  fake_wait_held (w.f, hold, 1);
+  do_request (&w, 0, WRITE, 4096, U, 2);        /* OPEN: the mutator has to submit it */
+  do_request (&w, 0, WRITE, 4096, 3 * U, 2);    /* OPEN, and stays so */
+  mutator = task_start (&w, 1, kind, U, U / 2, 3);
+  task_wait_blocked (mutator);
+  fake_wait_ended (w.f, FAKE_WRITE, U, U, 1);
+  g_assert_cmpuint (fake_started (w.f, fake_kind (kind), U / 2, U), ==, kind == FUA ? 2 : 0);
+  /* Far away nobody waits for anything, neither a mutator nor a write. */
+  do_request (&w, 1, kind, U, 4 * U, 4);
+  do_request (&w, 0, WRITE, 4096, 6 * U, 4);
+  assert_mutated (&w, kind, U, 4 * U, 4);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (mutator), ==, 0);
+  g_assert_cmpuint (count_state (&w, BUF_OPEN, 3 * U, U), ==, 1);
+  assert_mutated (&w, kind, U, U / 2, 3);
+  assert_device (w.f, U / 2, 0, 1);
+  for (unsigned i = 0; i < 2; i++)
+    assert_order (fake_op (w.f, FAKE_WRITE, 0, 2 * U, i),
+                  fake_op (w.f, fake_kind (kind), U / 2, U, kind == FUA ? 2 : 0));
+  world_end_clean (&w);
+}
+
+/* A younger write to the mutator's range waits for it, one beside it does not. */
+static void
+test_write_waits (gconstpointer data)
+{
+  enum kind kind = GPOINTER_TO_UINT (data);
+  struct world w;
+  struct task *mutator, *write;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, fake_kind (kind), 0, U);
+  mutator = task_start (&w, 0, kind, U, 0, 1);
+  fake_wait_held (w.f, hold, 1);
+  write = task_start (&w, 1, WRITE, 4096, 4096, 2);
+  task_wait_blocked (write);
+  do_request (&w, 0, WRITE, 4096, U, 3);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (mutator), ==, 0);
+  g_assert_cmpint (task_end (write), ==, 0);
+  do_request (&w, 0, READ, 4096, 4096, 2);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_mutated (&w, kind, 4096, 0, 1);
+  assert_device (w.f, 4096, 4096, 2);
+  assert_mutated (&w, kind, U - 8192, 8192, 1);
+  assert_device (w.f, 4096, U, 3);
+  g_assert_cmpuint (fake_collisions (w.f), ==, 0);
+  world_end_clean (&w);
+}
+
+/* Extents: what waits in the range is written first, what waits elsewhere is not. */
+static void
+test_settle (void)
+{
+  struct world w;
+  struct task *settle;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, 4096, 0, 1);
+  do_request (&w, 0, WRITE, 4096, 2 * U, 1);
+  g_assert_false (engine_settle (w.c[1], U, U));
+  settle = task_start (&w, 1, SETTLE, U, 0, 0);
+  fake_wait_held (w.f, hold, 1);
+  task_wait_blocked (settle);
+  g_assert_cmpuint (count_state (&w, BUF_OPEN, 2 * U, U), ==, 1);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (settle), ==, false);
+  assert_device (w.f, 4096, 0, 1);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+
+  make_failed (&w, 0, 4096, 0, 2, EIO);
+  g_assert_true (engine_settle (w.c[1], U, 0));
+  g_assert_false (engine_settle (w.c[1], U, U));
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_false (engine_settle (w.c[1], U, 0));
+  world_end_clean (&w);
+}
+
+/* Write modes. */
+
+static void
+test_auto (gconstpointer data)
+{
+  enum kind kind = GPOINTER_TO_UINT (data);     /* what shows that the client knows of caches */
+  struct world w;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_AUTO, READ_DIRECT));
+  do_request (&w, 0, WRITE, 4096, 0, 1);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, 0, 0), ==, 1);
+  g_assert_true (pthread_equal (fake_op (w.f, FAKE_WRITE, 0, 0, 0).thread, pthread_self ()));
+  do_request (&w, 0, kind, kind == FLUSH ? 0 : 4096, 7 * U, 2);
+  fake_forget (w.f);
+  do_request (&w, 0, WRITE, 4096, 0, 3);
+  g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, U), ==, 1);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 0);
+  /* That says nothing about another client, but it sees the data. */
+  do_request (&w, 1, WRITE, 4096, U, 3);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, U, U), ==, 1);
+  do_request (&w, 1, READ, 4096, 0, 3);
+  world_end_clean (&w);
+}
+
+static void
+test_through (void)
+{
+  struct world w;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_THROUGH, READ_DIRECT));
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  do_request (&w, 0, FUA, 4096, 0, 1);
+  g_assert_cmpuint (fake_op (w.f, FAKE_WRITE, 0, 0, 0).flags, ==, BACKEND_FUA);
+  for (unsigned i = 2; i < 6; i++) {
+    do_request (&w, 0, WRITE, 4096, 0, i);
+    g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, 0, 0), ==, i);
+    assert_device (w.f, 4096, 0, i);
+  }
+  world_end_clean (&w);
+}
+
+/* One connection has learnt of flushes while the write of another, which had no need to register, is
+ * under way: no write may wait as long as that one runs.
+ */
+static void
+test_unregistered_first (void)
+{
+  struct world w;
+  struct task *first, *second;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_AUTO, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  first = task_start (&w, 0, WRITE, 4096, 0, 1);
+  fake_wait_held (w.f, hold, 1);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  second = task_start (&w, 1, WRITE, 4096, 0, 2);
+  fake_wait_held (w.f, hold, 2);
+  fake_pass (w.f, hold, 1);
+  g_assert_cmpint (task_end (first), ==, 0);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (second), ==, 0);
+  do_request (&w, 0, READ, 4096, 0, 2);
+  fake_forget (w.f);
+  do_request (&w, 1, WRITE, 4096, 0, 3);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 0);
+  world_end_clean (&w);
+}
+
+/* Where handing over cannot win, it does not hand over. */
+static void
+test_fast (void)
+{
+  struct world w;
+  char *buf = g_malloc (4 * U);
+
+  world_start (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_AHEAD));
+  fake_set_fast (w.f, true);
+  for (unsigned i = 0; i < 2; i++) {
+    struct backend b = fake_backend (w.f, i);
+
+    g_assert_cmpint (conn_open (w.e, "", &b, &w.c[i]), ==, 0);
+    pace_note (w.c[i]->backend.pace_read, 1, 1);
+    pace_note (w.c[i]->backend.pace_write, 1, 1);
+  }
+  fill (buf, 4 * U, 0, 1);
+  g_assert_cmpint (engine_write (w.c[0], buf, 4 * U, 0, 0), ==, 0);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, 0, 0), ==, 1);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 1, READ, U, i * U, 1);
+  do_request (&w, 0, READ, 4 * U, 0, 1);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 0), ==, 5);
+  for (unsigned i = 0; i < 6; i++)
+    g_assert_true (pthread_equal (fake_op (w.f, FAKE_ANY, 0, 0, i).thread, pthread_self ()));
+  g_free (buf);
+  world_end_clean (&w);
+}
+
+/* Reads. */
+
+/* A part of a unit waits, in each state; the rest is in the device or on its way to it. */
+static void
+test_read_states (gconstpointer data)
+{
+  enum buf_state state = GPOINTER_TO_UINT (data);
+  struct part parts[] = {
+    { 0, U + 4096, OLD }, { U + 4096, 4096, 1 }, { U + 8192, 4096, OLD }, { U + 12288, 4096, 2 },
+    { U + 16384, 2 * U, OLD }
+  };
+  struct world w;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, state == BUF_FAILED ? 1 : 0);
+  if (state == BUF_FAILED) {
+    fake_release (w.f, hold);
+    hold = fake_fail (w.f, FAKE_WRITE, 0, 0, EIO, -1);
+  }
+  do_request (&w, 0, WRITE, 4096, U + 4096, 1);
+  do_request (&w, 0, WRITE, 4096, U + 12288, 2);
+  if (state == BUF_WRITING) {
+    do_request (&w, 0, WRITE, 4096, U + 4096, 1);       /* still joins */
+    for (unsigned i = 0; i < 2; i++)                    /* others' writes make them go */
+      do_request (&w, 1, WRITE, 4096, U + (i ? 12288 : 4096), i ? 2 : 1);
+    fake_wait_held (w.f, hold, 2);
+  }
+  else if (state == BUF_FAILED)
+    g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, EIO);
+  g_assert_cmpuint (count_state (&w, state, U, U), ==, 2);
+  for (unsigned i = 0; i < 2; i++) {
+    assert_reads (&w, i, parts, 5);
+    assert_reads (&w, i, parts + 1, 1);
+    assert_reads (&w, i, parts + 1, 3);
+    assert_reads (&w, i, (struct part[]) { { U + 5000, 1000, 1 } }, 1);
+    assert_reads (&w, i, (struct part[]) {
+        { U + 2000, 2096, OLD }, { U + 4096, 1000, 1 } }, 2);
+    assert_reads (&w, i, (struct part[]) {
+        { U + 12388, 3996, 2 }, { U + 16384, 100, OLD } }, 2);
+  }
+  fake_release (w.f, hold);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_devices (w.f, parts, 5);
+  assert_reads (&w, 0, parts, 5);
+  world_end_clean (&w);
+}
+
+/* More buffers in one read than it has places for without asking for memory. */
+static void
+test_read_many (void)
+{
+  struct world w;
+
+  world_init (&w, 80 * U, config (80, 4, WRITE_BEHIND, READ_DIRECT));
+  {
+    int hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+    g_autofree char *buf = g_malloc (80 * U);
+
+    for (unsigned i = 0; i < 70; i++)
+      do_request (&w, 0, WRITE, 4096, i * U, i + 1);
+    g_assert_cmpint (engine_read (w.c[1], buf, 80 * U, 0), ==, 0);
+    for (unsigned i = 0; i < 80; i++) {
+      assert_filled (buf + i * U, 4096, i * U, i < 70 ? i + 1 : OLD);
+      assert_filled (buf + i * U + 4096, U - 4096, i * U + 4096, OLD);
+    }
+    fake_release (w.f, hold);
+  }
+  world_end_clean (&w);
+}
+
+/* A read that came before does not keep a writer from answering, and the writer does not change what
+ * the read has found.
+ */
+static void
+test_read_pins (void)
+{
+  struct world w;
+  struct task *read;
+  int hold, hold_write;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_READ, U, U);
+  hold_write = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, 4096, 0, 1);
+  do_request (&w, 0, WRITE, 4096, U - 4096, OLD);
+  read = task_start (&w, 1, READ, 4096 + 100, U - 4096, OLD);
+  fake_wait_held (w.f, hold, 1);
+  /* Its bytes are pinned: the write goes to another buffer. */
+  do_request (&w, 0, WRITE, 4096, U - 4096, 2);
+  do_request (&w, 0, READ, 4096, U - 4096, 2);
+  fake_release (w.f, hold_write);
+  fake_wait_ended (w.f, FAKE_WRITE, U - 4096, 4096, 2);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_device (w.f, 4096, U - 4096, 2);
+  do_request (&w, 0, WRITE, U, 2 * U, 3);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (read), ==, 0);
+  world_end_clean (&w);
+}
+
+/* Reading ahead. */
+
+/* Two reads at the beginning of the device make a stream: everything else is then read ahead. */
+static void
+start_stream (struct world *w, unsigned i)
+{
+  do_request (w, i, READ, U, 0, OLD);
+  do_request (w, i, READ, U, U, OLD);
+}
+
+static void
+test_ahead (void)
+{
+  struct world w;
+  uint64_t size = 7 * U + 4096 + 512;   /* the last unit is a short one */
+
+  world_init (&w, size, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, size - 2 * U, 6);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, 0), ==, 6);
+  /* No further operation for any of it: of all of a buffer, a part, and both connections. */
+  do_request (&w, 1, READ, 4096, 5 * U + 1, OLD);
+  do_request (&w, 0, READ, U, 2 * U, OLD);
+  do_request (&w, 0, READ, 2 * U, 3 * U, OLD);
+  do_request (&w, 0, READ, U / 2, 5 * U, OLD);
+  do_request (&w, 0, READ, U / 2 + U, 5 * U + U / 2, OLD);
+  do_request (&w, 0, READ, 4096 + 512, 7 * U, OLD);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, 0), ==, 6);
+  /* What was read wholly is not kept. */
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, size), ==, 0);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_AHEAD_BYTES), ==, size - 2 * U);
+  world_end_clean (&w);
+}
+
+/* A read over units that are read ahead, dirty in part, and in the device only. */
+static void
+test_ahead_mixed (void)
+{
+  struct world w;
+  int hold;
+
+  world_init (&w, 8 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 6 * U, 6);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 1, WRITE, 4096, 3 * U + 4096, 1);     /* one unit with dirty data */
+  do_request (&w, 1, ZERO, 4096, 5 * U, 0);             /* one in no buffer */
+  do_request (&w, 1, WRITE, U, 6 * U, 2);               /* one all dirty */
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, 8 * U), ==, 3);
+  fake_forget (w.f);
+  assert_reads (&w, 0, (struct part[]) {
+      { 2 * U + 100, U - 100 + 4096, OLD }, { 3 * U + 4096, 4096, 1 },
+      { 3 * U + 8192, 2 * U - 8192, OLD }, { 5 * U, 4096, 0 }, { 5 * U + 4096, U - 4096, OLD },
+      { 6 * U, U, 2 }, { 7 * U, U - 1, OLD } }, 7);
+  /* The plugin was asked for nothing but what no buffer holds. */
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 0), ==, 2);
+  g_assert_cmpuint (fake_op (w.f, FAKE_READ, 0, 0, 0).offset, ==, 3 * U);
+  g_assert_cmpuint (fake_op (w.f, FAKE_READ, 0, 0, 0).count, ==, U);
+  g_assert_cmpuint (fake_op (w.f, FAKE_READ, 0, 0, 1).offset, ==, 5 * U);
+  g_assert_cmpuint (fake_op (w.f, FAKE_READ, 0, 0, 1).count, ==, U);
+  fake_release (w.f, hold);
+  world_end_clean (&w);
+}
+
+/* What is being read ahead is made stale by KIND, from that connection, while connections may hold
+ * writes (BEHIND) or none does, so that nothing registers.
+ */
+struct stale {
+  enum kind kind;
+  unsigned conn;
+  bool behind;
+  bool in_flight;               /* else it is CLEAN already */
+};
+
+static void
+test_stale (gconstpointer data)
+{
+  const struct stale *s = data;
+  struct world w;
+  int hold;
+
+  world_init (&w, 4 * U, config (16, 4, s->behind ? WRITE_BEHIND : WRITE_THROUGH, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 2);                /* both have read the old data */
+  if (!s->in_flight) {
+    fake_release (w.f, hold);
+    wait_state (&w, BUF_CLEAN, 2 * U, 2 * U, 2);
+  }
+  do_request (&w, s->conn, s->kind, 4096, 3 * U - 2048, 1);     /* of both units a part */
+  g_assert_cmpuint (count_state (&w, BUF_READING, 0, 4 * U), ==, 0);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, 4 * U), ==, 0);
+  if (s->in_flight) {
+    /* New data is there before the stale read is done, and after. */
+    fake_pass (w.f, hold, 2);
+    fake_release (w.f, hold);
+    fake_wait_ended (w.f, FAKE_READ, 2 * U, 0, 2);
+  }
+  engine_check (w.e);
+  if (s->kind != WRITE || !s->behind)
+    assert_mutated (&w, s->kind, 4096, 3 * U - 2048, 1);
+  for (unsigned i = 0; i < 2 && s->kind != TRIM; i++)
+    assert_reads (&w, i, (struct part[]) {
+        { 2 * U, U - 2048, OLD }, { 3 * U - 2048, 4096, s->kind == ZERO ? 0 : 1 },
+        { 3 * U + 2048, U - 2048, OLD } }, 3);
+  world_end_clean (&w);
+}
+
+/* A read that waits for what is read ahead while it is made stale. */
+static void
+test_stale_pinned (void)
+{
+  struct world w;
+  struct task *read;
+  int hold;
+
+  world_init (&w, 3 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 1);
+  read = task_start (&w, 0, READ, U / 2, 2 * U, OLD);
+  task_wait_blocked (read);
+  do_request (&w, 1, WRITE, U / 2, 2 * U + U / 2, 1);
+  task_wait_blocked (read);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (read), ==, 0);
+  do_request (&w, 0, READ, U / 2, 2 * U + U / 2, 1);
+  do_request (&w, 0, READ, U / 2, 2 * U, OLD);
+  world_end_clean (&w);
+}
+
+/* A read does not wait behind queued background work: it does it itself. */
+static void
+test_ahead_takes_over (void)
+{
+  struct world w;
+  struct fake_op op;
+  int hold;
+
+  world_init (&w, 8 * U, config (16, 1, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, U);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 1);                /* the only worker */
+  g_assert_cmpuint (count_state (&w, BUF_READING, 0, 8 * U), ==, 6);
+  do_request (&w, 0, READ, U, 4 * U, OLD);
+  op = fake_op (w.f, FAKE_READ, 4 * U, U, 0);
+  g_assert_true (pthread_equal (op.thread, pthread_self ()));
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, 0), ==, 2);
+  /* Another connection's read does it as well; the worker has not moved. */
+  do_request (&w, 1, READ, 4096, 5 * U, OLD);
+  g_assert_true (pthread_equal (fake_op (w.f, FAKE_READ, 5 * U, U, 0).thread, pthread_self ()));
+  fake_release (w.f, hold);
+  wait_state (&w, BUF_CLEAN, 2 * U, 6 * U, 5);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, 0), ==, 6);
+  world_end_clean (&w);
+}
+
+/* Reading ahead fails: who needs the data asks himself, and learns why. */
+static void
+test_ahead_fails (void)
+{
+  struct world w;
+  struct task *read;
+  int fail, hold;
+
+  world_init (&w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  fail = fake_fail (w.f, FAKE_READ, 2 * U, 0, ENOMEDIUM, -1);
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, U);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 1);
+  read = task_start (&w, 1, READ, U, 2 * U, OLD);
+  task_wait_blocked (read);
+  fake_wait_ended (w.f, FAKE_READ, 3 * U, U, 1);
+  fake_pass (w.f, hold, 1);
+  fake_wait_held (w.f, hold, 1);                /* the reader's own */
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (read), ==, ENOMEDIUM);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_AHEAD_FAILED), ==, 2);
+  g_assert_cmpint (try_request (&w, 0, READ, U, 3 * U, OLD), ==, ENOMEDIUM);
+  g_assert_cmpint (try_request (&w, 1, READ, 4 * U, 0, OLD), ==, ENOMEDIUM);
+  fake_release (w.f, fail);
+  do_request (&w, 0, READ, 4 * U, 0, OLD);
+  world_end_clean (&w);
+}
+
+/* Requests that nothing helps: the plugin's error code, on the thread that asked. */
+static void
+test_errors (void)
+{
+  struct world w;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_THROUGH, READ_DIRECT));
+  fake_fail (w.f, FAKE_READ, 5 * U, U, ENOMEDIUM, -1);
+  fake_fail (w.f, FAKE_WRITE, 5 * U, U, ENOSPC, -1);
+  fake_fail (w.f, FAKE_ZERO, 5 * U, U, EDQUOT, -1);
+  fake_fail (w.f, FAKE_TRIM, 5 * U, U, ENOTSUP, -1);
+  for (uint64_t offset = 0; offset <= 5 * U; offset += 5 * U) {
+    uint32_t count = offset == 0 ? 8 * U : 4096;
+
+    g_assert_cmpint (try_request (&w, 0, READ, count, offset, OLD), ==, ENOMEDIUM);
+    g_assert_cmpint (try_request (&w, 0, WRITE, count, offset, OLD), ==, ENOSPC);
+    g_assert_cmpint (try_request (&w, 0, FUA, count, offset, OLD), ==, ENOSPC);
+    g_assert_cmpint (try_request (&w, 0, ZERO, count, offset, OLD), ==, EDQUOT);
+    g_assert_cmpint (try_request (&w, 0, TRIM, count, offset, OLD), ==, ENOTSUP);
+  }
+  g_assert_true (pthread_equal (fake_op (w.f, FAKE_READ, 5 * U, U, 1).thread, pthread_self ()));
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  world_end_clean (&w);
+}
+
+/* Failed writes. */
+
+static void
+test_failed (gconstpointer data)
+{
+  unsigned retries = GPOINTER_TO_UINT (data);   /* how often the flush's tries fail */
+  struct part parts[] = { { 0, 4096, OLD }, { 4096, 4096, 1 }, { 8192, 4096, OLD } };
+  struct world w;
+  struct task *write;
+  int fail, hold;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  fail = fake_fail (w.f, FAKE_WRITE, 4096, 4096, ENOSPC, 1 + retries);
+  do_request (&w, 0, WRITE, 4096, 4096, 1);
+  wait_state (&w, BUF_FAILED, 0, U, 1);         /* by lingering */
+  g_assert_true (is_failing (&w, 0));
+  assert_reads (&w, 0, parts, 3);
+  assert_reads (&w, 1, parts, 3);
+  assert_device (w.f, 4096, 4096, OLD);
+  /* From now on writes go through, on all connections. */
+  hold = fake_hold (w.f, FAKE_WRITE, 4 * U, U);
+  for (unsigned i = 0; i < 2; i++) {
+    write = task_start (&w, i, WRITE, 4096, 4 * U, 5);
+    fake_wait_held (w.f, hold, 1);
+    task_wait_blocked (write);
+    fake_pass (w.f, hold, 1);
+    g_assert_cmpint (task_end (write), ==, 0);
+  }
+  fake_release (w.f, hold);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_DEFERRED_ERRORS), ==, 1);
+  fake_forget (w.f);
+
+  if (retries >= 2) {
+    /* A worker tries, then the flush itself, for the sake of the error code. */
+    g_assert_cmpint (try_request (&w, 1, FLUSH, 0, 0, 0), ==, ENOSPC);
+    g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, U), ==, 2);
+    g_assert_true (pthread_equal (fake_op (w.f, FAKE_WRITE, 0, U, 1).thread, pthread_self ()));
+    g_assert_cmpuint (fake_started (w.f, FAKE_FLUSH, 0, 0), ==, 0);
+    g_assert_true (is_failing (&w, 0));
+    assert_reads (&w, 0, parts, 3);
+    fake_release (w.f, fail);
+    fake_forget (w.f);
+  }
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_order (fake_op (w.f, FAKE_WRITE, 0, U, retries == 1), fake_op (w.f, FAKE_FLUSH, 0, 0, 0));
+  assert_devices (w.f, parts, 3);
+  g_assert_cmpuint (count_state (&w, BUF_FAILED, 0, 8 * U), ==, 0);
+  g_assert_false (is_failing (&w, 0));
+  do_request (&w, 0, WRITE, 4096, 4096, 2);
+  g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, U), ==, 1);
+  world_end_clean (&w);
+}
+
+/* Until a flush has succeeded, not only until the data is written. */
+static void
+test_failing_sticks (void)
+{
+  struct world w;
+  int fail;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, 4096, 0, 1, EIO);
+  do_request (&w, 1, WRITE, 4096, 0, 2);        /* takes its place */
+  g_assert_cmpuint (count_state (&w, BUF_FAILED, 0, 8 * U), ==, 0);
+  g_assert_true (is_failing (&w, 0));
+  fail = fake_fail (w.f, FAKE_FLUSH, 0, 0, EIO, -1);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, EIO);
+  g_assert_true (is_failing (&w, 0));
+  do_request (&w, 1, WRITE, 4096, 0, 3);
+  assert_device (w.f, 4096, 0, 3);
+  fake_release (w.f, fail);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_false (is_failing (&w, 0));
+  world_end_clean (&w);
+}
+
+/* Younger writes that overlap fail behind the one that did; the flush tries them in order. */
+static void
+test_failed_order (void)
+{
+  struct part parts[] = { { 0, 4096, 1 }, { 4096, 2048, 2 }, { 6144, 4096, 3 },
+                          { 10240, U - 10240, 1 } };
+  struct world w;
+  int hold, fail;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, EIO, 1);
+  do_request (&w, 0, WRITE, U, 0, 1);
+  fake_wait_held (w.f, hold, 1);
+  do_request (&w, 0, WRITE, 4096, 4096, 2);
+  do_request (&w, 1, WRITE, 4096, 6144, 3);     /* overlaps both */
+  {
+    struct task *settle = task_start (&w, 0, SETTLE, U, 0, 0);  /* all are READY or WRITING */
+
+    task_wait_blocked (settle);
+    fake_release (w.f, hold);
+    g_assert_cmpint (task_end (settle), ==, true);
+  }
+  wait_state (&w, BUF_FAILED, 0, U, 3);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 1);
+  assert_reads (&w, 0, parts, 4);
+  assert_reads (&w, 1, parts, 4);
+  fake_release (w.f, fail);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 4);
+  for (unsigned i = 0; i < 3; i++)
+    assert_order (fake_op (w.f, FAKE_WRITE, 0, U, i), fake_op (w.f, FAKE_WRITE, 0, U, i + 1));
+  assert_devices (w.f, parts, 4);
+  world_end_clean (&w);
+}
+
+/* Of several that failed, the flush returns the error of the oldest that it cannot write. */
+static void
+test_failed_several (void)
+{
+  struct world w;
+  int fail0, fail1, hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  fail0 = fake_fail (w.f, FAKE_WRITE, 0, U, ENOSPC, -1);
+  fail1 = fake_fail (w.f, FAKE_WRITE, U, U, EIO, -1);
+  do_request (&w, 0, WRITE, U, U, 1);
+  do_request (&w, 1, WRITE, U, 0, 2);
+  do_request (&w, 0, WRITE, U, 2 * U, 3);
+  fake_wait_held (w.f, hold, 3);
+  fake_release (w.f, hold);
+  wait_state (&w, BUF_FAILED, 0, 2 * U, 2);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, EIO);
+  fake_release (w.f, fail1);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, ENOSPC);
+  assert_device (w.f, U, U, 1);
+  do_request (&w, 0, READ, U, 0, 2);
+  fake_release (w.f, fail0);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_device (w.f, U, 0, 2);
+  world_end_clean (&w);
+}
+
+/* A write, zero or trim that goes through over failed data: its bytes count, of the whole or a part of
+ * the buffer.  With FLUSHING a flush comes while it runs, and tries the failed data again.
+ */
+struct super {
+  enum kind kind;
+  uint64_t offset;
+  uint32_t count;
+  bool flushing;
+};
+
+static unsigned
+count_writes_at (struct fake *f, uint64_t offset)
+{
+  unsigned n = 0;
+
+  for (unsigned i = 0; i < fake_started (f, FAKE_WRITE, offset, 1); i++)
+    n += fake_op (f, FAKE_WRITE, offset, 1, i).offset == offset;
+  return n;
+}
+
+static void
+test_supersede (gconstpointer data)
+{
+  const struct super *s = data;
+  uint64_t lo = U + 8192, hi = U + 8192 + 16384;        /* what failed */
+  uint64_t from = MAX (s->offset, lo), to = MIN (s->offset + s->count, hi);
+  unsigned tag = s->kind == ZERO ? 0 : 2;
+  struct world w;
+  struct task *mutator, *flush = NULL;
+  struct part parts[] = { { lo, from - lo, 1 }, { from, to - from, tag }, { to, hi - to, 1 } };
+  unsigned already = s->offset == lo && s->kind <= FUA;
+  int hold;
+
+  world_init (&w, 4 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, hi - lo, lo, 1, EIO);
+  hold = fake_hold (w.f, fake_kind (s->kind), s->offset, s->count);
+  mutator = task_start (&w, 1, s->kind, s->count, s->offset, 2);
+  fake_wait_held (w.f, hold, 1);
+  do_request (&w, 0, READ, hi - lo, lo, 1);     /* it is not answered yet */
+  if (s->flushing) {
+    flush = task_start (&w, 0, FLUSH, 0, 0, 0);
+    task_wait_blocked (flush);
+    g_assert_cmpuint (count_state (&w, BUF_READY, lo, hi - lo), ==, 1);
+    g_assert_cmpuint (count_writes_at (w.f, lo), ==, already);
+  }
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (mutator), ==, 0);
+  if (s->kind == TRIM) {
+    parts[1].count = 0;                         /* anything may stand there */
+    if (to - from == hi - lo)
+      parts[0].count = parts[2].count = 0;
+  }
+  for (unsigned p = 0; p < 3; p++)
+    if (parts[p].count > 0)
+      for (unsigned i = 0; i < 2; i++)
+        do_request (&w, i, READ, parts[p].count, parts[p].offset, parts[p].tag);
+  if (s->kind != TRIM)
+    assert_reads (&w, 0, parts, 3);
+  if (flush)
+    g_assert_cmpint (task_end (flush), ==, 0);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_devices (w.f, parts, 3);
+  if (s->kind != TRIM)
+    assert_device (w.f, s->count, s->offset, tag);
+  /* Nothing left to write where all of it was replaced. */
+  g_assert_cmpuint (count_writes_at (w.f, lo), ==, already + (to - from < hi - lo));
+  g_assert_cmpuint (fake_collisions (w.f), ==, 0);
+  world_end_clean (&w);
+}
+
+/* A through write that the plugin refuses replaces nothing. */
+static void
+test_supersede_error (void)
+{
+  struct world w;
+  int fail;
+
+  world_init (&w, 4 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, 4096, 0, 1, EIO);
+  fail = fake_fail (w.f, FAKE_CHANGE, 0, 0, ENOSPC, -1);
+  for (enum kind kind = WRITE; kind <= TRIM; kind++)
+    g_assert_cmpint (try_request (&w, 1, kind, U, 0, 2), ==, ENOSPC);
+  do_request (&w, 0, READ, 4096, 0, 1);
+  fake_release (w.f, fail);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_device (w.f, 4096, 0, 1);
+  world_end_clean (&w);
+}
+
+/* Bytes of failed data are not replaced under a read that copies from it, and it waits for no new
+ * readers.
+ */
+static void
+test_supersede_pinned (void)
+{
+  struct world w;
+  struct task *read, *write, *second;
+  int hold;
+
+  world_init (&w, 4 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, 8192, 0, OLD, EIO);
+  hold = fake_hold (w.f, FAKE_READ, 8192, U);
+  read = task_start (&w, 0, READ, U, 0, OLD);
+  fake_wait_held (w.f, hold, 1);
+  write = task_start (&w, 1, WRITE, 4096, 0, 2);
+  fake_wait_ended (w.f, FAKE_WRITE, 0, 4096, 1);
+  task_wait_blocked (write);
+  second = task_start (&w, 0, READ, 4096, 0, 2);
+  task_wait_blocked (second);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (read), ==, 0);
+  g_assert_cmpint (task_end (write), ==, 0);
+  g_assert_cmpint (task_end (second), ==, 0);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_device (w.f, 4096, 0, 2);
+  assert_device (w.f, 4096, 4096, OLD);
+  world_end_clean (&w);
+}
+
+/* Failed data outlives its connection; the next one of that export writes it. */
+static void
+test_orphan (void)
+{
+  struct world w;
+  int fail;
+
+  world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, -1);
+  do_request (&w, 0, WRITE, 4096, 4096, 1);
+  world_close (&w, 1);
+  world_close (&w, 0);
+  g_assert_cmpuint (reports->len, ==, 1);
+  g_assert_cmpstr (g_ptr_array_index (reports, 0), ==, "4096+4096");
+  world_open (&w, 2, "");
+  world_open (&w, 3, "");
+  do_request (&w, 2, READ, 4096, 4096, 1);
+  g_assert_cmpint (try_request (&w, 2, FLUSH, 0, 0, 0), ==, ENOSPC);
+  world_close (&w, 2);                          /* an orphan once more */
+  do_request (&w, 3, READ, 4096, 4096, 1);
+  fake_release (w.f, fail);
+  fake_forget (w.f);
+  do_request (&w, 3, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_op (w.f, FAKE_WRITE, 0, 0, 0).conn, ==, 3);
+  assert_device (w.f, 4096, 4096, 1);
+  g_ptr_array_set_size (reports, 0);
+  world_end_clean (&w);
+}
+
+/* ... or any later close of that export; what nobody can write is reported at the end. */
+static void
+test_orphan_at_close (void)
+{
+  struct world w;
+  int fail;
+
+  world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, -1);
+  do_request (&w, 0, WRITE, 4096, 4096, 1);
+  world_close (&w, 0);
+  fake_release (w.f, fail);
+  world_close (&w, 1);
+  assert_device (w.f, 4096, 4096, 1);
+  g_ptr_array_set_size (reports, 0);
+
+  world_open (&w, 0, "");
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, -1);
+  do_request (&w, 0, WRITE, 4096, U, 1);
+  world_close (&w, 0);
+  g_assert_cmpuint (reports->len, ==, 1);
+  world_end (&w);
+  g_assert_cmpuint (reports->len, ==, 2);
+  g_assert_cmpstr (g_ptr_array_index (reports, 1), ==, "65536+4096");
+}
+
+/* The slab. */
+
+/* A writer waits for a buffer and gets the first that becomes free. */
+static void
+test_space (void)
+{
+  struct world w;
+  struct task *write;
+  int hold;
+
+  world_init (&w, 8 * U, config (4, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 0, WRITE, i == 3 ? 4096 : U, i * U, 1);     /* the last one stays OPEN */
+  write = task_start (&w, 1, WRITE, U, 5 * U, 2);
+  fake_wait_held (w.f, hold, 4);                /* the writer has sent it on */
+  task_wait_blocked (write);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 5 * U, U), ==, 0);
+  fake_pass (w.f, hold, 1);
+  g_assert_cmpint (task_end (write), ==, 0);
+  do_request (&w, 0, READ, U, 5 * U, 2);
+  g_assert_cmpuint (stats_count (w.e->stats, STATS_SPACE_WAIT), ==, 1);
+  fake_release (w.f, hold);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  world_end_clean (&w);
+}
+
+/* Everything fails while writers wait: they are answered, by an error or by the plugin. */
+static void
+test_slab_failed (gconstpointer data)
+{
+  bool other = GPOINTER_TO_INT (data);          /* the waiting one is of another export */
+  struct world w;
+  struct task *write;
+  int hold, fail;
+
+  world_init (&w, 8 * U, config (4, 4, WRITE_BEHIND, READ_DIRECT));
+  world_open (&w, 2, "other");
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 4 * U);
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 6 * U, EIO, -1);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 0, WRITE, U, i * U, 1);
+  write = task_start (&w, other ? 2 : 1, WRITE, U, 5 * U, 2);
+  task_wait_blocked (write);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (write), ==, EIO);
+  wait_state (&w, BUF_FAILED, 0, 4 * U, 4);
+  for (unsigned i = 0; i < 3; i++) {
+    g_assert_cmpint (try_request (&w, i, WRITE, 4096, 5 * U, 3), ==, EIO);
+    do_request (&w, i, WRITE, U, 7 * U, i);
+    do_request (&w, i, READ, U, 7 * U, i);
+    do_request (&w, i, ZERO, U, 7 * U, 0);
+  }
+  do_request (&w, 1, READ, 4 * U, 0, 1);
+  /* Reading ahead finds no buffer, and goes without. */
+  g_assert_cmpint (try_request (&w, 1, FLUSH, 0, 0, 0), ==, EIO);
+  fake_release (w.f, fail);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_device (w.f, 4 * U, 0, 1);
+  do_request (&w, 0, WRITE, 4096, 0, 2);
+  g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, U), ==, 1);
+  world_end_clean (&w);
+}
+
+/* What was read ahead gives way to a writer. */
+static void
+test_evict_clean (void)
+{
+  struct world w;
+  int hold;
+
+  world_init (&w, 8 * U, config (4, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 0, 8 * U, 4);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 4; i++) {
+    do_request (&w, 1, WRITE, U, i < 2 ? i * U : (4 + i) * U, 1);       /* not where they are */
+    g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, 8 * U), ==, 3 - i);
+  }
+  fake_release (w.f, hold);
+  g_assert_cmpuint (stats_count (w.e->stats, STATS_SPACE_WAIT), ==, 0);
+  world_end_clean (&w);
+}
+
+/* So does what waits to be read ahead: the worker never gets it. */
+static void
+test_evict_reading (void)
+{
+  struct world w;
+  int hold;
+
+  world_init (&w, 8 * U, config (4, 1, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, U);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 1);
+  g_assert_cmpuint (count_state (&w, BUF_READING, 0, 8 * U), ==, 4);
+  do_request (&w, 1, WRITE, 4096, 7 * U, 1);
+  g_assert_cmpuint (count_state (&w, BUF_READING, 0, 8 * U), ==, 3);
+  do_request (&w, 1, WRITE, 4096, 0, 1);
+  g_assert_cmpuint (count_state (&w, BUF_READING, 0, 8 * U), ==, 2);
+  fake_release (w.f, hold);
+  wait_state (&w, BUF_CLEAN, 2 * U, 2 * U, 2);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 4 * U, 2 * U), ==, 0);
+  do_request (&w, 0, READ, U, 4 * U, OLD);
+  world_end_clean (&w);
+}
+
+/* While a writer waits nothing new is read ahead. */
+static void
+test_writer_first (void)
+{
+  struct world w;
+  struct task *write;
+  int hold;
+
+  world_init (&w, 16 * U, config (4, 4, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 0, WRITE, U, (12 + i) * U, 1);
+  write = task_start (&w, 0, WRITE, U, 11 * U, 2);
+  task_wait_blocked (write);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 1, READ, U, i * U, OLD);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 0), ==, 4);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (write), ==, 0);
+  world_end_clean (&w);
+}
+
+/* Close. */
+
+static void
+test_close_drains (void)
+{
+  struct world w;
+  struct task *task;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, 4096, 0, 1);
+  do_request (&w, 0, WRITE, U, U, 1);
+  task = task_start (&w, 0, CLOSE, 0, 0, 0);
+  fake_wait_held (w.f, hold, 2);
+  task_wait_blocked (task);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (task), ==, 0);
+  assert_device (w.f, 4096, 0, 1);
+  assert_device (w.f, U, U, 1);
+  world_end_clean (&w);
+
+  world_init (&w, 4 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 1);
+  task = task_start (&w, 0, CLOSE, 0, 0, 0);
+  task_wait_blocked (task);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (task), ==, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 3 * U, U), ==, 0);    /* that was taken back */
+  do_request (&w, 1, READ, 2 * U, 2 * U, OLD);
+  world_end_clean (&w);
+}
+
+/* Sizes. */
+
+static void
+test_max_block (void)
+{
+  struct engine_config c = config (16, 4, WRITE_BEHIND, READ_AHEAD);
+  struct world w;
+  struct backend b;
+  uint32_t max = 96 * KIB;      /* and no power of two */
+
+  c.buffer_size = 256 * KIB;
+  world_start (&w, 2048 * KIB, c);
+  b = fake_backend (w.f, 0);
+  b.max_block = max;
+  g_assert_cmpint (conn_open (w.e, "", &b, &w.c[0]), ==, 0);
+  fake_make_slow (w.c[0]);
+  for (unsigned i = 0; i < 16; i++)
+    do_request (&w, 0, WRITE, 16 * KIB, 512 * KIB + i * 16 * KIB, 1);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 4);
+  for (unsigned i = 0; i < 4; i++)
+    g_assert_cmpuint (fake_op (w.f, FAKE_WRITE, 0, 0, i).count, ==, U);
+  for (uint64_t offset = 0; offset < 512 * KIB; offset += 32 * KIB)
+    do_request (&w, 0, READ, 32 * KIB, offset, OLD);
+  do_request (&w, 0, READ, 32 * KIB, 512 * KIB, 1);
+  world_close (&w, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 0), >, 4);
+  for (unsigned i = 0; i < fake_started (w.f, FAKE_ANY, 0, 0); i++)
+    g_assert_cmpuint (fake_op (w.f, FAKE_ANY, 0, 0, i).count, <=, max);
+  world_end_clean (&w);
+}
+
+static void
+test_min_block (void)
+{
+  struct world w;
+  struct backend b;
+
+  world_start (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  b = fake_backend (w.f, 0);
+  b.min_block = 4096;
+  g_assert_cmpint (conn_open (w.e, "", &b, &w.c[0]), ==, 0);
+  fake_make_slow (w.c[0]);
+  do_request (&w, 0, WRITE, 4096, 0, 1);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 0);
+  /* Not whole blocks: the client's own affair, in the order of things. */
+  do_request (&w, 0, WRITE, 512, 1024, 2);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, 0, 0), ==, 2);
+  do_request (&w, 0, WRITE, 4096, 512, 3);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, 0, 0), ==, 3);
+  assert_devices (w.f, (struct part[]) { { 0, 512, 1 }, { 512, 4096, 3 }, { 4608, 100, OLD } }, 3);
+  world_close (&w, 0);
+
+  b.min_block = 2 * U;
+  g_assert_cmpint (conn_open (w.e, "", &b, &w.c[0]), ==, EINVAL);
+  w.c[0] = NULL;
+  world_end_clean (&w);
+}
+
+static void
+test_odd_size (void)
+{
+  struct world w;
+  uint64_t size = 3 * U + 4096 + 512;
+
+  world_init (&w, size, config (8, 4, WRITE_BEHIND, READ_AHEAD));
+  do_request (&w, 0, WRITE, 512, size - 512, 1);        /* the end of the device is a full buffer */
+  fake_wait_ended (w.f, FAKE_WRITE, 0, 0, 1);
+  do_request (&w, 0, WRITE, 4096, 3 * U, 2);
+  assert_reads (&w, 1, (struct part[]) {
+      { 2 * U, U, OLD }, { 3 * U, 4096, 2 }, { size - 512, 512, 1 } }, 3);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_devices (w.f, (struct part[]) {
+      { 2 * U, U, OLD }, { 3 * U, 4096, 2 }, { size - 512, 512, 1 } }, 3);
+  world_end_clean (&w);
+}
+
+/* Memory. */
+static void
+test_too_large (void)
+{
+  struct engine_config c = config (UINT32_MAX, 4, WRITE_BEHIND, READ_AHEAD);
+  struct engine *e;
+
+  c.buffer_size = UINT32_C (1) << 31;
+  g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
+}
+
+/* Exports. */
+
+/* Two names of one device: each reads what was written by the other name. */
+static void
+test_exports (void)
+{
+  struct world w;
+  struct task *read;
+  int hold, hold_read;
+
+  world_start (&w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  world_open (&w, 0, "a");
+  world_open (&w, 1, "b");
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  hold_read = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 1);
+  fake_wait_held (w.f, hold_read, 2);
+  do_request (&w, 0, WRITE, 4096, 2 * U, 1);            /* makes what "b" reads ahead stale */
+  fake_release (w.f, hold_read);
+  read = task_start (&w, 1, READ, 4096, 2 * U, 1);
+  fake_wait_held (w.f, hold, 1);                        /* the read has sent the write on */
+  task_wait_blocked (read);
+  do_request (&w, 1, READ, 4096, 3 * U, OLD);           /* elsewhere it waits for nothing */
+  fake_pass (w.f, hold, 1);
+  g_assert_cmpint (task_end (read), ==, 0);
+  /* Overlapping writes keep their order. */
+  fake_forget (w.f);
+  do_request (&w, 0, WRITE, 4096, 2 * U, 1);
+  do_request (&w, 1, WRITE, 2048, 2 * U, 2);
+  fake_wait_held (w.f, hold, 1);
+  fake_release (w.f, hold);
+  do_request (&w, 0, FLUSH, 0, 0, 0);                   /* covers both */
+  assert_device (w.f, 2048, 2 * U, 2);
+  assert_device (w.f, 2048, 2 * U + 2048, 1);
+  assert_order (fake_op (w.f, FAKE_WRITE, 0, 0, 0), fake_op (w.f, FAKE_WRITE, 0, 0, 1));
+  assert_reads (&w, 0, (struct part[]) {
+      { 2 * U, 2048, 2 }, { 2 * U + 2048, 2048, 1 } }, 2);
+  world_end_clean (&w);
+}
+
+/* Two names of two devices: one's failed data is not the other's, and nothing that happens in one
+ * of them may take it away.
+ */
+static void
+test_devices (gconstpointer data)
+{
+  enum kind kind = GPOINTER_TO_UINT (data);
+  struct world w;
+  int fail;
+
+  world_start (&w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  w.f2 = fake_new (4 * U);
+  fill (fake_data (w.f2), 4 * U, 0, OLD);
+  world_open (&w, 0, "a");
+  world_open (&w, 1, "a");
+  world_open_on (&w, 2, "b", w.f2);
+  make_failed (&w, 0, 4096, 0, 1, EIO);
+  do_request (&w, 2, READ, 4096, 0, OLD);
+  do_request (&w, 2, kind, 8192, 0, 2);                 /* all of it */
+  do_request (&w, 1, READ, 4096, 0, 1);
+  do_request (&w, 2, kind, 1024, 1024, 3);              /* a part of it */
+  do_request (&w, 1, READ, 4096, 0, 1);
+  do_request (&w, 2, FLUSH, 0, 0, 0);
+  do_request (&w, 1, READ, 4096, 0, 1);
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, -1);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, ENOSPC);
+  fake_release (w.f, fail);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_device (w.f, 4096, 0, 1);
+  world_end_clean (&w);
+}
+
+/* At random: threads that use all connections, each in its own part of the device, beside what only is
+ * read.  A thread's own bytes must be what it last wrote, whatever the others do and whatever fails.
+ */
+
+enum { RANDOM_THREADS = 4, RANDOM_CONNS = 3 };
+/* The device: stripes that the threads have in turn, one region per thread, one that is read only. */
+#define STRIPE (8 * KIB)
+#define STRIPES (4 * U)
+#define REGION (4 * U)
+#define READ_ONLY (STRIPES + RANDOM_THREADS * REGION)
+#define RANDOM_SIZE (READ_ONLY + 8 * U + 512)
+#define BLOCK UINT64_C (512)
+
+struct random_config {
+  struct engine_config engine;
+  bool failures, exports;
+};
+
+struct random_world {
+  struct world w;
+  const struct random_config *config;
+  unsigned ops;
+  pthread_rwlock_t conn_lock[RANDOM_CONNS];     /* held for writing to close and open it again */
+  uint8_t *shadow;              /* each byte used by its owner only */
+  bool *known;                  /* per block: the device may hold anything else there */
+  atomic_uint errors, done;
+};
+
+struct random_thread {
+  pthread_t thread;
+  struct random_world *r;
+  unsigned self;
+  GRand *rand;
+};
+
+static bool
+is_mine (const struct random_thread *t, uint64_t block)
+{
+  uint64_t offset = block * BLOCK;
+
+  if (offset < STRIPES)
+    return offset / STRIPE % RANDOM_THREADS == t->self;
+  return offset < READ_ONLY && (offset - STRIPES) / REGION == t->self;
+}
+
+/* A range of whole blocks that the thread may change. */
+static void
+choose_own (struct random_thread *t, uint64_t *offset, uint32_t *count)
+{
+  uint64_t base, size;
+
+  if (g_rand_boolean (t->rand)) {
+    base = (g_rand_int_range (t->rand, 0, STRIPES / STRIPE / RANDOM_THREADS) * RANDOM_THREADS
+            + t->self) * STRIPE;
+    size = STRIPE;
+  }
+  else {
+    base = STRIPES + t->self * REGION;
+    size = REGION;
+  }
+  *count = g_rand_int_range (t->rand, 1, (g_rand_int_range (t->rand, 0, 8) ? 16 : size / BLOCK) + 1)
+    * BLOCK;
+  *offset = base + g_rand_int_range (t->rand, 0, (size - *count) / BLOCK + 1) * BLOCK;
+}
+
+/* What was read, or stands in the device, against what the thread knows. */
+static void
+check_own (struct random_thread *t, const uint8_t *buf, uint32_t count, uint64_t offset,
+           const char *where)
+{
+  struct random_world *r = t->r;
+
+  for (uint64_t o = offset / BLOCK * BLOCK; o < offset + count; o += BLOCK) {
+    uint64_t from = MAX (o, offset), to = MIN (o + BLOCK, offset + count);
+
+    if (o < READ_ONLY && (!is_mine (t, o / BLOCK) || !r->known[o / BLOCK]))
+      continue;
+    if (memcmp (buf + (from - offset), r->shadow + from, to - from) != 0)
+      g_error ("thread %u: %s: block at %" PRIu64 " is not what was written last", t->self, where, o);
+  }
+}
+
+/* What the request changes, by the plugin's answer. */
+static void
+note_own (struct random_thread *t, enum kind kind, uint32_t count, uint64_t offset,
+          const uint8_t *buf, int err)
+{
+  struct random_world *r = t->r;
+  bool known = err == 0 && kind != TRIM;
+
+  if (err)
+    atomic_fetch_add (&r->errors, 1);
+  for (uint64_t b = offset / BLOCK; b < (offset + count) / BLOCK; b++)
+    r->known[b] = known;
+  if (kind == ZERO)
+    memset (r->shadow + offset, 0, count);
+  else if (kind != TRIM)
+    memcpy (r->shadow + offset, buf, count);
+}
+
+static void
+random_read (struct random_thread *t, unsigned i)
+{
+  struct random_world *r = t->r;
+  unsigned how = g_rand_int_range (t->rand, 0, 3);
+  uint64_t offset;
+  uint32_t count;
+  g_autofree uint8_t *buf = NULL;
+  int err;
+
+  if (how == 0) {               /* anything */
+    offset = g_rand_int_range (t->rand, 0, RANDOM_SIZE - 1);
+    count = g_rand_int_range (t->rand, 1, MIN (3 * U, RANDOM_SIZE - offset) + 1);
+  }
+  else if (how == 1)
+    choose_own (t, &offset, &count);
+  else {                        /* a sequential one, to be read ahead of, over all that is its own */
+    uint64_t base = g_rand_boolean (t->rand) ? STRIPES + t->self * REGION : READ_ONLY;
+
+    buf = g_malloc (8 * KIB);
+    for (offset = base; offset < base + REGION; offset += 8 * KIB)
+      if ((err = engine_read (r->w.c[i], buf, 8 * KIB, offset)) == 0)
+        check_own (t, buf, 8 * KIB, offset, "sequential read");
+      else
+        g_assert_true (r->config->failures);
+    return;
+  }
+  buf = g_malloc (count);
+  if ((err = engine_read (r->w.c[i], buf, count, offset)) == 0)
+    check_own (t, buf, count, offset, "read");
+  else
+    g_assert_true (r->config->failures);
+}
+
+static void
+random_change (struct random_thread *t, unsigned i, enum kind kind)
+{
+  struct random_world *r = t->r;
+  uint64_t offset;
+  uint32_t count;
+  g_autofree uint8_t *buf = NULL;
+  int err;
+
+  choose_own (t, &offset, &count);
+  buf = g_malloc (count);
+  for (uint32_t n = 0; n < count; n += 4) {
+    uint32_t v = g_rand_int (t->rand);
+
+    memcpy (buf + n, &v, 4);
+  }
+  err = request (&r->w, i, kind, buf, count, offset);
+  note_own (t, kind, count, offset, buf, err);
+}
+
+/* After a flush all that this thread has written is in the device. */
+static void
+random_flush (struct random_thread *t, unsigned i)
+{
+  struct random_world *r = t->r;
+  g_autofree uint8_t *buf = NULL;
+
+  if (engine_flush (r->w.c[i]) != 0) {
+    g_assert_true (r->config->failures);
+    return;
+  }
+  buf = g_malloc (RANDOM_SIZE);
+  fake_peek (r->w.f, buf, RANDOM_SIZE, 0);
+  check_own (t, buf, RANDOM_SIZE, 0, "device after flush");
+}
+
+static const char *
+random_export (const struct random_config *c, unsigned i)
+{
+  return c->exports && i == 2 ? "other" : "";
+}
+
+static void
+random_reopen (struct random_thread *t, unsigned i)
+{
+  struct random_world *r = t->r;
+
+  pthread_rwlock_unlock (&r->conn_lock[i]);
+  pthread_rwlock_wrlock (&r->conn_lock[i]);
+  conn_close (r->w.c[i], report);
+  {
+    struct backend b = fake_backend (r->w.f, i);
+
+    g_assert_cmpint (conn_open (r->w.e, random_export (r->config, i), &b, &r->w.c[i]), ==, 0);
+  }
+}
+
+static void *
+random_run (void *vp)
+{
+  struct random_thread *t = vp;
+  struct random_world *r = t->r;
+
+  for (unsigned n = 0; n < r->ops; n++) {
+    unsigned i = g_rand_int_range (t->rand, 0, RANDOM_CONNS);
+    unsigned what = g_rand_int_range (t->rand, 0, 1000);
+
+    /* Failures come for a time, in the second quarter and the third. */
+    if (r->config->failures && t->self == 0 && n == r->ops / 4)
+      fake_fail_some (r->w.f, FAKE_ANY, 200, g_rand_int (t->rand));
+    if (r->config->failures && t->self == 0 && n == r->ops / 4 * 3)
+      fake_fail_some (r->w.f, 0, 0, 0);
+
+    pthread_rwlock_rdlock (&r->conn_lock[i]);
+    if (what < 350)
+      random_change (t, i, WRITE);
+    else if (what < 400)
+      random_change (t, i, FUA);
+    else if (what < 450)
+      random_change (t, i, ZERO);
+    else if (what < 480)
+      random_change (t, i, TRIM);
+    else if (what < 530)
+      random_flush (t, i);
+    else if (what < 535 && !r->config->failures)
+      random_reopen (t, i);
+    else if (what < 560) {
+      uint64_t offset = g_rand_int_range (t->rand, 0, RANDOM_SIZE - U);
+
+      (void) engine_settle (r->w.c[i], U, offset);
+    }
+    else
+      random_read (t, i);
+    pthread_rwlock_unlock (&r->conn_lock[i]);
+  }
+  atomic_fetch_add (&r->done, 1);
+  return NULL;
+}
+
+static void
+test_random (gconstpointer data)
+{
+  const struct random_config *c = data;
+  struct random_thread threads[RANDOM_THREADS];
+  struct random_world r = { .config = c };
+  g_autofree uint8_t *buf = g_malloc (RANDOM_SIZE);
+
+  r.ops = g_test_thorough () ? 20000 : 600;
+  world_start (&r.w, RANDOM_SIZE, c->engine);
+  for (unsigned i = 0; i < RANDOM_CONNS; i++) {
+    pthread_rwlock_init (&r.conn_lock[i], NULL);
+    world_open (&r.w, i, random_export (c, i));
+  }
+  r.shadow = g_malloc (RANDOM_SIZE);
+  fill (r.shadow, RANDOM_SIZE, 0, OLD);
+  r.known = g_new (bool, RANDOM_SIZE / BLOCK);
+  memset (r.known, true, RANDOM_SIZE / BLOCK);
+  for (unsigned i = 0; i < RANDOM_THREADS; i++) {
+    threads[i] = (struct random_thread) {
+      .r = &r, .self = i, .rand = g_rand_new_with_seed (g_test_rand_int ())
+    };
+    g_assert_cmpint (pthread_create (&threads[i].thread, NULL, random_run, &threads[i]), ==, 0);
+  }
+  while (atomic_load (&r.done) < RANDOM_THREADS) {
+    engine_check (r.w.e);
+    g_usleep (500);
+  }
+  for (unsigned i = 0; i < RANDOM_THREADS; i++)
+    pthread_join (threads[i].thread, NULL);
+
+  /* Cured: a flush of each connection succeeds, and everything is in the device. */
+  fake_fail_some (r.w.f, 0, 0, 0);
+  engine_check (r.w.e);
+  for (unsigned i = 0; i < RANDOM_CONNS; i++)
+    g_assert_cmpint (engine_flush (r.w.c[i]), ==, 0);
+  for (unsigned i = 0; i < RANDOM_THREADS; i++) {
+    for (unsigned n = 0; n < RANDOM_CONNS; n++) {
+      g_assert_cmpint (engine_read (r.w.c[n], buf, RANDOM_SIZE, 0), ==, 0);
+      check_own (&threads[i], buf, RANDOM_SIZE, 0, "read at the end");
+    }
+    fake_peek (r.w.f, buf, RANDOM_SIZE, 0);
+    check_own (&threads[i], buf, RANDOM_SIZE, 0, "device at the end");
+    g_rand_free (threads[i].rand);
+  }
+  engine_check (r.w.e);
+  /* No client had two changes of the same bytes under way, so the device must not see any. */
+  g_assert_cmpuint (fake_collisions (r.w.f), ==, 0);
+  g_test_message ("%u operations, %u at once, %u client errors, behind %" PRIu64 ", combined %"
+                  PRIu64 ", ahead used %" PRIu64 ", deferred errors %" PRIu64 ", space waits %" PRIu64,
+                  fake_started (r.w.f, FAKE_ANY, 0, 0), fake_peak (r.w.f),
+                  atomic_load (&r.errors), stats_counter (r.w.e->stats, STATS_BEHIND),
+                  stats_counter (r.w.e->stats, STATS_COMBINED),
+                  stats_counter (r.w.e->stats, STATS_AHEAD_USED),
+                  stats_counter (r.w.e->stats, STATS_DEFERRED_ERRORS),
+                  stats_count (r.w.e->stats, STATS_SPACE_WAIT));
+  g_free (r.known);
+  g_free (r.shadow);
+  world_end_clean (&r.w);
+}
+
+/* The list. */
+
+static void
+add_by_kind (const char *name, void (*test) (gconstpointer), enum kind from, enum kind to)
+{
+  for (enum kind kind = from; kind <= to; kind++) {
+    g_autofree char *path = g_strdup_printf ("/engine/%s/%s", name, kind_names[kind]);
+
+    g_test_add_data_func (path, GUINT_TO_POINTER (kind), test);
+  }
+}
+
+static void
+add_stale (void)
+{
+  for (unsigned n = 0; n < 32; n++) {
+    static const enum kind kinds[] = { WRITE, FUA, ZERO, TRIM };
+    struct stale *s = g_new (struct stale, 1);
+    g_autofree char *path = NULL;
+
+    *s = (struct stale) { .kind = kinds[n & 3], .conn = n >> 2 & 1, .behind = n & 8,
+                          .in_flight = n & 16 };
+    path = g_strdup_printf ("/engine/stale/%s/%s-connection/%s/%s", kind_names[s->kind],
+                            s->conn ? "other" : "same", s->behind ? "behind" : "unregistered",
+                            s->in_flight ? "in-flight" : "there");
+    g_test_add_data_func_full (path, s, test_stale, g_free);
+  }
+}
+
+static void
+add_supersede (void)
+{
+  static const struct { const char *name; uint64_t offset; uint32_t count; } places[] = {
+    { "exactly", U + 8192, 16384 }, { "wholly", U, U }, { "wider", U / 2, 2 * U },
+    { "head", U + 4096, 8192 }, { "tail", U + 16384, U }, { "middle", U + 12288, 4096 },
+  };
+
+  for (enum kind kind = WRITE; kind <= TRIM; kind++)
+    for (unsigned i = 0; i < G_N_ELEMENTS (places); i++)
+      for (unsigned flushing = 0; flushing < 2; flushing++) {
+        struct super *s = g_new (struct super, 1);
+        g_autofree char *path = g_strdup_printf ("/engine/supersede/%s/%s%s", kind_names[kind],
+                                                 places[i].name, flushing ? "/flushing" : "");
+
+        *s = (struct super) { .kind = kind, .offset = places[i].offset, .count = places[i].count,
+                              .flushing = flushing };
+        g_test_add_data_func_full (path, s, test_supersede, g_free);
+      }
+}
+
+static void
+add_random (void)
+{
+  static const struct { const char *name; struct random_config c; } configs[] = {
+    { "behind", { { 32, U, 8, WRITE_BEHIND, READ_AHEAD }, false, false } },
+    { "auto", { { 12, U, 4, WRITE_AUTO, READ_AHEAD }, false, false } },
+    { "through", { { 12, U, 4, WRITE_THROUGH, READ_AHEAD }, false, false } },
+    { "few-buffers", { { 6, U, 2, WRITE_BEHIND, READ_AHEAD }, false, false } },
+    { "one-thread", { { 16, U, 1, WRITE_BEHIND, READ_AHEAD }, false, false } },
+    { "failing", { { 24, U, 4, WRITE_BEHIND, READ_AHEAD }, true, false } },
+    { "failing-few", { { 8, U, 2, WRITE_AUTO, READ_AHEAD }, true, false } },
+    { "exports", { { 24, U, 4, WRITE_BEHIND, READ_AHEAD }, false, true } },
+  };
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (configs); i++) {
+    g_autofree char *path = g_strdup_printf ("/engine/random/%s", configs[i].name);
+
+    g_test_add_data_func (path, &configs[i].c, test_random);
+  }
+}
+
+int
+main (int argc, char *argv[])
+{
+  int r;
+
+  g_test_init (&argc, &argv, NULL);
+  reports = g_ptr_array_new_with_free_func (g_free);
+  g_test_add_data_func ("/engine/flush/plugin-can", GINT_TO_POINTER (true), test_flush_waits);
+  g_test_add_data_func ("/engine/flush/plugin-cannot", GINT_TO_POINTER (false), test_flush_waits);
+  g_test_add_func ("/engine/flush/error", test_flush_error);
+  g_test_add_func ("/engine/flush/ends", test_flush_ends);
+  g_test_add_func ("/engine/write/merge", test_merge);
+  g_test_add_func ("/engine/write/over-units", test_write_over_units);
+  g_test_add_func ("/engine/write/linger", test_linger);
+  g_test_add_func ("/engine/write/open-max", test_open_max);
+  g_test_add_data_func ("/engine/order/same-connection", GUINT_TO_POINTER (0), test_overlap_order);
+  g_test_add_data_func ("/engine/order/other-connection", GUINT_TO_POINTER (1), test_overlap_order);
+  add_by_kind ("mutator-waits", test_mutator_waits, FUA, TRIM);
+  add_by_kind ("write-waits", test_write_waits, FUA, TRIM);
+  g_test_add_func ("/engine/settle", test_settle);
+  g_test_add_data_func ("/engine/auto/fua", GUINT_TO_POINTER (FUA), test_auto);
+  g_test_add_data_func ("/engine/auto/flush", GUINT_TO_POINTER (FLUSH), test_auto);
+  g_test_add_func ("/engine/through", test_through);
+  g_test_add_func ("/engine/unregistered-first", test_unregistered_first);
+  g_test_add_func ("/engine/fast", test_fast);
+  g_test_add_data_func ("/engine/read/open", GUINT_TO_POINTER (BUF_OPEN), test_read_states);
+  g_test_add_data_func ("/engine/read/writing", GUINT_TO_POINTER (BUF_WRITING), test_read_states);
+  g_test_add_data_func ("/engine/read/failed", GUINT_TO_POINTER (BUF_FAILED), test_read_states);
+  g_test_add_func ("/engine/read/many", test_read_many);
+  g_test_add_func ("/engine/read/pins", test_read_pins);
+  g_test_add_func ("/engine/ahead/used", test_ahead);
+  g_test_add_func ("/engine/ahead/mixed", test_ahead_mixed);
+  g_test_add_func ("/engine/ahead/takes-over", test_ahead_takes_over);
+  g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
+  add_stale ();
+  g_test_add_func ("/engine/stale/pinned", test_stale_pinned);
+  g_test_add_func ("/engine/errors", test_errors);
+  for (unsigned i = 0; i < 3; i++) {
+    g_autofree char *path = g_strdup_printf ("/engine/failed/retries-%u", i);
+
+    g_test_add_data_func (path, GUINT_TO_POINTER (i), test_failed);
+  }
+  g_test_add_func ("/engine/failed/sticks", test_failing_sticks);
+  g_test_add_func ("/engine/failed/order", test_failed_order);
+  g_test_add_func ("/engine/failed/several", test_failed_several);
+  add_supersede ();
+  g_test_add_func ("/engine/supersede/error", test_supersede_error);
+  g_test_add_func ("/engine/supersede/pinned", test_supersede_pinned);
+  g_test_add_func ("/engine/orphan/flush", test_orphan);
+  g_test_add_func ("/engine/orphan/close", test_orphan_at_close);
+  g_test_add_func ("/engine/slab/space", test_space);
+  g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
+  g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
+  g_test_add_func ("/engine/slab/evict-clean", test_evict_clean);
+  g_test_add_func ("/engine/slab/evict-reading", test_evict_reading);
+  g_test_add_func ("/engine/slab/writer-first", test_writer_first);
+  g_test_add_func ("/engine/slab/too-large", test_too_large);
+  g_test_add_func ("/engine/close", test_close_drains);
+  g_test_add_func ("/engine/size/max-block", test_max_block);
+  g_test_add_func ("/engine/size/min-block", test_min_block);
+  g_test_add_func ("/engine/size/odd", test_odd_size);
+  g_test_add_func ("/engine/exports/one-device", test_exports);
+  add_random ();
+  add_by_kind ("exports/two-devices", test_devices, WRITE, TRIM);
+  r = g_test_run ();
+  g_ptr_array_unref (reports);
+  return r;
+}
