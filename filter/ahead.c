@@ -45,7 +45,7 @@ fill_job (struct job *job)
   fill ((struct buf *) job);
 }
 
-void
+bool
 ahead_wait (struct buf *b)
 {
   struct engine *e = b->engine;
@@ -57,6 +57,7 @@ ahead_wait (struct buf *b)
   }
   while (b->state == BUF_READING)
     pthread_cond_wait (&b->changed, &e->lock);
+  return b->err == 0;
 }
 
 /* Whether reading ahead there makes no sense: it is there, or about to be written. */
@@ -171,18 +172,21 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
   uint64_t slack = (uint64_t) (depth_peak (&c->depth) - 1) * 2 * count;
   struct stream_range left;
   struct stream *s;
+  bool first;
 
   /* Advice, not worth a queue: who finds another thread here goes without. */
   if (pthread_mutex_trylock (&c->streams_lock) != 0)
     return NULL;
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
+  first = s && s->ahead < s->end;
   pthread_mutex_unlock (&c->streams_lock);
 
   if (left.from < left.to) {
     LOCK_IN_SCOPE (&c->engine->lock);
     buffers_drop (c->engine, left.from, left.to);
   }
-  if (s)
+  /* Before a read that has to wait in the plugin; any other sets buffers free first. */
+  if (s && first)
     ahead_answered (c, s, 0, now_ns);
   return s;
 }

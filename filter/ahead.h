@@ -14,8 +14,8 @@ extern struct stream *ahead_note (struct conn *, uint32_t count, uint64_t offset
 /* That read is done, and buffers may have become free: reads on ahead. */
 extern void ahead_answered (struct conn *, struct stream *, uint32_t count, uint64_t now_ns);
 /* Waits until a READING buffer, which the caller has pinned, is read; does it himself if no worker
- * has begun.  Wants engine.lock, lets go of it meanwhile.
+ * has begun.  Wants engine.lock, lets go of it meanwhile.  False if it could not be read.
  */
-extern void ahead_wait (struct buf *);
+extern bool ahead_wait (struct buf *);
 
 #endif

@@ -19,7 +19,7 @@ engine_new (const struct engine_config *config, struct engine **ep)
   int err;
 
   e->config = *config;
-  pthread_mutex_init (&e->lock, NULL);
+  guard_init (&e->lock);
   pthread_cond_init (&e->space, NULL);
   pthread_cond_init (&e->progress, NULL);
   pthread_condattr_init (&attr);
@@ -153,7 +153,7 @@ conn_open (struct engine *e, const char *export_name, const struct backend *back
   c->unit = unit_of (e, backend);
   c->backend.stats = e->stats;
   c->link.data = c;
-  pthread_mutex_init (&c->streams_lock, NULL);
+  guard_init (&c->streams_lock);
 
   LOCK_IN_SCOPE (&e->lock);
   c->export = find_export (e, export_name);
@@ -234,6 +234,7 @@ is_worth (struct conn *c, struct pace *pace)
 struct pin {
   struct buf *b;
   uint64_t from, to;            /* what the request wants of it */
+  bool reading;                 /* it was not there yet */
 };
 
 struct read {
@@ -271,7 +272,8 @@ pin_all (struct read *r)
     if (b->export == r->c->export) {
       buffers_pin (b);
       r->pins[r->n++] = (struct pin) {
-        .b = b, .from = MAX (buf_start (b), r->offset), .to = MIN (buf_end (b), r->end)
+        .b = b, .from = MAX (buf_start (b), r->offset), .to = MIN (buf_end (b), r->end),
+        .reading = b->state == BUF_READING
       };
     }
   return PINS_READY;
@@ -350,13 +352,12 @@ read_pins (struct read *r)
 
   for (unsigned i = 0; i < r->n && err == 0; i++) {
     struct pin *p = &r->pins[i];
-    bool good;
+    bool good = true;
 
-    pthread_mutex_lock (&e->lock);
-    if (p->b->state == BUF_READING)
-      ahead_wait (p->b);
-    good = p->b->err == 0;
-    pthread_mutex_unlock (&e->lock);
+    if (p->reading) {
+      LOCK_IN_SCOPE (&e->lock);
+      good = ahead_wait (p->b);
+    }
     if (good)
       memcpy (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
     else

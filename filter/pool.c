@@ -58,7 +58,7 @@ pool_new (unsigned threads, GError **error)
 {
   struct pool *p = g_new0 (struct pool, 1);
 
-  pthread_mutex_init (&p->lock, NULL);
+  guard_init (&p->lock);
   p->n_threads = threads;
   p->threads = g_thread_pool_new (worker, p, threads, TRUE, error);
   if (p->threads == NULL || *error) {
