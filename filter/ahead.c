@@ -119,22 +119,22 @@ count_streams (struct conn *c, unsigned mine, uint64_t now_ns)
   return MAX (MAX (e->share_last, e->share_now), 1);
 }
 
-/* The most that one stream of this connection may have ahead of it: its share of the slab, less
- * what the client itself keeps in flight beyond one request per stream.  So the sum stays at what
- * was configured.  A client that keeps three quarters of that in flight itself is not helped any
- * more: there is less to win than the copies and wake-ups would cost it.
+/* The most that one stream of this connection may have ahead of it: its part of the connection's
+ * share of the slab, less what the client itself keeps in flight beyond one request per stream.  So
+ * the sum stays at what was configured.  A client that keeps three quarters of its share in flight
+ * itself is not helped any more: there is less to win than the copies and wake-ups would cost it.
  */
 static uint32_t
 max_window (struct conn *c, unsigned mine, uint64_t now_ns)
 {
   struct engine *e = c->engine;
-  unsigned depth = depth_peak (&c->depth), buffers = e->config.buffers;
+  unsigned depth = depth_peak (&c->depth);
   unsigned surplus = depth > mine ? depth - mine : 0;
+  unsigned share;
 
-  if (surplus >= buffers - buffers / 4)
-    return 0;
   LOCK_IN_SCOPE (&e->lock);
-  return (buffers - surplus) / count_streams (c, mine, now_ns);
+  share = (uint64_t) e->config.buffers * mine / count_streams (c, mine, now_ns);
+  return surplus > 0 && surplus >= share - share / 4 ? 0 : (share - surplus) / mine;
 }
 
 void

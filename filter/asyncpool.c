@@ -239,10 +239,37 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
 }
 
 static void
+report_kept (const struct buf *b)
+{
+  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %"
+                PRIu32 ", could not be written before its connection ended; it is kept, and tried "
+                "again at the next flush of this export", b->export->name, buf_start (b),
+                b->hi - b->lo);
+}
+
+/* Writes out what the connection still holds, while there is a way into the plugin. */
+static void
+end_connection (struct handle *h)
+{
+  if (h->conn)
+    conn_close (h->conn, report_kept);
+  h->conn = NULL;
+}
+
+static int
+asyncpool_finalize (nbdkit_next *next, void *vh)
+{
+  (void) next;
+  end_connection (vh);
+  return 0;
+}
+
+static void
 asyncpool_close (void *vh)
 {
   struct handle *h = vh;
 
+  end_connection (h);           /* nbdkit leaves finalize out if that of an outer filter failed */
   pthread_mutex_lock (&handles_lock);
   g_queue_unlink (&handles, &h->link);
   pthread_mutex_unlock (&handles_lock);
@@ -292,27 +319,6 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
   else if (err)
     nbdkit_error ("asyncpool: %s", strerror (err));
   return err ? -1 : 0;
-}
-
-static void
-report_kept (const struct buf *b)
-{
-  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %"
-                PRIu32 ", could not be written before its connection ended; it is kept, and tried "
-                "again at the next flush of this export", b->export->name, buf_start (b),
-                b->hi - b->lo);
-}
-
-static int
-asyncpool_finalize (nbdkit_next *next, void *vh)
-{
-  struct handle *h = vh;
-
-  (void) next;
-  if (h->conn)
-    conn_close (h->conn, report_kept);
-  h->conn = NULL;
-  return 0;
 }
 
 static int
