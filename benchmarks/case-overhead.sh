@@ -70,21 +70,24 @@ EOF
 }
 
 plot_overhead () { # MEDIANS CSV
-  gnuplot_head 900 520
+  gnuplot_head 900 480
   echo "\$data << EOD"
-  overhead_ratios "$2" "$1" | awk -F, '{ print "\"" $1 " " $2 "\"", $5 }'
+  overhead_ratios "$2" "$1" | awk -F, '{ sub (" depth ", " x ", $1); print "\"" $2 " " $1 "\"", $5, $6 }'
   cat <<'EOF'
 EOD
-set title "Delay 0: throughput with asyncpool / without" font ",16"
+set title "Delay 0: throughput with asyncpool / without (request size x depth)" font ",16"
 set ylabel "ratio (1 = no cost)"
 set xrange [-0.7:23.7]
 set yrange [0:*]
-set xtics rotate by -60 font ",10"
+set xtics rotate by 50 right font ",11"
+set bmargin 8
+set rmargin 3
 set style fill solid 1 border -1
 set boxwidth 0.7
-set key outside below horizontal samplen 1.5
+set key above horizontal Left reverse samplen 1.5
 plot $data using 0:2:xtic(1) with boxes lc rgb "#8fc0e8" title "asyncpool / no filter", \
-  1 with lines lw 1 lc rgb "#333333" title "1.00", \
+  '' using 0:3 with points pt 7 ps 0.7 lc rgb "#c06000" title "noise: two equal runs", \
+  1 with lines lw 1 lc rgb "#333333" notitle, \
   0.95 with lines dt 2 lw 2 lc rgb "#c03020" title "goal: 0.95"
 EOF
 }

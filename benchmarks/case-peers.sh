@@ -66,7 +66,7 @@ plot_peers () { # MEDIANS
   gnuplot_head 900 480
   echo "\$data << EOD"
   for contestant in "${peers[@]}"; do
-    echo "\"$(echo "$contestant" | sed 's/ over /\\nover /; s/ write/\\nwrite/; s/ 64/\\n64/')\"" \
+    echo "\"$(echo "$contestant" | sed 's/ over /\\nover /; s/ write/\\nwrite/; s/ 64 b/\\n64 b/')\"" \
       "$(for client in fio nbdcopy; do
         for name in write+flush read; do pick "$1" $client "$contestant" $name; done
       done | tr '\n' ' ')"
@@ -80,8 +80,9 @@ set style fill solid 1 border -1
 set boxwidth 0.9
 set logscale y
 set yrange [0.5:400]
-set ylabel "MB/s (10^6 bytes per second), log scale"
-set key top left Left reverse samplen 1.5
+set ylabel "MB/s, log scale"
+set bmargin 4
+set key at graph 0.02,0.8 left top Left reverse samplen 1.5
 plot \$data using 2:xtic(1) title "fio, 128 KiB: write+flush" lc rgb "#1f6fb4", \\
   '' using 3 title "fio, 128 KiB: read" lc rgb "#8fc0e8", \\
   '' using 4 title "nbdcopy --synchronous, 256 KiB: write+flush" lc rgb "#c06000", \\

@@ -47,8 +47,8 @@ set xrange [0.8:1300]
 set yrange [1:4000]
 set xtics (1,2,4,8,16,32,64,128,256,512,1024)
 set xlabel "asyncpool-buffers"
-set ylabel "MB/s (10^6 bytes per second)"
-set key top left Left reverse
+set ylabel "MB/s"
+set key bottom right Left reverse
 write0 = $(pick "$1" "one at a time" "nbdkit at delay 0" write+flush)
 read0 = $(pick "$1" "one at a time" "nbdkit at delay 0" read)
 plot x * $(limit 1 128) with lines dt 2 lw 2 lc rgb "#333333" title "limit: buffers x 128 KiB / 64 ms", \\

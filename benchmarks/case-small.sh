@@ -53,15 +53,14 @@ plot_small () { # MEDIANS
   done
   cat <<EOF
 EOD
-set title "Sequential, one request at a time, 64 ms per operation, 64 buffers" font ",16"
+set title "Sequential requests of 4 to 128 KiB, one at a time, 64 ms per operation" font ",16"
 set style data histograms
 set style histogram clustered gap 1
 set style fill solid 1 border -1
 set boxwidth 0.9
 set logscale y
 set yrange [0.03:*]
-set xlabel "request size"
-set ylabel "MB/s (10^6 bytes per second), log scale"
+set ylabel "MB/s, log scale"
 set key outside below horizontal Left reverse maxrows 4 samplen 1.5
 plot \$data using 2:xtic(1) title "no filter: write+flush" lc rgb "#909090", \\
   '' using 3 title "asyncpool: write+flush" lc rgb "#1f6fb4", \\

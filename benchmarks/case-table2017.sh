@@ -107,20 +107,23 @@ one at a time: each stream waits for its reply before it sends the next request.
 asyncpool-write=behind: the default, auto, holds writes behind once the client has sent a flush, and
 fio sends the only one at the end. N in flight: N requests in all, nbdkit -t N; with S streams each
 has its own connection, N/S requests and -t N/S. write+flush: the flush is inside the time.
-Reads go through the device once: the start of the window counts.
+Reads go through the device once: the start of the window counts. More than 100 % of the limit: with
+the filter a deep client can have more in flight than there are buffers, -t N beside them.
 EOF
 }
 
 plot_table2017 () { # MEDIANS
-  gnuplot_head 1040 520
+  gnuplot_head 1040 470
   cat <<'EOF'
 set multiplot layout 1,2 title "A device with 64 ms per operation, 128 KiB requests" font ",16"
 set style data histograms
 set style histogram clustered gap 1
 set style fill solid 1 border -1
 set boxwidth 0.9
-set key below horizontal maxrows 3 samplen 1.5 width 1
-set ylabel "MB/s (10^6 bytes per second)"
+set key at graph 0.5,-0.23 center top maxrows 3 Left reverse samplen 1.5
+set bmargin 7.5
+set xrange [-0.6:3.6]
+set ylabel "MB/s"
 set yrange [0:*]
 EOF
   plot_panel "$1" 64
@@ -142,12 +145,12 @@ plot_panel () { # MEDIANS N
   cat <<EOF
 EOD
 set title "$2 buffers (asyncpool) or threads (nbdkit -t $2)" font ",14"
-set yrange [0:$(limit "$2" 128) * 1.1]
+set yrange [0:$(limit "$2" 128) * 1.15]
 plot \$data$2 using 2:xtic(1) title "-t $2, one at a time" lc rgb "#b0b0b0", \\
   '' using 3 title "asyncpool, one at a time" lc rgb "#1f6fb4", \\
   '' using 4 title "-t $2, $2 in flight" lc rgb "#e0d8c0", \\
   '' using 5 title "asyncpool, $2 in flight" lc rgb "#8fc0e8", \\
-  '' using 0:6 with points pt 7 ps 1.1 lc rgb "#c03020" title "2017 patch, as published", \\
+  '' using 0:6 with points pt 7 ps 1.1 lc rgb "#c03020" title "2017, as published", \\
   $(limit "$2" 128) with lines dt 2 lw 2 lc rgb "#333333" title "limit $(limit "$2" 128) MB/s"
 EOF
 }

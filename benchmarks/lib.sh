@@ -46,11 +46,11 @@ limit () {
   awk -v n="$1" -v kib="$2" -v ms="${3:-64}" 'BEGIN { printf "%.2f", n * kib * 1.024 / ms }'
 }
 
-# fits SIZE_GIB: the size, halved until the device and as much again fit into free memory.
+# fits SIZE_GIB: the size, halved until it fits into free memory with 2 GiB to spare.
 fits () {
   local gib=$1 free
   free=$(awk '/^MemAvailable:/ { print int ($2 / 1048576) }' /proc/meminfo)
-  while [ "$gib" -gt 1 ] && [ $((gib * 2)) -gt "$free" ]; do gib=$((gib / 2)); done
+  while [ "$gib" -gt 1 ] && [ $((gib + 2)) -gt "$free" ]; do gib=$((gib / 2)); done
   [ "$gib" = "$1" ] || echo "benchmarks: free memory: device of ${gib}G in place of ${1}G" >&2
   echo "${gib}G"
 }
@@ -136,8 +136,10 @@ server_status () { # FIELD: a number from /proc/PID/status
     "/proc/$server_pid/status" || die "no $1 of the server"
 }
 
-server_switches () { # of all threads that live
-  awk '/_switches:/ { n += $2 } END { print n }' "/proc/$server_pid"/task/*/status
+# Of all threads that live; one may end while we read.
+server_switches () {
+  { cat "/proc/$server_pid"/task/*/status 2>/dev/null || :; } |
+    awk '/_ctxt_switches:/ { n += $2 } END { print n + 0; exit !NR }' || die "no threads of the server"
 }
 
 # CPU seconds of the whole process with its threads of the past, from its CPU clock: the same
