@@ -62,10 +62,11 @@ summary_overhead () { # CSV MEDIANS
 
 notes_overhead () {
   cat <<'EOF'
-MB/s. Each round runs without the filter, with it, and without again. ratio: with it / the mean of the
-two runs around it, median of the rounds. noise: the lesser of these two runs / the greater, median: what
-two equal runs differ by on this machine. 16 threads (nbdkit's default) at every depth, for all: without
-latency more threads than cores gain nothing. asyncpool with its defaults (64 buffers, auto).
+MB/s. Each round runs without the filter, with it, and without again. ratio: with it / the mean of
+the two runs around it, median of the rounds. noise: the lesser of these two runs / the greater,
+median: what two equal runs differ by on this machine. 16 threads (nbdkit's default) at every
+depth, for all: without latency more threads than cores gain nothing. asyncpool with its defaults
+(64 buffers, auto).
 EOF
 }
 

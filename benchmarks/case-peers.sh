@@ -53,11 +53,12 @@ peer_read () { # CLIENT CONTESTANT
 
 notes_peers () {
   cat <<'EOF'
-limit: of 64 in flight, for all. fio sends 128 KiB, `nbdcopy --synchronous' 256 KiB, each one at a time.
-Amounts: fio as much as fits into the time, 16 MiB where the cache filter's writeback must be flushed
-(block after block, 16 s); nbdcopy 16 MiB, with asyncpool 256 MiB. write+flush: the flush is inside
-the time. readahead over cow does not write to the device at all, so it has no write row. asyncpool
-writes with asyncpool-write=behind: the default, auto, waits for the client's first flush.
+limit: of 64 in flight, for all. fio sends 128 KiB, `nbdcopy --synchronous' 256 KiB, each one at a
+time. Amounts: fio as much as fits into the time, 16 MiB where the cache filter's writeback must
+be flushed (block after block, 16 s); nbdcopy 16 MiB, with asyncpool 256 MiB. write+flush: the
+flush is inside the time. readahead over cow does not write to the device at all, so it has no
+write row. asyncpool writes with asyncpool-write=behind: the default, auto, waits for the client's
+first flush.
 EOF
 }
 

@@ -22,9 +22,9 @@ plan_scaling () {
 
 notes_scaling () {
   cat <<'EOF'
-nbdkit at delay 0: the same client on the device without latency and without the filter; more than that
-it cannot send. Writes use asyncpool-write=behind; the final flush is inside the time. Reads go
-through the device once: the start of the window counts.
+nbdkit at delay 0: the same client on the device without latency and without the filter; more than
+that it cannot send. Writes use asyncpool-write=behind; the final flush is inside the time. Reads
+go through the device once: the start of the window counts.
 EOF
 }
 

@@ -34,9 +34,9 @@ summary_small () { # CSV MEDIANS
 
 notes_small () {
   cat <<'EOF'
-limit: without the filter 1 request / 64 ms; asyncpool combines small requests, so 64 x 128 KiB / 64 ms.
-nbdkit at delay 0: what this client can send and receive at most. Writes use asyncpool-write=behind; the
-final flush is inside the time.
+limit: without the filter 1 request / 64 ms; asyncpool combines small requests, so 64 x 128 KiB /
+64 ms. nbdkit at delay 0: what this client can send and receive at most. Writes use
+asyncpool-write=behind; the final flush is inside the time.
 EOF
 }
 

@@ -104,11 +104,11 @@ summary_deep () { # MEDIANS N WORKLOAD
 notes_table2017 () {
   cat <<'EOF'
 one at a time: each stream waits for its reply before it sends the next request. Its writes use
-asyncpool-write=behind: the default, auto, holds writes behind once the client has sent a flush, and
-fio sends the only one at the end. N in flight: N requests in all, nbdkit -t N; with S streams each
-has its own connection, N/S requests and -t N/S. write+flush: the flush is inside the time.
-Reads go through the device once: the start of the window counts. More than 100 % of the limit: with
-the filter a deep client can have more in flight than there are buffers, -t N beside them.
+asyncpool-write=behind: the default, auto, holds writes behind once the client has sent a flush,
+and fio sends the only one at the end. N in flight: N requests in all, nbdkit -t N; with S streams
+each has its own connection, N/S requests and -t N/S. write+flush: the flush is inside the time.
+Reads go through the device once: the start of the window counts. More than 100 % of the limit:
+with the filter a deep client can have more in flight than there are buffers, -t N beside them.
 EOF
 }
 
