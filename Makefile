@@ -109,10 +109,10 @@ install: all
 	  $(INSTALL) -D -m 644 $$m $(DESTDIR)$(mandir)/man1/$${m##*/} || exit 1; done
 
 DEPS_DEB := gcc make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
-  python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps
+  python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time
 DEPS_RPM := gcc make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
   python3-libnbd fio fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
-  perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan
+  perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan time
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 deps:
 	@if command -v apt-get >/dev/null; then \
