@@ -119,15 +119,15 @@ add_words (GPtrArray *arguments, const char *words)
       g_ptr_array_add (arguments, g_strdup (*word));
 }
 
-/* nbdkit OPTIONS --filter=asyncpool gate.so PARAMETERS, words separated by blanks. Filters among
- * the options are above asyncpool; below is for --filter=... under it. */
+/* nbdkit OPTIONS --filter=asyncpool BELOW PLUGIN PARAMETERS, words separated by blanks; filters
+ * among the options are above asyncpool, BELOW is for those under it. PLUGIN NULL is gate.so. */
 CLIENT_FUNCTION void
-server_start_below (struct server *s, const char *options, const char *below,
-                    const char *parameters)
+server_start_with (struct server *s, const char *options, const char *below, const char *plugin,
+                   const char *parameters)
 {
   g_autoptr (GPtrArray) arguments = g_ptr_array_new_with_free_func (g_free);
-  g_autofree char *filter = client_module (g_getenv ("FILTER") ? "FILTER" : "ASYNCPOOL", "asyncpool.so");
-  g_autofree char *plugin = client_module ("GATE", "tests/gate.so");
+  g_autofree char *filter =
+    client_module (g_getenv ("FILTER") ? "FILTER" : "ASYNCPOOL", "asyncpool.so");
   const char *nbdkit = g_getenv ("NBDKIT");
 
   server_init (s);
@@ -136,12 +136,15 @@ server_start_below (struct server *s, const char *options, const char *below,
   if (g_getenv ("TEST_VERBOSE"))
     add_words (arguments, "-v -D asyncpool.buffers=1");
   add_words (arguments, options);
-  if (*filter)
-    g_ptr_array_add (arguments, g_strdup_printf ("--filter=%s", filter));
+  g_ptr_array_add (arguments, g_strdup_printf ("--filter=%s", filter));
   add_words (arguments, below);
-  g_ptr_array_add (arguments, g_strdup (plugin));
-  g_ptr_array_add (arguments, g_strdup_printf ("gate=%s", s->gate_path));
-  g_ptr_array_add (arguments, g_strdup_printf ("device=%s", s->device_path));
+  if (plugin)
+    g_ptr_array_add (arguments, client_module ("PLUGIN", plugin));
+  else {
+    g_ptr_array_add (arguments, client_module ("GATE", "tests/gate.so"));
+    g_ptr_array_add (arguments, g_strdup_printf ("gate=%s", s->gate_path));
+    g_ptr_array_add (arguments, g_strdup_printf ("device=%s", s->device_path));
+  }
   add_words (arguments, parameters);
   g_ptr_array_add (arguments, NULL);
   server_exec (s, (char *const *) arguments->pdata);
@@ -150,7 +153,7 @@ server_start_below (struct server *s, const char *options, const char *below,
 CLIENT_FUNCTION void
 server_start (struct server *s, const char *options, const char *parameters)
 {
-  server_start_below (s, options, NULL, parameters);
+  server_start_with (s, options, NULL, NULL, parameters);
 }
 
 CLIENT_FUNCTION char *
