@@ -138,7 +138,7 @@ max_window (struct conn *c, unsigned mine, uint64_t now_ns)
 }
 
 void
-ahead_answered (struct conn *c, struct stream *s, uint32_t count, uint64_t now_ns)
+ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, uint64_t now_ns)
 {
   struct stream_range plan;
   unsigned mine;
@@ -147,7 +147,7 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, uint64_t now_n
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_answered (s, count);
+    stream_answered (s, count, waited);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
   window = max_window (c, mine, now_ns);
@@ -183,10 +183,10 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
 
   if (left.from < left.to) {
     LOCK_IN_SCOPE (&c->engine->lock);
-    buffers_drop (c->engine, left.from, left.to);
+    buffers_drop_conn (c, left.from, left.to);
   }
   /* Before a read that has to wait in the plugin; any other sets buffers free first. */
   if (s && first)
-    ahead_answered (c, s, 0, now_ns);
+    ahead_answered (c, s, 0, true, now_ns);
   return s;
 }

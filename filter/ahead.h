@@ -11,8 +11,11 @@
  * without locks.  Returns what to pass to ahead_answered, or NULL if this read continues no stream.
  */
 extern struct stream *ahead_note (struct conn *, uint32_t count, uint64_t offset, uint64_t now_ns);
-/* That read is done, and buffers may have become free: reads on ahead. */
-extern void ahead_answered (struct conn *, struct stream *, uint32_t count, uint64_t now_ns);
+/* That read is done, and buffers may have become free: reads on ahead.  WAITED: it had to wait for
+ * the plugin.
+ */
+extern void ahead_answered (struct conn *, struct stream *, uint32_t count, bool waited,
+                            uint64_t now_ns);
 /* Waits until a READING buffer, which the caller has pinned, is read; does it himself if no worker
  * has begun.  Wants engine.lock, lets go of it meanwhile.  False if it could not be read.
  */

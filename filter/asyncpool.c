@@ -17,6 +17,7 @@ static bool pass_through;       /* the thread model does not allow anything besi
 
 struct handle {
   char *export_name;
+  bool is_tls;
   struct conn *conn;            /* from prepare to finalize, NULL where all is passed through */
   GList link;                   /* in handles */
 };
@@ -87,11 +88,12 @@ asyncpool_after_fork (nbdkit_backend *backend)
 }
 
 static void
-report_lost (const struct buf *b)
+report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
 {
-  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %"
-                PRIu32 ", could not be written and is lost", b->export->name, buf_start (b),
-                b->hi - b->lo);
+  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %" PRIu32
+                ", could not be written %s", export_name, offset, count,
+                kept ? "before its connection ended; it is kept, and tried again when a client "
+                "flushes this export" : "and is lost");
 }
 
 static void
@@ -115,7 +117,7 @@ asyncpool_cleanup (nbdkit_backend *backend)
   (void) backend;
   if (engine == NULL)
     return;
-  engine_stop (engine, report_lost);
+  engine_stop (engine, report);
   write_stats ();
 }
 
@@ -222,7 +224,6 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
 {
   struct handle *h;
 
-  (void) is_tls;
   if (next (context, readonly, exportname) == -1)
     return NULL;
   h = calloc (1, sizeof *h);
@@ -231,6 +232,7 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
     free (h);
     return NULL;
   }
+  h->is_tls = is_tls;
   h->link.data = h;
   pthread_mutex_lock (&handles_lock);
   g_queue_push_tail_link (&handles, &h->link);
@@ -238,21 +240,12 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
   return h;
 }
 
-static void
-report_kept (const struct buf *b)
-{
-  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %"
-                PRIu32 ", could not be written before its connection ended; it is kept, and tried "
-                "again at the next flush of this export", b->export->name, buf_start (b),
-                b->hi - b->lo);
-}
-
 /* Writes out what the connection still holds, while there is a way into the plugin. */
 static void
 end_connection (struct handle *h)
 {
   if (h->conn)
-    conn_close (h->conn, report_kept);
+    conn_close (h->conn, report);
   h->conn = NULL;
 }
 
@@ -284,17 +277,20 @@ ask_everything (nbdkit_next *next, struct backend *b)
 {
   uint32_t minimum, preferred, maximum;
   int64_t size = next->get_size (next);
-  int can_flush;
+  int can_write, can_flush, can_multi_conn;
 
-  if (size == -1 || next->can_write (next) == -1 || (can_flush = next->can_flush (next)) == -1
+  if (size == -1 || (can_write = next->can_write (next)) == -1
+      || (can_flush = next->can_flush (next)) == -1
       || next->can_fua (next) == -1 || next->can_zero (next) == -1
       || next->can_fast_zero (next) == -1 || next->can_trim (next) == -1
       || next->can_extents (next) == -1 || next->can_cache (next) == -1
-      || next->can_multi_conn (next) == -1
+      || (can_multi_conn = next->can_multi_conn (next)) == -1
       || next->block_size (next, &minimum, &preferred, &maximum) == -1)
     return -1;
   b->size = size;
+  b->can_write = can_write;
   b->can_flush = can_flush;
+  b->shared = can_multi_conn;
   b->min_block = minimum > 0 ? minimum : 1;
   b->max_block = maximum > 0 ? maximum : UINT32_MAX;
   return 0;
@@ -312,7 +308,7 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
     return 0;
   if (ask_everything (next, &b) == -1)
     return -1;
-  err = conn_open (engine, h->export_name, &b, &h->conn);
+  err = conn_open (engine, h->export_name, h->is_tls, &b, &h->conn);
   if (err == EINVAL)
     nbdkit_error ("asyncpool-buffer-size=%" PRIu32 ": must be at least the plugin's minimum block "
                   "of %" PRIu32, config.engine.buffer_size, b.min_block);

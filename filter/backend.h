@@ -31,7 +31,8 @@ struct backend {
   uint64_t size;                /* bytes */
   uint32_t min_block;           /* power of two, 1 where the plugin has no constraint */
   uint32_t max_block;           /* UINT32_MAX where it has none */
-  bool can_flush;
+  bool can_write, can_flush;
+  bool shared;                  /* all connections to this export see one device (multi-conn) */
   struct pace *pace_read, *pace_write;
   struct stats *stats;
 };

@@ -6,8 +6,8 @@
 #include "debug.h"
 #include "guard.h"
 
-/* A buffer that has not grown for this long is written: a client that sends its next neighbour later
- * than that makes ten plugin operations a second at most.
+/* How long a buffer waits to grow: a client that fills it more slowly than this makes ten plugin
+ * operations a second at most.
  */
 #define LINGER_NS UINT64_C (100000000)
 
@@ -21,7 +21,9 @@ static void
 wait_for_progress (struct engine *e)
 {
   pool_hurry (e->pool);
+  e->progress_waiters++;
   pthread_cond_wait (&e->progress, &e->lock);
+  e->progress_waiters--;
 }
 
 /* Giving buffers to workers. */
@@ -34,6 +36,7 @@ written (struct buf *b, int err)
   uint64_t offset = buf_start (b), end = buf_end (b);
 
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": error %d", offset, end, err);
+  b->err = err;
   if (err == 0)
     buffers_remove (b);
   else {
@@ -87,24 +90,41 @@ judge (struct buf *b)
   return v;
 }
 
+static void
+give_to_worker (struct buf *b)
+{
+  struct engine *e = b->engine;
+
+  b->job.run = write_job;
+  buffers_set_state (b, BUF_WRITING);
+  pool_push (e->pool, &b->job, POOL_WRITE);
+  if (e->progress_waiters + e->space_waiters > 0)
+    pool_hurry (e->pool);
+}
+
 /* Looks again at the READY buffers in a range, where something has changed.  Wants the lock. */
 static void
 kick (struct engine *e, uint64_t offset, uint64_t end)
 {
-  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end)) {
-    enum verdict v = b->state == BUF_READY ? judge (b) : WAIT;
+  struct buf *b = buffers_first (e, offset, end);
 
-    if (v == GO) {
-      b->job.run = write_job;
-      buffers_set_state (b, BUF_WRITING);
-      pool_push (e->pool, &b->job, POOL_WRITE);
+  while (b) {
+    enum verdict v = b->state == BUF_READY && !b->claimed ? judge (b) : WAIT;
+
+    if (v == GO)
+      give_to_worker (b);
+    if (v != FAIL) {
+      b = buffers_next (b, offset, end);
+      continue;
     }
-    else if (v == FAIL) {
-      buffers_set_state (b, BUF_FAILED);
-      pthread_cond_broadcast (&e->progress);
-      pthread_cond_broadcast (&e->space);
-      kick (e, buf_start (b), buf_end (b));     /* what waits behind this one */
-    }
+    buffers_set_state (b, BUF_FAILED);
+    b->err = EIO;               /* nobody has tried: the flush that does learns the true one */
+    pthread_cond_broadcast (&e->progress);
+    pthread_cond_broadcast (&e->space);
+    /* Again from the start, and as far as this one reached: others may wait behind it. */
+    offset = MIN (offset, buf_start (b));
+    end = MAX (end, buf_end (b));
+    b = buffers_first (e, offset, end);
   }
 }
 
@@ -116,15 +136,17 @@ submit (struct buf *b)
   kick (b->engine, buf_start (b), buf_end (b));
 }
 
-/* All OPEN buffers in a range.  Wants the lock. */
+/* The OPEN buffers in a range BUT one: what overlaps them now must not wait for them to grow.  Wants
+ * the lock.
+ */
 static void
-submit_range (struct engine *e, uint64_t offset, uint64_t end)
+submit_others (struct engine *e, const struct buf *but, uint64_t offset, uint64_t end)
 {
   struct buf *b, *next;
 
   for (b = buffers_first (e, offset, end); b; b = next) {
     next = buffers_next (b, offset, end);
-    if (b->state == BUF_OPEN)
+    if (b->state == BUF_OPEN && b != but)
       submit (b);
   }
 }
@@ -180,11 +202,12 @@ mutator_overlaps (struct engine *e, uint64_t offset, uint64_t end)
   return false;
 }
 
-/* The OPEN buffer of this connection that the write can join: it touches it, is the youngest there,
- * and no copy from or into the bytes in common is under way.
+/* The buffer of this connection that the write can join, the youngest there: an OPEN one that it
+ * touches, or a READY one that it only overwrites.  No copy from or into the bytes in common may be
+ * under way.
  */
 static struct buf *
-find_open (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
+find_join (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
   struct buf *found = NULL;
@@ -196,9 +219,10 @@ find_open (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
 
     if (overlaps && buf_is_waiting (b))
       youngest = MAX (youngest, b->seq);
-    if (b->state == BUF_OPEN && b->conn == c && b->base == base
-        && buf_start (b) <= end && offset <= buf_end (b)
-        && (!overlaps || (b->pins == 0 && b->fillers == 0)))
+    if (b->conn != c || b->base != base || (overlaps && (b->pins > 0 || b->fillers > 0)))
+      continue;
+    if ((b->state == BUF_OPEN && buf_start (b) <= end && offset <= buf_end (b))
+        || (b->state == BUF_READY && !b->claimed && buf_start (b) <= offset && end <= buf_end (b)))
       found = b;
   }
   return found && found->seq >= youngest ? found : NULL;
@@ -208,9 +232,9 @@ find_open (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
 static bool
 wait_for_space (struct engine *e)
 {
+  submit_all (e);
   if (e->failed.length == e->config.buffers)
     return false;
-  submit_all (e);
   pool_hurry (e->pool);
   e->space_waiters++;
   pthread_cond_wait (&e->space, &e->lock);
@@ -227,13 +251,11 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
   uint64_t wait_ns = 0;
 
   for (;;) {
-    if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0)
+    if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0
+        || mutator_overlaps (e, offset, end))
       break;
-    if (mutator_overlaps (e, offset, end)) {
-      wait_for_progress (e);
-      continue;
-    }
-    if ((b = find_open (c, base, offset, end)) != NULL) {
+    if ((b = find_join (c, base, offset, end)) != NULL) {
+      submit_others (e, b, offset, end);
       b->lo = MIN (b->lo, offset - base);
       b->hi = MAX (b->hi, end - base);
       stats_add (e->stats, STATS_COMBINED, 1);
@@ -242,7 +264,7 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
     if (spare == NULL)
       spare = buffers_take_for_write (e);
     if (spare) {
-      submit_range (e, offset, end);    /* older writes to the same bytes go first */
+      submit_others (e, spare, offset, end);
       b = spare;
       spare = NULL;
       b->since_ns = stats_now_ns ();
@@ -272,9 +294,6 @@ filled (struct buf *b)
     return;
   pthread_cond_broadcast (&b->changed);
   if (b->state == BUF_OPEN) {
-    b->since_ns = stats_now_ns ();
-    g_queue_unlink (&e->open, &b->link);
-    g_queue_push_tail_link (&e->open, &b->link);
     if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
       submit (b);
     else if (e->open.length > OPEN_MAX_BUFS)
@@ -312,26 +331,29 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset)
 
 /* Writes, zeroes and trims that go straight to the plugin. */
 
-/* Waits until nothing in the range is dirty.  Wants the lock. */
+/* Dirty data in the range that is not younger than SEQ. */
+static bool
+is_dirty_until (struct engine *e, uint64_t seq, uint64_t offset, uint64_t end)
+{
+  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
+    if (buf_is_dirty (b) && b->seq <= seq)
+      return true;
+  return false;
+}
+
+/* Waits until nothing that is in the range now is dirty any more.  Wants the lock. */
 static void
 settle (struct engine *e, uint64_t offset, uint64_t end)
 {
-  bool waited = false;
+  uint64_t seq = e->seq;
 
-  for (;;) {
-    struct buf *b;
-
-    submit_range (e, offset, end);
-    for (b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
-      if (buf_is_dirty (b))
-        break;
-    if (b == NULL)
-      break;
-    waited = true;
+  submit_others (e, NULL, offset, end);
+  if (!is_dirty_until (e, seq, offset, end))
+    return;
+  stats_add (e->stats, STATS_BARRIERS, 1);
+  do
     wait_for_progress (e);
-  }
-  if (waited)
-    stats_add (e->stats, STATS_BARRIERS, 1);
+  while (is_dirty_until (e, seq, offset, end));
 }
 
 void
@@ -354,27 +376,31 @@ mutator_begin (struct conn *c, struct mutator *m, uint32_t count, uint64_t offse
   m->running = true;
 }
 
-/* The plugin has newer data than what waits there: a later try must not bring the old back.  All that
- * waits in the range of a running mutator is older than it, and has FAILED before (a flush may have
- * made it READY again).  Wants the lock, lets go of it meanwhile.
+/* The plugin has newer data than what waits there: a later try must not bring the old back.  All of
+ * the export that waits in the range of a running mutator is older than it, and has FAILED before (a
+ * flush may have made it READY again).  Wants the lock, lets go of it meanwhile.
  */
 static void
-supersede (struct engine *e, struct mutator *m, const char *new_data, bool trimmed)
+supersede (struct conn *c, struct mutator *m, const char *new_data, bool trimmed)
 {
+  struct engine *e = c->engine;
   struct buf *b, *next;
 
   for (b = buffers_first (e, m->offset, m->end); b; b = next) {
     uint64_t from = MAX (buf_start (b), m->offset), to = MIN (buf_end (b), m->end);
 
     next = buffers_next (b, m->offset, m->end);
-    if (!buf_is_waiting (b))
+    if (!buf_is_waiting (b) || b->export != c->export)
       continue;
     if (b->fillers > 0) {       /* another mutator is at it */
       pthread_cond_wait (&b->changed, &e->lock);
       next = buffers_first (e, m->offset, m->end);
     }
-    else if (from == buf_start (b) && to == buf_end (b))
+    else if (from == buf_start (b) && to == buf_end (b)) {
+      if (b->conn == NULL)
+        b->export->refs--;
       buffers_remove (b);
+    }
     else if (!trimmed) {        /* after a trim the old data is as good as any */
       b->fillers++;             /* keeps the buffer as and where it is, and new readers away */
       while (b->pins > 0)
@@ -408,7 +434,7 @@ mutator_end (struct conn *c, struct mutator *m, int err, const void *new_data, b
   }
   LOCK_IN_SCOPE (&e->lock);
   if (err == 0)
-    supersede (e, m, new_data, trimmed);
+    supersede (c, m, new_data, trimmed);
   buffers_drop (e, m->offset, m->end);
   g_queue_unlink (&e->mutators, &m->link);
   kick (e, m->offset, m->end);
@@ -443,17 +469,29 @@ oldest_failed (struct engine *e, const struct export *export, uint64_t seq)
   return NULL;
 }
 
+/* Whether there is a way to write a FAILED buffer; where its connection is gone, C takes it over. */
+static bool
+can_retry (struct conn *c, struct buf *b)
+{
+  if (b->conn == NULL && c->backend.can_write) {
+    b->conn = c;
+    b->export->refs--;
+  }
+  return b->conn != NULL;
+}
+
 /* Everything of the export that failed is tried again. */
 static void
 retry_failed (struct conn *c)
 {
   struct engine *e = c->engine;
-  struct buf *b;
 
-  while ((b = oldest_failed (e, c->export, UINT64_MAX)) != NULL) {
-    if (b->conn == NULL)
-      b->conn = c;
-    buffers_set_state (b, BUF_READY);
+  for (GList *l = e->failed.head, *next; l; l = next) {
+    struct buf *b = l->data;
+
+    next = l->next;
+    if (b->export == c->export && can_retry (c, b))
+      buffers_set_state (b, BUF_READY);
   }
   kick (e, 0, UINT64_MAX);
 }
@@ -474,16 +512,27 @@ wait_for_dirty (struct engine *e, uint64_t seq)
 }
 
 /* One FAILED buffer is written by the caller, a thread of nbdkit's, on which the plugin's error code
- * is not lost.  Lets go of the lock meanwhile.
+ * is not lost.  Wants the lock, lets go of it meanwhile.
  */
 static int
 write_myself (struct conn *c, struct buf *b)
 {
   struct engine *e = c->engine;
+  uint64_t seq = b->seq;
   int err;
 
-  if (b->conn == NULL)
-    b->conn = c;
+  if (!can_retry (c, b))
+    return b->err;
+  /* READY, so that new mutators wait for it and the ones that run come to an end; one of these may
+   * put its data in the place of ours, which is then gone.
+   */
+  b->claimed = true;
+  buffers_set_state (b, BUF_READY);
+  while (b->claimed && b->seq == seq && judge (b) != GO)
+    wait_for_progress (e);
+  if (!b->claimed || b->seq != seq)
+    return 0;
+  b->claimed = false;
   buffers_set_state (b, BUF_WRITING);
   pthread_mutex_unlock (&e->lock);
   err = backend_pwrite (&b->conn->backend, b->data + b->lo, b->hi - b->lo, buf_start (b), 0);
@@ -508,13 +557,26 @@ behind_drain (struct conn *c)
   retry_failed (c);
   wait_for_dirty (e, seq);
   while ((b = oldest_failed (e, c->export, seq)) != NULL) {
-    if (judge (b) != GO)
-      wait_for_progress (e);
-    else if ((err = write_myself (c, b)) != 0)
+    if ((err = write_myself (c, b)) != 0)
       return err;
     wait_for_dirty (e, seq);
   }
   return 0;
+}
+
+/* Data of the export that was refused, and is not written yet. */
+static bool
+has_failed (struct engine *e, const struct export *export)
+{
+  if (oldest_failed (e, export, UINT64_MAX))
+    return true;
+  for (GList *l = e->dirty.head; l; l = l->next) {      /* another flush tries it right now */
+    struct buf *b = l->data;
+
+    if (b->export == export && b->err)
+      return true;
+  }
+  return false;
 }
 
 void
@@ -525,26 +587,42 @@ behind_flushed (struct conn *c)
   if (!atomic_load (&c->export->failing))
     return;
   LOCK_IN_SCOPE (&e->lock);
-  if (oldest_failed (e, c->export, UINT64_MAX) == NULL)
+  if (!has_failed (e, c->export))
     atomic_store (&c->export->failing, false);
 }
 
+static struct buf *
+failed_of (const struct conn *c)
+{
+  for (GList *l = c->engine->failed.head; l; l = l->next)
+    if (((struct buf *) l->data)->conn == c)
+      return l->data;
+  return NULL;
+}
+
 void
-behind_close (struct conn *c, void (*report) (const struct buf *))
+behind_close (struct conn *c, behind_report *report)
 {
   struct engine *e = c->engine;
+  struct buf *b;
 
-  LOCK_IN_SCOPE (&e->lock);
+  pthread_mutex_lock (&e->lock);
   submit_all (e);
   retry_failed (c);
   while (c->n_dirty > 0)
     wait_for_progress (e);
-  for (GList *l = e->failed.head; l; l = l->next) {
-    struct buf *b = l->data;
+  while ((b = failed_of (c)) != NULL) {
+    bool kept = c->export->shared;
+    uint64_t offset = buf_start (b), end = buf_end (b);
 
-    if (b->conn == c) {
-      b->conn = NULL;
-      report (b);
-    }
+    b->conn = NULL;
+    if (kept)
+      b->export->refs++;
+    else
+      buffers_remove (b);       /* no other connection could write it, or may see it */
+    pthread_mutex_unlock (&e->lock);
+    report (c->export->name, offset, end - offset, kept);
+    pthread_mutex_lock (&e->lock);
   }
+  pthread_mutex_unlock (&e->lock);
 }

@@ -21,8 +21,8 @@ extern void mutator_begin (struct conn *, struct mutator *, uint32_t count, uint
 extern void mutator_end (struct conn *, struct mutator *, int err, const void *new_data,
                          bool trimmed);
 
-/* Sends what waits in [OFFSET, END) on its way, of all connections, and waits until none of it is
- * dirty.  Returns true if some of the connection's export is left there because it failed.
+/* Sends what waits in [OFFSET, END) now on its way, of all connections, and waits until none of that
+ * is dirty.  Returns true if some of the connection's export is left there because it failed.
  */
 extern bool behind_settle (struct conn *, uint64_t offset, uint64_t end);
 
@@ -33,10 +33,11 @@ extern int behind_drain (struct conn *);
 /* The plugin has flushed after a drain: if nothing has failed since, writes may wait again. */
 extern void behind_flushed (struct conn *);
 
-/* The connection ends: writes all of its data.  What fails stays, without a connection, and is passed
- * to REPORT.
+/* The connection ends: writes all of its data.  What fails is passed to REPORT; it is kept for the
+ * next connection to a shared export, and lost otherwise.
  */
-extern void behind_close (struct conn *, void (*report) (const struct buf *));
+typedef void behind_report (const char *export_name, uint64_t offset, uint32_t count, bool kept);
+extern void behind_close (struct conn *, behind_report *);
 
 /* Sends buffers on their way that have not grown for a while, until the engine stops (a thread). */
 extern void *behind_linger (void *engine);

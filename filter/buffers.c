@@ -163,34 +163,35 @@ buffers_remove (struct buf *b)
   b->node = NULL;
   atomic_fetch_sub (&b->engine->in_tree, 1);
   b->dropped = true;
+  b->claimed = false;
   if (b->state != BUF_READING || cancel_reading (b))
     buffers_set_state (b, BUF_TAKEN);
   put_if_unused (b);
 }
 
-void
-buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
+/* C: only what this connection has begun, NULL: all. */
+static void
+drop (struct engine *e, const struct conn *c, uint64_t offset, uint64_t end)
 {
   struct buf *b, *next;
 
   for (b = buffers_first (e, offset, end); b; b = next) {
     next = buffers_next (b, offset, end);
-    if (b->state == BUF_READING || b->state == BUF_CLEAN)
+    if ((b->state == BUF_READING || b->state == BUF_CLEAN) && (c == NULL || b->conn == c))
       buffers_remove (b);
   }
 }
 
 void
-buffers_drop_conn (struct conn *c)
+buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 {
-  struct engine *e = c->engine;
+  drop (e, NULL, offset, end);
+}
 
-  for (unsigned i = 0; i < e->config.buffers; i++) {
-    struct buf *b = &e->bufs[i];
-
-    if (b->node && b->conn == c)
-      buffers_remove (b);
-  }
+void
+buffers_drop_conn (struct conn *c, uint64_t offset, uint64_t end)
+{
+  drop (c->engine, c, offset, end);
 }
 
 static struct buf *

@@ -34,8 +34,8 @@ extern void buffers_set_state (struct buf *, enum buf_state);
 extern void buffers_remove (struct buf *);
 /* Removes all that was or is being read ahead there: the plugin's data there has changed. */
 extern void buffers_drop (struct engine *, uint64_t offset, uint64_t end);
-/* Removes all that this connection reads or has read ahead. */
-extern void buffers_drop_conn (struct conn *);
+/* Removes what this connection reads or has read ahead there. */
+extern void buffers_drop_conn (struct conn *, uint64_t offset, uint64_t end);
 
 extern void buffers_pin (struct buf *);
 extern void buffers_unpin (struct buf *);

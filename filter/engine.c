@@ -26,7 +26,6 @@ engine_new (const struct engine_config *config, struct engine **ep)
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&e->linger, &attr);
   pthread_condattr_destroy (&attr);
-  e->exports = g_hash_table_new (g_str_hash, g_str_equal);
 
   err = slab_init (&e->slab, config->buffers, config->buffer_size);
   if (err == 0)
@@ -60,7 +59,7 @@ engine_start (struct engine *e)
 }
 
 void
-engine_stop (struct engine *e, void (*report) (const struct buf *))
+engine_stop (struct engine *e, behind_report *report)
 {
   if (e->pool == NULL)
     return;
@@ -72,15 +71,16 @@ engine_stop (struct engine *e, void (*report) (const struct buf *))
   pthread_join (e->linger_thread, NULL);
   pool_free (e->pool);
   e->pool = NULL;
-  for (GList *l = e->failed.head; l; l = l->next)
-    report (l->data);
+  for (GList *l = e->failed.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    report (b->export->name, buf_start (b), b->hi - b->lo, false);
+  }
 }
 
 static void
-free_export (gpointer key G_GNUC_UNUSED, gpointer value, gpointer data G_GNUC_UNUSED)
+free_export (struct export *x)
 {
-  struct export *x = value;
-
   g_free (x->name);
   g_free (x);
 }
@@ -99,8 +99,8 @@ engine_free (struct engine *e)
 
   while ((l = g_queue_pop_head_link (&e->conns)) != NULL)
     free_conn (l->data);
-  g_hash_table_foreach (e->exports, free_export, NULL);
-  g_hash_table_unref (e->exports);
+  while ((l = g_queue_pop_head_link (&e->exports)) != NULL)
+    free_export (l->data);
   buffers_destroy (e);
   slab_destroy (&e->slab);
   stats_free (e->stats);
@@ -113,19 +113,6 @@ engine_free (struct engine *e)
 
 /* Connections. */
 
-static struct export *
-find_export (struct engine *e, const char *name)
-{
-  struct export *x = g_hash_table_lookup (e->exports, name);
-
-  if (x == NULL) {
-    x = g_new0 (struct export, 1);
-    x->name = g_strdup (name);
-    g_hash_table_insert (e->exports, x->name, x);
-  }
-  return x;
-}
-
 /* The largest power of two that neither a buffer nor the plugin's largest block is smaller than. */
 static uint32_t
 unit_of (const struct engine *e, const struct backend *b)
@@ -137,26 +124,89 @@ unit_of (const struct engine *e, const struct backend *b)
   return unit;
 }
 
+/* Does what a connection says of its export fit this one? */
+static bool
+is_same_export (const struct export *a, const struct export *x)
+{
+  return a->shared && x->shared && a->tls == x->tls && a->size == x->size && a->unit == x->unit
+    && a->min_block == x->min_block && strcmp (a->name, x->name) == 0;
+}
+
+/* Puts it on the list, or frees it where it is there already.  Wants the lock. */
+static struct export *
+get_export (struct engine *e, struct export *x)
+{
+  for (GList *l = e->exports.head; l; l = l->next) {
+    struct export *known = l->data;
+
+    if (is_same_export (known, x)) {
+      free_export (x);
+      known->refs++;
+      return known;
+    }
+  }
+  x->link.data = x;
+  x->refs = 1;
+  g_queue_push_tail_link (&e->exports, &x->link);
+  return x;
+}
+
+/* Exports without a connection and without FAILED data are forgotten.  Wants the lock. */
+static void
+put_export (struct engine *e, struct export *x)
+{
+  if (--x->refs > 0)
+    return;
+  g_queue_unlink (&e->exports, &x->link);
+  free_export (x);
+}
+
+/* Wants no lock.  NULL: no memory. */
+static struct export *
+new_export (const struct engine *e, const char *name, bool tls, const struct backend *b)
+{
+  struct export *x = g_try_new0 (struct export, 1);
+  size_t size = strlen (name) + 1;      /* up to 4 KiB, from a client: g_strdup would abort */
+
+  if (x == NULL || (x->name = g_try_malloc (size)) == NULL) {
+    g_free (x);
+    return NULL;
+  }
+  memcpy (x->name, name, size);
+  x->shared = b->shared;
+  x->tls = tls;
+  x->size = b->size;
+  x->unit = unit_of (e, b);
+  x->min_block = b->min_block;
+  return x;
+}
+
 int
-conn_open (struct engine *e, const char *export_name, const struct backend *backend,
+conn_open (struct engine *e, const char *export_name, bool tls, const struct backend *backend,
            struct conn **cp)
 {
+  struct export *x;
   struct conn *c;
 
   if (backend->min_block > e->config.buffer_size)
     return EINVAL;
+  x = new_export (e, export_name, tls, backend);
   c = g_try_new0 (struct conn, 1);
-  if (c == NULL)
+  if (c == NULL || x == NULL) {
+    if (x)
+      free_export (x);
+    g_free (c);
     return ENOMEM;
+  }
   c->engine = e;
   c->backend = *backend;
-  c->unit = unit_of (e, backend);
+  c->unit = x->unit;
   c->backend.stats = e->stats;
   c->link.data = c;
   guard_init (&c->streams_lock);
 
   LOCK_IN_SCOPE (&e->lock);
-  c->export = find_export (e, export_name);
+  c->export = get_export (e, x);
   c->backend.pace_read = &c->export->pace_read;
   c->backend.pace_write = &c->export->pace_write;
   g_queue_push_tail_link (&e->conns, &c->link);
@@ -169,19 +219,20 @@ conn_open (struct engine *e, const char *export_name, const struct backend *back
 }
 
 void
-conn_close (struct conn *c, void (*report) (const struct buf *))
+conn_close (struct conn *c, behind_report *report)
 {
   struct engine *e = c->engine;
 
   behind_close (c, report);
   {
     LOCK_IN_SCOPE (&e->lock);
-    buffers_drop_conn (c);
+    buffers_drop_conn (c, 0, UINT64_MAX);
     while (c->n_reading > 0)
       pthread_cond_wait (&e->progress, &e->lock);
     g_queue_unlink (&e->conns, &c->link);
     if (atomic_load (&c->behind))
       atomic_fetch_sub (&e->deferring, 1);
+    put_export (e, c->export);
   }
   free_conn (c);
 }
@@ -231,6 +282,11 @@ is_worth (struct conn *c, struct pace *pace)
 
 /* Reads. */
 
+/* What was read ahead is not served any longer than this: someone beside the server may have changed
+ * the device, and without us a client would see that.
+ */
+#define AHEAD_MAX_AGE_NS UINT64_C (5000000000)
+
 struct pin {
   struct buf *b;
   uint64_t from, to;            /* what the request wants of it */
@@ -249,18 +305,23 @@ enum { PINS_READY, PINS_AGAIN, PINS_NO_MEMORY };
 
 /* Pins every buffer that holds a part of what is wanted, by place and age.  Wants the lock. */
 static int
-pin_all (struct read *r)
+pin_all (struct read *r, uint64_t now_ns)
 {
   struct engine *e = r->c->engine;
-  struct buf *b;
+  struct buf *b, *next;
   unsigned n = 0;
 
-  for (b = buffers_first (e, r->offset, r->end); b; b = buffers_next (b, r->offset, r->end)) {
+  for (b = buffers_first (e, r->offset, r->end); b; b = next) {
+    next = buffers_next (b, r->offset, r->end);
+    if (b->export != r->c->export)
+      continue;
     if (b->fillers > 0) {
       pthread_cond_wait (&b->changed, &e->lock);
       return PINS_AGAIN;
     }
-    if (b->export == r->c->export)
+    if (b->state == BUF_CLEAN && now_ns > b->since_ns + AHEAD_MAX_AGE_NS)
+      buffers_remove (b);
+    else
       n++;
   }
   if (n > G_N_ELEMENTS (r->few)) {
@@ -328,24 +389,28 @@ next_whole (const struct read *r, unsigned i)
 
 /* From the plugin, what no buffer holds. */
 static int
-read_gaps (struct read *r)
+read_gaps (struct read *r, bool *waited)
 {
   uint64_t from = r->offset;
   int err = 0;
 
   for (unsigned i = next_whole (r, 0); err == 0 && i < r->n; i = next_whole (r, i + 1)) {
-    if (from < r->pins[i].from)
+    if (from < r->pins[i].from) {
+      *waited = true;
       err = read_part (r, from, r->pins[i].from);
+    }
     from = MAX (from, r->pins[i].to);
   }
-  if (err == 0 && from < r->end)
+  if (err == 0 && from < r->end) {
+    *waited = true;
     err = read_part (r, from, r->end);
+  }
   return err;
 }
 
 /* From the buffers.  What was still to be read ahead, and failed, comes from the plugin after all. */
 static int
-read_pins (struct read *r)
+read_pins (struct read *r, bool *waited)
 {
   struct engine *e = r->c->engine;
   int err = 0;
@@ -356,6 +421,7 @@ read_pins (struct read *r)
 
     if (p->reading) {
       LOCK_IN_SCOPE (&e->lock);
+      *waited |= p->b->state == BUF_READING;
       good = ahead_wait (p->b);
     }
     if (good)
@@ -387,7 +453,8 @@ unpin_all (struct read *r)
 }
 
 static int
-read_buffered (struct conn *c, void *buf, uint32_t count, uint64_t offset)
+read_buffered (struct conn *c, void *buf, uint32_t count, uint64_t offset, uint64_t now_ns,
+               bool *waited)
 {
   struct engine *e = c->engine;
   struct read r;                /* not initialized as a whole: few is large */
@@ -400,22 +467,20 @@ read_buffered (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   r.n = 0;
   r.pins = r.few;
   pthread_mutex_lock (&e->lock);
-  for (;;) {
-    if (others_dirty (&r)) {
-      pthread_mutex_unlock (&e->lock);
-      behind_settle (c, r.offset, r.end);
-      pthread_mutex_lock (&e->lock);
-    }
-    else if ((how = pin_all (&r)) != PINS_AGAIN)
-      break;
+  if (others_dirty (&r)) {
+    pthread_mutex_unlock (&e->lock);
+    behind_settle (c, r.offset, r.end);
+    pthread_mutex_lock (&e->lock);
   }
+  while ((how = pin_all (&r, now_ns)) == PINS_AGAIN)
+    ;
   pthread_mutex_unlock (&e->lock);
   if (how == PINS_NO_MEMORY)
     return ENOMEM;
 
-  err = read_gaps (&r);
+  err = read_gaps (&r, waited);
   if (err == 0)
-    err = read_pins (&r);
+    err = read_pins (&r, waited);
   unpin_all (&r);
   if (r.pins != r.few)
     g_free (r.pins);
@@ -428,16 +493,19 @@ engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   struct engine *e = c->engine;
   uint64_t now = begin (c, c->backend.pace_read);
   struct stream *s = NULL;
+  bool waited = false;
   int err;
 
   if (e->config.read == READ_AHEAD && pace_wait_ns (c->backend.pace_read) > 0)
     s = ahead_note (c, count, offset, now);
-  if (atomic_load (&e->in_tree) == 0)
+  if (atomic_load (&e->in_tree) > 0)
+    err = read_buffered (c, buf, count, offset, now, &waited);
+  else {
+    waited = true;
     err = read_device (c, buf, count, offset);
-  else
-    err = read_buffered (c, buf, count, offset);
+  }
   if (s)
-    ahead_answered (c, s, count, now);
+    ahead_answered (c, s, count, waited, now);
   end (c, STATS_READ, now, count);
   return err;
 }

@@ -9,20 +9,21 @@
 #ifndef ASYNCPOOL_ENGINE_H
 #define ASYNCPOOL_ENGINE_H
 
+#include "behind.h"
 #include "state.h"
 
 /* Allocates the slab (ENOMEM: it does not fit).  No thread runs yet. */
 extern int engine_new (const struct engine_config *, struct engine **);
 /* Starts the threads, after the server has forked. */
 extern int engine_start (struct engine *);
-/* Ends the threads; all connections are closed.  What failed for good is passed to REPORT. */
-extern void engine_stop (struct engine *, void (*report) (const struct buf *));
+/* Ends the threads; all connections are closed.  What was kept and is lost now goes to REPORT. */
+extern void engine_stop (struct engine *, behind_report *);
 extern void engine_free (struct engine *);
 
-/* BACKEND: ops, handle, size, blocks and can_flush are set; the rest is done here. */
-extern int conn_open (struct engine *, const char *export_name, const struct backend *,
+/* BACKEND: pace_* and stats are set here, the rest by the caller. */
+extern int conn_open (struct engine *, const char *export_name, bool tls, const struct backend *,
                       struct conn **);
-extern void conn_close (struct conn *, void (*report) (const struct buf *));
+extern void conn_close (struct conn *, behind_report *);
 
 extern int engine_read (struct conn *, void *buf, uint32_t count, uint64_t offset);
 /* FLAGS are those of backend.h. */

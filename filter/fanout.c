@@ -81,7 +81,9 @@ fanout (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
 {
   struct piece pieces[MAX_PIECES] = { 0 };
   struct split_piece mine = { .offset = r->offset };
-  unsigned n = MIN (MIN (split_max (unit, count, r->offset), MAX_PIECES), 1 + pool_idle (pool));
+  unsigned idle = pool_idle (pool);     /* asked once: it changes, and MIN () evaluates twice */
+  unsigned hands = MIN (1 + idle, MAX_PIECES);
+  unsigned n = MIN (split_max (unit, count, r->offset), hands);
   unsigned left;
   int err;
 

@@ -35,7 +35,7 @@ depth_begin (struct depth *d, uint64_t now_ns, uint64_t epoch_ns)
   unsigned n = atomic_fetch_add_explicit (&d->in_flight, 1, memory_order_relaxed) + 1;
   uint64_t start = load (&d->epoch_ns);
 
-  if (now_ns - start > epoch_ns) {
+  if (now_ns > start && now_ns - start > epoch_ns) {
     store (&d->epoch_ns, now_ns);
     store (&d->last_peak, now_ns - start > 2 * epoch_ns ? n : load (&d->peak));
     store (&d->peak, n);

@@ -29,8 +29,8 @@
  * reads from it or into it.
  *
  * A mutator is a write, zero or trim that goes straight to the plugin while there may be waiting
- * data.  It first waits for the older dirty data it overlaps, younger writes to its range wait for
- * it; then it runs.
+ * data.  It first waits for the older dirty data it overlaps; then it runs.  From its registration
+ * on no write to its range is held behind: that becomes a mutator too.
  *
  * Locks: engine.lock guards all that is marked so; never held across a call into the plugin.
  * conn.streams_lock and the pool's lock are leaves; the former is never held with engine.lock.
@@ -79,27 +79,42 @@ struct buf {
   uint64_t base;                /* device offset of the unit */
   uint32_t lo, hi;
   uint64_t seq;                 /* age */
-  uint64_t since_ns;            /* CLEAN: read at; OPEN: last grew at */
+  uint64_t since_ns;            /* CLEAN: read at; OPEN: begun at */
   uint32_t used;                /* CLEAN: bytes that clients have read */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
-  int err;                      /* READING that failed */
+  int err;                      /* the plugin's last answer about it */
+  bool claimed;                 /* READY: a flush will write it on its own thread */
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */
   GList dirty_link;             /* in engine.dirty */
   pthread_cond_t changed;       /* READING ended, fillers or pins dropped to 0 */
 };
 
-/* What connections that name the same export share.  Kept until the engine ends. */
+/* One device as far as we know: what connections share that name the same export, where the plugin
+ * says that they see one device (multi-conn), and they agree on TLS, size and blocks.  Any other
+ * connection has an export of its own.
+ *
+ * Two exports may be one device all the same, as many plugins do not look at the name.  So dirty
+ * data keeps its order, is waited for by reads, and makes what was read ahead stale across exports;
+ * but data is served to, failed data is ordered behind, and retried by, its own export only.
+ */
 struct export {
-  char *name;                   /* constant */
+  /* Constant. */
+  char *name;
+  bool shared, tls;
+  uint64_t size;
+  uint32_t unit, min_block;
+  /* Under engine.lock. */
+  unsigned refs;                /* connections, and FAILED buffers without a connection */
+  GList link;                   /* in engine.exports */
   struct pace pace_read, pace_write;    /* atomic */
   atomic_bool failing;          /* written under engine.lock: a deferred write failed, no flush
                                  * has succeeded since */
 };
 
 struct conn {
-  /* Constant after conn_open. */
+  /* Constant from conn_open on. */
   struct engine *engine;
   struct export *export;
   struct backend backend;
@@ -137,10 +152,9 @@ struct engine {
   GTree *tree;
   GQueue free, reading, clean, open, failed;    /* failed by seq, the others oldest first */
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
-  GQueue mutators, conns;
-  GHashTable *exports;
+  GQueue mutators, conns, exports;
   uint64_t seq;
-  unsigned space_waiters;
+  unsigned space_waiters, progress_waiters;
   uint64_t share_epoch;
   unsigned share_last, share_now;       /* streams read from in the last epoch and in this one */
   bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */

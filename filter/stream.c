@@ -59,9 +59,10 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
 }
 
 void
-stream_answered (struct stream *s, uint32_t count)
+stream_answered (struct stream *s, uint32_t count, bool waited)
 {
   s->answered += count;
+  s->waited |= waited;
 }
 
 struct stream_range
@@ -72,8 +73,9 @@ stream_plan (struct stream *s, uint32_t unit, uint32_t max_window, uint64_t size
 
   if (max_window == 0 || s->window == 0)
     return (struct stream_range) { 0 };
-  while (s->window < max_window && s->answered / unit >= s->window / 4)
+  while (s->waited && s->window < max_window && s->answered / unit >= s->window / 4)
     s->window *= 2;
+  s->waited = false;
   if (s->window > max_window)
     s->window = max_window;
 

@@ -7,9 +7,10 @@
  * at a time has no slack, so that random reads near each other are no stream.
  *
  * window: how far ahead of the stream to read, in units.  It starts at WINDOW_MIN when a second read
- * continues the first, and doubles whenever a quarter of it was read and answered, up to what the
- * caller allows.  Answered: a client that sends many requests at once shows how many before it is
- * taken for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts small again.
+ * continues the first.  It doubles, up to what the caller allows, when a read had to wait although
+ * it was in the window, and a quarter of the window has been read and answered.  So a slow reader has
+ * a small window, and a client that sends many requests at once shows how many before it is taken
+ * for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts small again.
  *
  * Invariants: answered and window only grow in the life of a stream; ahead is a multiple of the
  * unit or 0; all of [0, ahead) that the stream wants has been handed out by stream_plan.
@@ -31,6 +32,7 @@ struct stream {
   uint64_t ahead;               /* handed out for reading ahead up to here */
   uint64_t last_ns;             /* time of the last read */
   uint32_t window;              /* units; 0 = not sequential yet */
+  bool waited;                  /* a read had to wait since the window was doubled */
   bool used;
 };
 
@@ -47,8 +49,8 @@ struct stream_range {
  */
 extern struct stream *stream_note (struct streams *, uint64_t offset, uint32_t count,
                                    uint64_t slack, uint64_t now_ns, struct stream_range *left);
-/* A read that continued this stream is answered. */
-extern void stream_answered (struct stream *, uint32_t count);
+/* A read that continued this stream is answered; WAITED: it had to wait for the plugin. */
+extern void stream_answered (struct stream *, uint32_t count, bool waited);
 /* What to read ahead now, with a window of at most MAX_WINDOW units in a device of SIZE bytes. */
 extern struct stream_range stream_plan (struct stream *, uint32_t unit, uint32_t max_window,
                                         uint64_t size);
