@@ -241,13 +241,24 @@ server_stop (struct server *s)
   server_free (s);
 }
 
+/* When a server is lost: what it said at last. */
+static const struct server *client_server;
+
+CLIENT_FUNCTION G_GNUC_NORETURN void
+client_abort (void)
+{
+  if (client_server)
+    server_print_messages (client_server);
+  abort ();
+}
+
 /* Connections. */
 
 #define nbd_ok(call) \
   do { \
     if ((call) == -1) { \
       fprintf (stderr, "# %s:%d: %s: %s\n", __FILE__, __LINE__, #call, nbd_get_error ()); \
-      abort (); \
+      client_abort (); \
     } \
   } while (0)
 
@@ -265,12 +276,12 @@ client_connect_export (struct server *s, const char *export)
   struct nbd_handle *nbd = nbd_create ();
 
   g_assert_nonnull (nbd);
+  client_server = s;
   nbd_ok (nbd_set_export_name (nbd, export));
   nbd_ok (nbd_add_meta_context (nbd, LIBNBD_CONTEXT_BASE_ALLOCATION));
   if (nbd_connect_unix (nbd, s->socket) == -1) {
     fprintf (stderr, "# connect: %s\n", nbd_get_error ());
-    server_print_messages (s);
-    abort ();
+    client_abort ();
   }
   return nbd;
 }

@@ -32,7 +32,7 @@ check ()
 {
   local name=$1 rc=0
   shift
-  "$@" >check.out 2>&1 </dev/null || rc=$?
+  "$@" >check.out 2>&1 || rc=$?
   ok "$rc" "$name" || { echo "# status $rc of: $*"; sed 's/^/# /' check.out | tail -n 30; }
 }
 
@@ -112,3 +112,23 @@ server_stop ()
   [ $rc = 0 ] || { echo "# nbdkit's status: $rc"; diag <"$1.log" | tail -n 30; }
   return $rc
 }
+
+# random_file NAME MIB
+random_file () { head -c "$(($2 << 20))" /dev/urandom >"$1"; }
+
+# nbd_python URI <<program: a python program with h, a connection, data(seed) and UNIT.
+# It is not disconnected at the end unless the program does that.
+nbd_python ()
+{
+  "$PYTHON" -c 'import nbd, os, sys, time
+UNIT = 65536
+def data(seed, count=UNIT):
+    import random
+    return random.Random(seed).randbytes(count)
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+exec(sys.stdin.read())
+sys.stdout.flush()
+os._exit(0)' "$1"
+}
+have_python () { "$PYTHON" -c 'import nbd' 2>/dev/null || { missing="python3 with libnbd"; return 1; }; }
