@@ -20,7 +20,7 @@ fill (struct buf *b)
     /* Whoever needs the data reads it himself and learns why. */
     stats_add (e->stats, STATS_AHEAD_FAILED, 1);
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_end (&c->streams, base);
+    stream_end (&c->streams, base, base + b->hi);
   }
 
   LOCK_IN_SCOPE (&e->lock);
@@ -162,7 +162,7 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
                  plan.from, plan.to, stop);
   if (stop < plan.to) {
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_cut (&c->streams, stop);
+    stream_cut (s, stop);
   }
 }
 

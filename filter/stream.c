@@ -91,19 +91,18 @@ stream_plan (struct stream *s, uint32_t unit, uint32_t max_window, uint64_t size
 }
 
 void
-stream_cut (struct streams *t, uint64_t offset)
+stream_cut (struct stream *s, uint64_t offset)
 {
-  for (unsigned i = 0; i < STREAMS; i++)
-    if (t->s[i].used && t->s[i].end <= offset && offset < t->s[i].ahead)
-      t->s[i].ahead = offset;
+  if (offset < s->ahead)
+    s->ahead = offset;
 }
 
 void
-stream_end (struct streams *t, uint64_t offset)
+stream_end (struct streams *t, uint64_t from, uint64_t to)
 {
   for (unsigned i = 0; i < STREAMS; i++)
-    if (t->s[i].used && t->s[i].end <= offset && offset < t->s[i].ahead)
-      t->s[i].used = false;
+    if (t->s[i].used && from < t->s[i].ahead && t->s[i].end < to)
+      t->s[i] = (struct stream) { 0 };  /* who still has it plans nothing */
 }
 
 unsigned

@@ -55,9 +55,9 @@ extern void stream_answered (struct stream *, uint32_t count, bool waited);
 extern struct stream_range stream_plan (struct stream *, uint32_t unit, uint32_t max_window,
                                         uint64_t size);
 /* There was no buffer for what begins at OFFSET: plan it again later. */
-extern void stream_cut (struct streams *, uint64_t offset);
-/* Reading ahead at OFFSET failed: end that stream. */
-extern void stream_end (struct streams *, uint64_t offset);
+extern void stream_cut (struct stream *, uint64_t offset);
+/* Reading [FROM, TO) ahead failed: ends that stream. */
+extern void stream_end (struct streams *, uint64_t from, uint64_t to);
 /* How many streams with a window were read from within STREAM_IDLE_NS. */
 extern unsigned stream_active (const struct streams *, uint64_t now_ns);
 

@@ -290,7 +290,7 @@ fake_backend (struct fake *f, unsigned conn)
   g_assert_cmpuint (conn, <, CONNS);
   return (struct backend) {
     .ops = &ops, .handle = &f->handles[conn], .size = f->size, .min_block = 1,
-    .max_block = UINT32_MAX, .can_flush = true,
+    .max_block = UINT32_MAX, .can_write = true, .can_flush = true, .shared = true,
   };
 }
 

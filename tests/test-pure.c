@@ -80,7 +80,7 @@ note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack, uint64
 
   g_assert_cmpuint (left.from, ==, left.to);
   if (s)
-    stream_answered (s, count);
+    stream_answered (s, count, true);
   return s;
 }
 
@@ -288,14 +288,14 @@ test_stream_cut (gconstpointer data)
   struct stream_range r = stream_plan (s, unit, 8, 100 * MIB), again;
 
   g_assert_cmpuint (r.to - r.from, >=, 4 * unit);
-  stream_cut (&t, r.from + 2 * unit);           /* there were two buffers */
+  stream_cut (s, r.from + 2 * unit);           /* there were two buffers */
   again = stream_plan (s, unit, 8, 100 * MIB);
   g_assert_cmpuint (again.from, ==, r.from + 2 * unit);
   g_assert_cmpuint (again.to, >=, r.to);
-  stream_cut (&t, again.to);                    /* nothing of it */
+  stream_cut (s, again.to);                    /* nothing of it */
   again = stream_plan (s, unit, 8, 100 * MIB);
   g_assert_cmpuint (again.from, ==, again.to);
-  stream_cut (&t, r.from);                      /* there was none */
+  stream_cut (s, r.from);                      /* there was none */
   again = stream_plan (s, unit, 8, 100 * MIB);
   g_assert_cmpuint (again.from, <, again.to);
   g_assert_cmpuint (again.from, ==, r.from);
@@ -310,10 +310,10 @@ test_stream_end (gconstpointer data)
   struct stream_range r = stream_plan (s, unit, 8, 100 * MIB);
 
   stream_plan (other, unit, 8, 100 * MIB);
-  stream_end (&t, r.from);
+  stream_end (&t, r.from, r.from + unit);
   g_assert_cmpuint (stream_active (&t, 3), ==, 1);
   /* Who still has it gets nothing. */
-  stream_answered (s, MIB);
+  stream_answered (s, MIB, true);
   r = stream_plan (s, unit, 100, 100 * MIB);
   g_assert_cmpuint (r.from, ==, r.to);
   g_assert_null (note (&t, 2 * count, count, 0, 4));
