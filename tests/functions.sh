@@ -5,7 +5,7 @@
 
 set -u
 # The filter under test; a stock one (nofilter) shows whether a test is right without it.
-FILTER=${FILTER:-$BUILD/asyncpool.so}
+FILTER=${FILTER:-${ASYNCPOOL:-$BUILD/asyncpool.so}}
 DELAYMEM=$BUILD/delaymem.so
 GATE=$BUILD/tests/gate.so
 PYTHON=/usr/bin/python3         # the one that has libnbd's bindings
