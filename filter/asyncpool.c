@@ -171,8 +171,9 @@ next_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
 {
   nbdkit_next *next = handle;
   int err = 0;
+  int r = next->pread (next, buf, count, offset, 0, &err);
 
-  return result (next->pread (next, buf, count, offset, 0, &err), err);
+  return result (r, err);
 }
 
 static int
@@ -180,8 +181,9 @@ next_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uns
 {
   nbdkit_next *next = handle;
   int err = 0;
+  int r = next->pwrite (next, buf, count, offset, nbdkit_flags (flags), &err);
 
-  return result (next->pwrite (next, buf, count, offset, nbdkit_flags (flags), &err), err);
+  return result (r, err);
 }
 
 static int
@@ -189,8 +191,9 @@ next_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
   nbdkit_next *next = handle;
   int err = 0;
+  int r = next->zero (next, count, offset, nbdkit_flags (flags), &err);
 
-  return result (next->zero (next, count, offset, nbdkit_flags (flags), &err), err);
+  return result (r, err);
 }
 
 static int
@@ -198,8 +201,9 @@ next_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
   nbdkit_next *next = handle;
   int err = 0;
+  int r = next->trim (next, count, offset, nbdkit_flags (flags), &err);
 
-  return result (next->trim (next, count, offset, nbdkit_flags (flags), &err), err);
+  return result (r, err);
 }
 
 static int
@@ -207,8 +211,9 @@ next_flush (void *handle)
 {
   nbdkit_next *next = handle;
   int err = 0;
+  int r = next->flush (next, 0, &err);
 
-  return result (next->flush (next, 0, &err), err);
+  return result (r, err);
 }
 
 static const struct backend_ops next_ops = {
