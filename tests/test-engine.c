@@ -28,14 +28,13 @@ struct world {
   struct conn *c[CONNS];
 };
 
-static GPtrArray *reports;      /* what was reported: "offset+length" */
+static GPtrArray *reports;      /* what was reported: "export:offset+length:kept" */
 
 static void
 report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
 {
-  (void) export_name;
-  (void) kept;
-  g_ptr_array_add (reports, g_strdup_printf ("%" PRIu64 "+%" PRIu32, offset, count));
+  g_ptr_array_add (reports, g_strdup_printf ("%s:%" PRIu64 "+%" PRIu32 ":%s", export_name, offset,
+                                             count, kept ? "kept" : "lost"));
 }
 
 /* Every byte of the device depends on its place and on the tag. */
@@ -520,6 +519,32 @@ test_merge (void)
   world_end_clean (&w);
 }
 
+/* A write over one that waits behind another joins it, once more. */
+static void
+test_join_ready (void)
+{
+  struct world w;
+  struct task *settle;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, U, 0, 1);
+  do_request (&w, 0, WRITE, 8192, 4096, 2);
+  settle = task_start (&w, 1, SETTLE, U, 0, 0);
+  task_wait_blocked (settle);
+  g_assert_cmpuint (count_state (&w, BUF_READY, 0, U), ==, 1);
+  do_request (&w, 0, WRITE, 4096, 4096, 3);
+  do_request (&w, 0, READ, 4096, 4096, 3);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (settle), ==, false);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_devices (w.f, (struct part[]) {
+      { 0, 4096, 1 }, { 4096, 4096, 3 }, { 8192, 4096, 2 }, { 12288, 4096, 1 } }, 4);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 2);
+  world_end_clean (&w);
+}
+
 /* A write that reaches over units waits in several buffers. */
 static void
 test_write_over_units (void)
@@ -563,8 +588,8 @@ test_open_max (void)
   for (unsigned i = 0; i < STREAMS; i++)
     do_request (&w, 0, WRITE, 4096, i * U, 1);
   do_request (&w, 0, WRITE, 4096, STREAMS * U, 1);
-  fake_wait_ended (w.f, FAKE_WRITE, 0, U, 1);
   g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, 32 * U), <=, STREAMS);
+  fake_wait_ended (w.f, FAKE_WRITE, 0, U, 1);   /* the oldest */
   world_end_clean (&w);
 }
 
@@ -789,6 +814,7 @@ test_unregistered_first (void)
   do_request (&w, 1, FLUSH, 0, 0, 0);
   second = task_start (&w, 1, WRITE, 4096, 0, 2);
   fake_wait_held (w.f, hold, 2);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_BEHIND), ==, 0);
   fake_pass (w.f, hold, 1);
   g_assert_cmpint (task_end (first), ==, 0);
   fake_release (w.f, hold);
@@ -914,16 +940,16 @@ test_read_pins (void)
   hold = fake_hold (w.f, FAKE_READ, U, U);
   hold_write = fake_hold (w.f, FAKE_WRITE, 0, 0);
   do_request (&w, 0, WRITE, 4096, 0, 1);
-  do_request (&w, 0, WRITE, 4096, U - 4096, OLD);
-  read = task_start (&w, 1, READ, 4096 + 100, U - 4096, OLD);
+  do_request (&w, 0, WRITE, 4096, U - 8192, OLD);       /* OPEN */
+  read = task_start (&w, 1, READ, 8192 + 100, U - 8192, OLD);
   fake_wait_held (w.f, hold, 1);
   /* Its bytes are pinned: the write goes to another buffer. */
-  do_request (&w, 0, WRITE, 4096, U - 4096, 2);
-  do_request (&w, 0, READ, 4096, U - 4096, 2);
+  do_request (&w, 0, WRITE, 4096, U - 8192, 2);
+  do_request (&w, 0, READ, 4096, U - 8192, 2);
   fake_release (w.f, hold_write);
-  fake_wait_ended (w.f, FAKE_WRITE, U - 4096, 4096, 2);
   do_request (&w, 0, FLUSH, 0, 0, 0);
-  assert_device (w.f, 4096, U - 4096, 2);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, U - 8192, 4096), ==, 2);
+  assert_device (w.f, 4096, U - 8192, 2);
   do_request (&w, 0, WRITE, U, 2 * U, 3);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (read), ==, 0);
@@ -1216,6 +1242,32 @@ test_failing_sticks (void)
   world_end_clean (&w);
 }
 
+/* A write fails while the plugin flushes: that flush has nothing to do with it, and does not end the
+ * state either.
+ */
+static void
+test_failing_meanwhile (void)
+{
+  struct world w;
+  struct task *flush;
+  int hold, fail;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_FLUSH, 0, 0);
+  fail = fake_fail (w.f, FAKE_WRITE, 0, U, EIO, 1);
+  flush = task_start (&w, 0, FLUSH, 0, 0, 0);
+  fake_wait_held (w.f, hold, 1);
+  do_request (&w, 1, WRITE, U, 0, 1);
+  wait_state (&w, BUF_FAILED, 0, U, 1);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (flush), ==, 0);
+  g_assert_true (is_failing (&w, 0));
+  fake_release (w.f, fail);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  g_assert_false (is_failing (&w, 0));
+  world_end_clean (&w);
+}
+
 /* Younger writes that overlap fail behind the one that did; the flush tries them in order. */
 static void
 test_failed_order (void)
@@ -1412,7 +1464,7 @@ test_orphan (void)
   world_close (&w, 1);
   world_close (&w, 0);
   g_assert_cmpuint (reports->len, ==, 1);
-  g_assert_cmpstr (g_ptr_array_index (reports, 0), ==, "4096+4096");
+  g_assert_cmpstr (g_ptr_array_index (reports, 0), ==, ":4096+4096:kept");
   world_open (&w, 2, "");
   world_open (&w, 3, "");
   do_request (&w, 2, READ, 4096, 4096, 1);
@@ -1452,7 +1504,133 @@ test_orphan_at_close (void)
   g_assert_cmpuint (reports->len, ==, 1);
   world_end (&w);
   g_assert_cmpuint (reports->len, ==, 2);
-  g_assert_cmpstr (g_ptr_array_index (reports, 1), ==, "65536+4096");
+  g_assert_cmpstr (g_ptr_array_index (reports, 1), ==, ":65536+4096:lost");
+}
+
+/* A connection that cannot write does not take over, and its flush says so. */
+static void
+test_orphan_readonly (void)
+{
+  struct world w;
+  struct backend b;
+  int fail;
+
+  world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, -1);
+  do_request (&w, 0, WRITE, 4096, 4096, 1);
+  world_close (&w, 1);
+  world_close (&w, 0);
+  b = fake_backend (w.f, 2);
+  b.can_write = false;
+  g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[2]), ==, 0);
+  fake_release (w.f, fail);
+  fake_forget (w.f);
+  do_request (&w, 2, READ, 4096, 4096, 1);
+  g_assert_cmpint (try_request (&w, 2, FLUSH, 0, 0, 0), ==, ENOSPC);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 0);
+  world_open (&w, 3, "");
+  do_request (&w, 3, FLUSH, 0, 0, 0);
+  do_request (&w, 2, FLUSH, 0, 0, 0);
+  assert_device (w.f, 4096, 4096, 1);
+  g_ptr_array_set_size (reports, 0);
+  world_end_clean (&w);
+}
+
+/* Where the plugin does not say that connections see one device, each is for itself. */
+static void
+test_not_shared (void)
+{
+  struct world w;
+  int hold;
+
+  world_start (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  for (unsigned i = 0; i < 3; i++) {
+    struct backend b = fake_backend (w.f, i);
+
+    b.shared = false;
+    g_assert_cmpint (conn_open (w.e, "x", false, &b, &w.c[i]), ==, 0);
+    fake_make_slow (w.c[i]);
+  }
+  /* It may be one device all the same: what is dirty is written before another one reads. */
+  do_request (&w, 0, WRITE, 4096, 0, 1);
+  do_request (&w, 1, READ, 4096, 0, 1);
+  assert_device (w.f, 4096, 0, 1);
+  /* What failed is the connection's own affair, and ends with it. */
+  hold = fake_fail (w.f, FAKE_WRITE, 0, U, EIO, -1);
+  do_request (&w, 0, WRITE, 4096, 0, 2);
+  wait_state (&w, BUF_FAILED, 0, U, 1);
+  do_request (&w, 0, READ, 4096, 0, 2);
+  do_request (&w, 1, READ, 4096, 0, 1);
+  g_assert_false (is_failing (&w, 1));
+  do_request (&w, 1, ZERO, 4096, U, 0);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  world_close (&w, 0);
+  g_assert_cmpuint (reports->len, ==, 1);
+  g_assert_cmpstr (g_ptr_array_index (reports, 0), ==, "x:0+4096:lost");
+  g_assert_cmpuint (count_state (&w, BUF_FAILED, 0, 4 * U), ==, 0);
+  fake_release (w.f, hold);
+  do_request (&w, 2, READ, 4096, 0, 1);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  g_ptr_array_set_size (reports, 0);
+  world_end_clean (&w);
+}
+
+/* The same name is another export with TLS or of another size. */
+static void
+test_same_name (void)
+{
+  struct world w;
+  struct backend b;
+
+  world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  b = fake_backend (w.f, 2);
+  g_assert_cmpint (conn_open (w.e, "", true, &b, &w.c[2]), ==, 0);
+  b = fake_backend (w.f, 3);
+  b.size = 3 * U;
+  g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[3]), ==, 0);
+  g_assert_true (w.c[0]->export == w.c[1]->export);
+  g_assert_true (w.c[0]->export != w.c[2]->export);
+  g_assert_true (w.c[0]->export != w.c[3]->export);
+  world_end_clean (&w);
+}
+
+/* Tried again by a worker, refused again, and then the flush's own turn, while a zero to the same
+ * bytes waits: whoever comes first, the zero is what stands there, and nobody waits for ever.
+ */
+static void
+test_flush_and_zero (gconstpointer data)
+{
+  uint32_t count = GPOINTER_TO_UINT (data);     /* what the zero takes of 8192 bytes */
+
+  for (unsigned n = 0; n < 10; n++) {
+    struct world w;
+    struct task *flush, *second, *zero;
+    int hold, fail;
+
+    world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+    make_failed (&w, 0, 8192, 0, 1, EIO);
+    hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+    fail = fake_fail (w.f, FAKE_WRITE, 0, 0, EIO, 1);
+    flush = task_start (&w, n & 1, FLUSH, 0, 0, 0);
+    fake_wait_held (w.f, hold, 1);
+    zero = task_start (&w, 0, ZERO, count, 0, 0);
+    task_wait_blocked (zero);
+    second = task_start (&w, 1, FLUSH, 0, 0, 0);
+    task_wait_blocked (second);
+    fake_release (w.f, hold);
+    g_assert_cmpint (task_end (zero), ==, 0);
+    g_assert_cmpint (task_end (flush), ==, 0);
+    g_assert_cmpint (task_end (second), ==, 0);
+    do_request (&w, 1, READ, count, 0, 0);
+    do_request (&w, 0, FLUSH, 0, 0, 0);
+    assert_device (w.f, count, 0, 0);
+    if (count < 8192)
+      assert_device (w.f, 8192 - count, count, 1);
+    fake_release (w.f, fail);
+    g_assert_cmpuint (count_state (&w, BUF_FAILED, 0, 4 * U), ==, 0);
+    g_assert_cmpuint (fake_collisions (w.f), ==, 0);
+    world_end_clean (&w);
+  }
 }
 
 /* The slab. */
@@ -1745,6 +1923,53 @@ test_exports (void)
   assert_order (fake_op (w.f, FAKE_WRITE, 0, 0, 0), fake_op (w.f, FAKE_WRITE, 0, 0, 1));
   assert_reads (&w, 0, (struct part[]) {
       { 2 * U, 2048, 2 }, { 2 * U + 2048, 2048, 1 } }, 2);
+  world_end_clean (&w);
+}
+
+/* What the other name is writing is not read ahead: it would be stale afterwards. */
+static void
+test_exports_ahead (void)
+{
+  struct world w;
+  int hold;
+
+  world_start (&w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  world_open (&w, 0, "a");
+  world_open (&w, 1, "b");
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, U, 2 * U, 1);
+  fake_wait_held (w.f, hold, 1);
+  start_stream (&w, 1);
+  wait_state (&w, BUF_CLEAN, 3 * U, U, 1);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, U), ==, 0);
+  fake_release (w.f, hold);
+  fake_wait_ended (w.f, FAKE_WRITE, 0, 0, 1);
+  assert_reads (&w, 1, (struct part[]) {
+      { U, U, OLD }, { 2 * U, U, 1 }, { 3 * U, U, OLD } }, 3);
+  world_end_clean (&w);
+}
+
+/* Failed data of one name is tried again while a younger write of the other is under way. */
+static void
+test_exports_retry (void)
+{
+  struct world w;
+  struct task *flush;
+  int hold;
+
+  world_start (&w, 4 * U, config (16, 4, WRITE_BEHIND, READ_DIRECT));
+  world_open (&w, 0, "a");
+  world_open (&w, 1, "b");
+  make_failed (&w, 0, 4096, 0, 1, EIO);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 1, WRITE, U, 0, 2);
+  fake_wait_held (w.f, hold, 1);
+  flush = task_start (&w, 0, FLUSH, 0, 0, 0);
+  task_wait_blocked (flush);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 1);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (flush), ==, 0);
+  g_assert_cmpuint (fake_collisions (w.f), ==, 0);
   world_end_clean (&w);
 }
 
@@ -2159,6 +2384,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/flush/error", test_flush_error);
   g_test_add_func ("/engine/flush/ends", test_flush_ends);
   g_test_add_func ("/engine/write/merge", test_merge);
+  g_test_add_func ("/engine/write/join-ready", test_join_ready);
   g_test_add_func ("/engine/write/over-units", test_write_over_units);
   g_test_add_func ("/engine/write/linger", test_linger);
   g_test_add_func ("/engine/write/open-max", test_open_max);
@@ -2190,6 +2416,7 @@ main (int argc, char *argv[])
     g_test_add_data_func (path, GUINT_TO_POINTER (i), test_failed);
   }
   g_test_add_func ("/engine/failed/sticks", test_failing_sticks);
+  g_test_add_func ("/engine/failed/meanwhile", test_failing_meanwhile);
   g_test_add_func ("/engine/failed/order", test_failed_order);
   g_test_add_func ("/engine/failed/several", test_failed_several);
   add_supersede ();
@@ -2197,6 +2424,12 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/supersede/pinned", test_supersede_pinned);
   g_test_add_func ("/engine/orphan/flush", test_orphan);
   g_test_add_func ("/engine/orphan/close", test_orphan_at_close);
+  g_test_add_func ("/engine/orphan/readonly", test_orphan_readonly);
+  g_test_add_data_func ("/engine/flush-and-zero/all", GUINT_TO_POINTER (8192), test_flush_and_zero);
+  g_test_add_data_func ("/engine/flush-and-zero/part", GUINT_TO_POINTER (4096),
+                        test_flush_and_zero);
+  g_test_add_func ("/engine/exports/not-shared", test_not_shared);
+  g_test_add_func ("/engine/exports/same-name", test_same_name);
   g_test_add_func ("/engine/slab/space", test_space);
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
@@ -2209,6 +2442,8 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/size/min-block", test_min_block);
   g_test_add_func ("/engine/size/odd", test_odd_size);
   g_test_add_func ("/engine/exports/one-device", test_exports);
+  g_test_add_func ("/engine/exports/ahead", test_exports_ahead);
+  g_test_add_func ("/engine/exports/retry", test_exports_retry);
   add_random ();
   add_by_kind ("exports/two-devices", test_devices, WRITE, TRIM);
   r = g_test_run ();

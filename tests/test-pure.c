@@ -215,6 +215,28 @@ test_stream_window (void)
   }
 }
 
+/* A reader that never has to wait keeps its small window. */
+static void
+test_stream_window_slow (void)
+{
+  uint32_t unit = 64 * KIB;
+  struct streams t = { 0 };
+
+  for (unsigned i = 0; i < 100; i++) {
+    struct stream_range left;
+    struct stream *s = stream_note (&t, i * unit, unit, 0, i, &left);
+
+    if (s == NULL)
+      continue;
+    stream_answered (s, unit, i == 50);
+    (void) stream_plan (s, unit, 64, UINT64_MAX / 2);
+    if (i < 50)
+      g_assert_cmpuint (s->window, ==, WINDOW_MIN);
+    else
+      g_assert_cmpuint (s->window, >, WINDOW_MIN);
+  }
+}
+
 /* A window that the caller forbids. */
 static void
 test_stream_window_none (void)
@@ -626,6 +648,7 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/stream/deep/64", GUINT_TO_POINTER (64), test_stream_deep);
   g_test_add_func ("/stream/nearest", test_stream_nearest);
   g_test_add_func ("/stream/window", test_stream_window);
+  g_test_add_func ("/stream/window/slow", test_stream_window_slow);
   g_test_add_func ("/stream/window/none", test_stream_window_none);
   g_test_add_func ("/stream/plan", test_stream_plan);
   g_test_add_data_func ("/stream/cut/units", GUINT_TO_POINTER (65536), test_stream_cut);
