@@ -78,7 +78,8 @@ void gate_print (struct gate *g);
 /* The next number of the counter. */
 uint64_t gate_now (struct gate *g);
 
-/* Requests that broke the block sizes which the plugin told, and the most under way at once. */
+/* Requests that broke the block sizes which the plugin told, or came after its .close, and the most
+ * under way at once. */
 unsigned gate_violations (struct gate *g);
 unsigned gate_peak (struct gate *g, unsigned kind);
 

@@ -43,9 +43,15 @@ static struct gate *gate;
 static char *device;
 static char gate_file[] = "/tmp/gate.XXXXXX";
 
+/* Never freed before the end, so that an operation that comes after .close is noticed. */
 struct handle {
   unsigned connection;
+  _Atomic unsigned under_way;
+  _Atomic bool closed;
+  struct handle *next;
 };
+
+static _Atomic (struct handle *) handles;
 
 static const struct {
   const char *name;
@@ -200,6 +206,12 @@ gate_get_ready (void)
 static void
 gate_unload (void)
 {
+  struct handle *h;
+
+  while ((h = atomic_load (&handles)) != NULL) {
+    atomic_store (&handles, h->next);
+    free (h);
+  }
   if (device)
     munmap (device, config.size);
   gate_free (gate);
@@ -217,19 +229,26 @@ static void *
 gate_open (int readonly)
 {
   static _Atomic unsigned connections;
-  struct handle *h = malloc (sizeof *h);
+  struct handle *h = calloc (1, sizeof *h);
 
   (void) readonly;
   if (!h)
     return NULL;
   h->connection = atomic_fetch_add (&connections, 1) + 1;
+  h->next = atomic_load (&handles);
+  while (!atomic_compare_exchange_weak (&handles, &h->next, h))
+    ;
   return h;
 }
 
 static void
 gate_close (void *handle)
 {
-  free (handle);
+  struct handle *h = handle;
+
+  atomic_store (&h->closed, true);
+  if (atomic_load (&h->under_way) > 0)
+    gate_violation (gate);
 }
 
 static int64_t
@@ -303,11 +322,14 @@ plain_sleep (int64_t us)
 static int
 operate (void *handle, const struct operation *o)
 {
-  const struct handle *h = handle;
+  struct handle *h = handle;
   unsigned id = gate_op_start (gate, o->kind, o->flags, h->connection, o->offset, o->count);
   bool held;
   int error;
 
+  atomic_fetch_add (&h->under_way, 1);
+  if (atomic_load (&h->closed))
+    gate_violation (gate);
   if (o->kind == GATE_READ)
     memcpy (o->buffer, device + o->offset, o->count);
   error = gate_op_pass (gate, id, &held);
@@ -324,6 +346,7 @@ operate (void *handle, const struct operation *o)
       memset (device + o->offset, 0, o->count);
   }
   gate_op_end (gate, id, error);
+  atomic_fetch_sub (&h->under_way, 1);
   if (!error)
     return 0;
   if (o->kind == GATE_READ)     /* what a failed read leaves behind is never to be seen */

@@ -18,12 +18,12 @@
 static void
 warm_up (struct server *s, struct nbd_handle *nbd)
 {
-  g_autofree char *buf = g_malloc0 (UNIT);
+  g_autofree char *buf = g_malloc0 (UNIT / 2);
 
   alarm (CASE_SECONDS);
-  nbd_ok (nbd_pwrite (nbd, buf, UNIT, WARM, 0));
-  nbd_ok (nbd_pread (nbd, buf, UNIT, WARM, 0));
-  gate_wait_ended (s->gate, GATE_WRITE, WARM, UNIT, 1);
+  nbd_ok (nbd_pwrite (nbd, buf, UNIT / 2, WARM, 0));
+  nbd_ok (nbd_pread (nbd, buf, UNIT / 2, WARM, 0));
+  gate_wait_ended (s->gate, GATE_WRITE, WARM, UNIT / 2, 1);
   gate_forget (s->gate);
 }
 
@@ -432,8 +432,24 @@ test_failed_read_ahead (void)
   gate_wait_ended (s.gate, GATE_READ, target, UNIT, 1);
   assert_reads (a, data, UNIT, target);
 
+  /* Also if it waits for just that. */
+  {
+    int held = gate_hold (s.gate, GATE_READ, 24 * UNIT, UNIT);
+    struct request read;
+
+    for (uint64_t offset = target; offset < 23 * UNIT; offset += UNIT)
+      nbd_ok (nbd_pread (a, got, UNIT, offset, 0));
+    gate_wait_held (s.gate, held, 1);
+    read = send_read (a, got, UNIT, 24 * UNIT);
+    round_trips (a);
+    g_assert_false (request_is_done (&read));
+    gate_fail (s.gate, GATE_READ, 24 * UNIT, UNIT, EIO, 1);
+    gate_release (s.gate, held);
+    g_assert_cmpint (request_wait (&read), ==, 0);
+  }
+
   gate_fail (s.gate, GATE_READ, 40 * UNIT, UNIT, EPERM, -1);
-  for (uint64_t offset = target; offset < 40 * UNIT; offset += UNIT)
+  for (uint64_t offset = 25 * UNIT; offset < 40 * UNIT; offset += UNIT)
     nbd_ok (nbd_pread (a, got, UNIT, offset, 0));
   nbd_fails (nbd_pread (a, got, UNIT, 40 * UNIT, 0), EPERM);
   client_close (a);
@@ -736,6 +752,7 @@ test_slab_full_of_failed (void)
 {
   struct server s;
   struct nbd_handle *a = start (&s, SMALL), *b = client_connect (&s);
+  struct nbd_handle *c = client_connect_export (&s, "other");
   g_autofree char *data = filled (6 * UNIT, 1), *other = filled (UNIT, 2);
   int held = gate_hold (s.gate, GATE_WRITE, 0, FAR), failing;
   struct request fifth;
@@ -756,6 +773,8 @@ test_slab_full_of_failed (void)
   nbd_ok (nbd_pwrite (b, other, UNIT, FAR, 0));
   assert_reads (a, other, UNIT, FAR);
   assert_reads (a, data, 4 * UNIT, 0);
+  for (unsigned i = 1; i < 4; i++)      /* an export of which nothing has failed */
+    nbd_ok (nbd_pwrite (c, other, UNIT, FAR + i * UNIT, 0));
   for (uint64_t offset = 0; offset < 16 * UNIT; offset += UNIT)
     nbd_ok (nbd_pread (b, other, UNIT, 16 * MIB + offset, 0));
   nbd_fails (nbd_flush (a, 0), ENOSPC);
@@ -766,6 +785,7 @@ test_slab_full_of_failed (void)
   assert_same (server_device (&s), data, 4 * UNIT);
   client_close (a);
   client_close (b);
+  client_close (c);
   server_stop (&s);
 }
 
@@ -1204,7 +1224,7 @@ test_block_sizes (void)
   server_stop (&s);
 
   /* A maximum below the buffer, and a buffer below the request. */
-  a = start (&s, BEHIND " minimum=512 preferred=512 maximum=64k");
+  a = start (&s, BEHIND " minimum=512 preferred=512 maximum=48k");
   for (uint64_t offset = 0; offset < MIB; offset += 32 * KIB)
     nbd_ok (nbd_pwrite (a, data + offset, 32 * KIB, offset, 0));
   nbd_ok (nbd_flush (a, 0));
