@@ -1,10 +1,10 @@
 /* A device in memory for unit tests, below the engine in the same process: it holds, releases and
  * fails operations on command, and logs them.
  *
- * Rules say which operations to hold or to fail: by kind, where they touch [offset, offset + count).
+ * Rules say which operations to hold or to fail: by kind, where they touch [offset, offset+count).
  * A held read has copied its data already, a held write has not changed the device yet: of the
- * orders that a device may choose, those that show a mistake best.  One clock numbers the starts and
- * ends of operations, so that "before" and "after" are comparisons.
+ * orders that a device may choose, those that show a mistake best.  One clock numbers the starts
+ * and ends of operations, so that "before" and "after" are comparisons.
  *
  * Every operation takes longer than a copy would (pace.h), so that the engine takes it for a device
  * that waits, unless fake_set_fast says otherwise.

@@ -1,5 +1,5 @@
-/* The fake device, see fake.h.  Nothing here calls into the filter: this file goes with test plugins
- * too, where that is not.
+/* The fake device, see fake.h.  Nothing here calls into the filter: this file goes with test
+ * plugins too, where that is not.
  */
 #include <errno.h>
 #include <string.h>

@@ -289,8 +289,8 @@ thread_state (pid_t tid, unsigned long *switches)
   return state[strlen ("State:\t")];
 }
 
-/* Waits until the task sleeps, and makes sure that it stays so without being woken: whatever it waits
- * for, it is not a moment's work.  It must not have ended.
+/* Waits until the task sleeps, and makes sure that it stays so without being woken: whatever it
+ * waits for, it is not a moment's work.  It must not have ended.
  */
 static void
 task_wait_blocked (struct task *t)
@@ -797,8 +797,8 @@ test_through (void)
   world_end_clean (&w);
 }
 
-/* One connection has learnt of flushes while the write of another, which had no need to register, is
- * under way: no write may wait as long as that one runs.
+/* One connection has learnt of flushes while the write of another, which had no need to register,
+ * is under way: no write may wait as long as that one runs.
  */
 static void
 test_unregistered_first (void)
@@ -926,8 +926,8 @@ test_read_many (void)
   world_end_clean (&w);
 }
 
-/* A read that came before does not keep a writer from answering, and the writer does not change what
- * the read has found.
+/* A read that came before does not keep a writer from answering, and the writer does not change
+ * what the read has found.
  */
 static void
 test_read_pins (void)
@@ -1242,8 +1242,8 @@ test_failing_sticks (void)
   world_end_clean (&w);
 }
 
-/* A write fails while the plugin flushes: that flush has nothing to do with it, and does not end the
- * state either.
+/* A write fails while the plugin flushes: that flush has nothing to do with it, and does not end
+ * the state either.
  */
 static void
 test_failing_meanwhile (void)
@@ -1332,8 +1332,8 @@ test_failed_several (void)
   world_end_clean (&w);
 }
 
-/* A write, zero or trim that goes through over failed data: its bytes count, of the whole or a part of
- * the buffer.  With FLUSHING a flush comes while it runs, and tries the failed data again.
+/* A write, zero or trim that goes through over failed data: its bytes count, of the whole or a part
+ * of the buffer.  With FLUSHING a flush comes while it runs, and tries the failed data again.
  */
 struct super {
   enum kind kind;
@@ -2005,12 +2005,13 @@ test_devices (gconstpointer data)
   world_end_clean (&w);
 }
 
-/* At random: threads that use all connections, each in its own part of the device, beside what only is
- * read.  A thread's own bytes must be what it last wrote, whatever the others do and whatever fails.
+/* At random: threads that use all connections, each in its own part of the device, beside what only
+ * is read.  A thread's own bytes must be what it last wrote, whatever the others do and whatever
+ * fails.
  */
 
 enum { RANDOM_THREADS = 4, RANDOM_CONNS = 3 };
-/* The device: stripes that the threads have in turn, one region per thread, one that is read only. */
+/* The device: stripes that the threads have in turn, a region per thread, one that is read only. */
 #define STRIPE (8 * KIB)
 #define STRIPES (4 * U)
 #define REGION (4 * U)
@@ -2083,7 +2084,8 @@ check_own (struct random_thread *t, const uint8_t *buf, uint32_t count, uint64_t
     if (o < READ_ONLY && (!is_mine (t, o / BLOCK) || !r->known[o / BLOCK]))
       continue;
     if (memcmp (buf + (from - offset), r->shadow + from, to - from) != 0)
-      g_error ("thread %u: %s: block at %" PRIu64 " is not what was written last", t->self, where, o);
+      g_error ("thread %u: %s: block at %" PRIu64 " is not what was written last", t->self, where,
+               o);
   }
 }
 
@@ -2121,7 +2123,7 @@ random_read (struct random_thread *t, unsigned i)
   }
   else if (how == 1)
     choose_own (t, &offset, &count);
-  else {                        /* a sequential one, to be read ahead of, over all that is its own */
+  else {                        /* sequential, to be read ahead of */
     uint64_t base = g_rand_boolean (t->rand) ? STRIPES + t->self * REGION : READ_ONLY;
 
     buf = g_malloc (8 * KIB);
@@ -2192,7 +2194,8 @@ random_reopen (struct random_thread *t, unsigned i)
   {
     struct backend b = fake_backend (r->w.f, i);
 
-    g_assert_cmpint (conn_open (r->w.e, random_export (r->config, i), false, &b, &r->w.c[i]), ==, 0);
+    g_assert_cmpint (conn_open (r->w.e, random_export (r->config, i), false, &b, &r->w.c[i]), ==,
+                     0);
   }
 }
 
@@ -2287,7 +2290,8 @@ test_random (gconstpointer data)
   /* No client had two changes of the same bytes under way, so the device must not see any. */
   g_assert_cmpuint (fake_collisions (r.w.f), ==, 0);
   g_test_message ("%u operations, %u at once, %u client errors, behind %" PRIu64 ", combined %"
-                  PRIu64 ", ahead used %" PRIu64 ", deferred errors %" PRIu64 ", space waits %" PRIu64,
+                  PRIu64 ", ahead used %" PRIu64 ", deferred errors %" PRIu64
+                  ", space waits %" PRIu64,
                   fake_started (r.w.f, FAKE_ANY, 0, 0), fake_peak (r.w.f),
                   atomic_load (&r.errors), stats_counter (r.w.e->stats, STATS_BEHIND),
                   stats_counter (r.w.e->stats, STATS_COMBINED),
@@ -2376,7 +2380,7 @@ main (int argc, char *argv[])
   int r;
 
   g_test_init (&argc, &argv, NULL);
-  /* Each engine gets threads of its own: GLib would hand some on, which ThreadSanitizer cannot see. */
+  /* Each engine gets threads of its own: GLib would hand some on, unseen by ThreadSanitizer. */
   g_thread_pool_set_max_unused_threads (0);
   reports = g_ptr_array_new_with_free_func (g_free);
   g_test_add_data_func ("/engine/flush/plugin-can", GINT_TO_POINTER (true), test_flush_waits);

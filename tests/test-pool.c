@@ -11,7 +11,7 @@
 #include "pool.h"
 #include "split.h"
 
-/* Threads that end give memory of GLib's slices back, by means that ThreadSanitizer does not see. */
+/* Threads that end give back memory of GLib's, by means that ThreadSanitizer does not see. */
 const char *__tsan_default_suppressions (void) __attribute__ ((visibility ("default")));
 const char *
 __tsan_default_suppressions (void)
@@ -583,7 +583,7 @@ int
 main (int argc, char *argv[])
 {
   g_test_init (&argc, &argv, NULL);
-  /* Each pool gets threads of its own: GLib would hand some on, which ThreadSanitizer cannot see. */
+  /* Each pool gets threads of its own: GLib would hand some on, unseen by ThreadSanitizer. */
   g_thread_pool_set_max_unused_threads (0);
   g_test_add_func ("/pool/order", test_order);
   g_test_add_func ("/pool/cancel", test_cancel);

@@ -502,7 +502,7 @@ test_stats_quantiles (void)
 static void
 test_stats_buckets (void)
 {
-  for (unsigned power = 25; power < 40; power++)        /* below, the machine's noise is too large */
+  for (unsigned power = 25; power < 40; power++)        /* below, noise is too large */
     for (int d = -1; d <= 1; d++) {
       uint64_t ns = (UINT64_C (1) << power) + d;
       struct stats *s = stats_new ();
@@ -601,7 +601,8 @@ test_stats_lines (void)
   for (enum stats_counter c = 0; c < STATS_COUNTERS; c++)
     stats_add (s, c, 1000 >> c);
   ahead = print_line (s, "read-ahead: ");
-  g_assert_nonnull (strstr (ahead, "1000 bytes issued, 500 used, 500 wasted, 250 operations failed"));
+  g_assert_nonnull (strstr (ahead, "1000 bytes issued, 500 used, 500 wasted, "
+                            "250 operations failed"));
   behind = print_line (s, "write-behind: ");
   g_assert_nonnull (strstr (behind, "125 writes held, 62 of them combined, 15 deferred errors"));
   barriers = print_line (s, "barriers: ");
