@@ -80,8 +80,9 @@ asyncpool_after_fork (nbdkit_backend *backend)
     return 0;
   err = engine_start (engine);
   if (err) {
-    nbdkit_error ("asyncpool-threads=%u: the system must allow as many threads: %s",
-                  config.engine.threads, strerror (err));
+    nbdkit_error ("asyncpool-threads=%u (as many as asyncpool-buffers, if not given): must be a "
+                  "number of threads that the system allows: %s", config.engine.threads,
+                  strerror (err));
     return -1;
   }
   return 0;

@@ -70,6 +70,10 @@ set_stats_file (struct config *c, const char *key, const char *value)
 {
   FILE *fp;
 
+  if (*value == '\0') {
+    nbdkit_error ("%s=: must be a file, or - for standard error", key);
+    return -1;
+  }
   free (c->stats_file);
   c->stats_file = strcmp (value, "-") == 0 ? strdup (value) : nbdkit_absolute_path (value);
   if (c->stats_file == NULL)

@@ -50,7 +50,7 @@ bucket_of (uint64_t ns)
   return b < BUCKETS ? b : BUCKETS - 1;
 }
 
-/* The upper end of a bucket. */
+/* Where a bucket begins. */
 static uint64_t
 bucket_ns (unsigned b)
 {
@@ -59,7 +59,7 @@ bucket_ns (unsigned b)
   if (b < STEPS)
     return b;
   power = b / STEPS + 2;
-  return (UINT64_C (1) << power) + ((uint64_t) (b % STEPS + 1) << (power - 3)) - 1;
+  return (UINT64_C (1) << power) + ((uint64_t) (b % STEPS) << (power - 3));
 }
 
 struct stats *
@@ -185,19 +185,20 @@ stats_count (const struct stats *s, enum stats_kind kind)
   return t.count;
 }
 
+/* As if what is in a bucket were spread evenly over it. */
 static double
 quantile_ms (const struct sum *t, double q)
 {
   uint64_t seen = 0, want = q * t->count;
 
-  for (unsigned b = 0; b < BUCKETS; b++) {
-    seen += t->bucket[b];
-    if (seen > want) {
-      uint64_t ns = bucket_ns (b);
+  for (unsigned b = 0; b < BUCKETS; seen += t->bucket[b++])
+    if (seen + t->bucket[b] > want) {
+      double from = bucket_ns (b), to = bucket_ns (b + 1);
 
-      return (ns < t->max_ns ? ns : t->max_ns) / 1e6;
+      from = from > t->min_ns ? from : t->min_ns;
+      to = to < t->max_ns ? to : t->max_ns;
+      return (from + (to - from) * (want - seen + 1) / t->bucket[b]) / 1e6;
     }
-  }
   return t->max_ns / 1e6;
 }
 

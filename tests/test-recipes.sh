@@ -12,15 +12,20 @@ mkdir bin
 printf '#!/bin/sh\nexec "%s" "$@"\n' "$NBDKIT" >bin/nbdkit
 chmod +x bin/nbdkit
 
-# What the recipes call $image and $socket: some data, and a server far away.
+# What the recipes call $image and $socket: some data, and a server far away that has it.
 export image=$TEST_DIR/disk.img socket=$TEST_DIR/far.sock
 random_file disk.img 8
-server_start far --filter=delay "$DELAYMEM" size=16M delay=5ms
+server_start far "$DELAYMEM" size=16M delay=5ms
+check "the far server has data" nbdcopy disk.img "$uri"
 
 n=0
 while IFS= read -r command; do
   n=$((n + 1))
   check "recipe $n: ${command:0:60}" env PATH="$TEST_DIR/bin:$PATH" bash -c "$command"
+  # Each prints its statistics: the client sent one at a time, and several were in flight.
+  mv check.out recipe.out
+  check "recipe $n had several in flight" \
+    awk '/^in the plugin: peak/ { good = $5 + 0 > 1 } END { exit !good }' recipe.out
 done < <(sed -n 's/^    \(nbdkit .*--run.*\)/\1/p' "$top/README")
 is "the README has four recipes" "$n" 4
 check "the far server ends well" server_stop far
