@@ -293,16 +293,18 @@ filled (struct buf *b)
   if (--b->fillers > 0)
     return;
   pthread_cond_broadcast (&b->changed);
-  if (b->state == BUF_OPEN) {
-    if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
-      submit (b);
-    else if (e->open.length > OPEN_MAX_BUFS)
-      submit (e->open.head->data);
-    else if (e->linger_idle)
-      pthread_cond_signal (&e->linger);
-  }
-  else
+  if (b->claimed)
+    pthread_cond_broadcast (&e->progress);      /* a flush waits to write it */
+  if (b->state != BUF_OPEN) {
     kick (e, buf_start (b), buf_end (b));
+    return;
+  }
+  if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
+    submit (b);
+  else if (e->open.length > OPEN_MAX_BUFS)
+    submit (e->open.head->data);
+  if (e->linger_idle && e->open.length > 0)
+    pthread_cond_signal (&e->linger);
 }
 
 bool
@@ -609,12 +611,18 @@ behind_close (struct conn *c, behind_report *report)
   pthread_mutex_lock (&e->lock);
   submit_all (e);
   retry_failed (c);
-  while (c->n_dirty > 0)
-    wait_for_progress (e);
-  while ((b = failed_of (c)) != NULL) {
+  for (;;) {
     bool kept = c->export->shared;
-    uint64_t offset = buf_start (b), end = buf_end (b);
+    uint64_t offset, end;
 
+    /* Each time: while we reported, another connection may have tried our failed data again. */
+    while (c->n_dirty > 0)
+      wait_for_progress (e);
+    b = failed_of (c);
+    if (b == NULL)
+      break;
+    offset = buf_start (b);
+    end = buf_end (b);
     b->conn = NULL;
     if (kept)
       b->export->refs++;

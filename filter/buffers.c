@@ -233,8 +233,11 @@ evict_reading (struct engine *e)
 
     if (b->dropped || b->pins > 0)
       continue;
+    if (!cancel_reading (b))
+      return false;
+    buffers_set_state (b, BUF_CLEAN);
     buffers_remove (b);
-    return b->state == BUF_FREE;
+    return true;
   }
   return false;
 }

@@ -30,11 +30,33 @@ struct world {
 
 static GPtrArray *reports;      /* what was reported: "export:offset+length:kept" */
 
+/* A log that is slow: who reports waits while hold is set. */
+static struct {
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  bool hold;
+  unsigned entered;
+} report_gate = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+
+static void
+report_gate_set (bool hold)
+{
+  LOCK_IN_SCOPE (&report_gate.lock);
+  report_gate.hold = hold;
+  report_gate.entered = 0;
+  pthread_cond_broadcast (&report_gate.changed);
+}
+
 static void
 report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
 {
   g_ptr_array_add (reports, g_strdup_printf ("%s:%" PRIu64 "+%" PRIu32 ":%s", export_name, offset,
                                              count, kept ? "kept" : "lost"));
+  LOCK_IN_SCOPE (&report_gate.lock);
+  report_gate.entered++;
+  pthread_cond_broadcast (&report_gate.changed);
+  while (report_gate.hold)
+    pthread_cond_wait (&report_gate.changed, &report_gate.lock);
 }
 
 /* Every byte of the device depends on its place and on the tag. */
@@ -1507,6 +1529,42 @@ test_orphan_at_close (void)
   g_assert_cmpstr (g_ptr_array_index (reports, 1), ==, ":65536+4096:lost");
 }
 
+/* While a connection that ends reports one of its failed writes, another one tries the rest again: it
+ * must not be gone before these are done.
+ */
+static void
+test_close_beside_retry (void)
+{
+  struct world w;
+  struct task *close, *flush;
+  int fail, hold;
+
+  world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, -1);
+  do_request (&w, 0, WRITE, 4096, 4096, 1);
+  do_request (&w, 0, WRITE, 4096, U + 4096, 2);
+  report_gate_set (true);
+  close = task_start (&w, 0, CLOSE, 0, 0, 0);
+  {
+    LOCK_IN_SCOPE (&report_gate.lock);
+    while (report_gate.entered == 0)
+      pthread_cond_wait (&report_gate.changed, &report_gate.lock);
+  }
+  fake_release (w.f, fail);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  flush = task_start (&w, 1, FLUSH, 0, 0, 0);
+  fake_wait_held (w.f, hold, 2);
+  report_gate_set (false);
+  task_wait_blocked (close);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (close), ==, 0);
+  g_assert_cmpint (task_end (flush), ==, 0);
+  assert_device (w.f, 4096, 4096, 1);
+  assert_device (w.f, 4096, U + 4096, 2);
+  g_ptr_array_set_size (reports, 0);
+  world_end_clean (&w);
+}
+
 /* A connection that cannot write does not take over, and its flush says so. */
 static void
 test_orphan_readonly (void)
@@ -2428,6 +2486,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/supersede/pinned", test_supersede_pinned);
   g_test_add_func ("/engine/orphan/flush", test_orphan);
   g_test_add_func ("/engine/orphan/close", test_orphan_at_close);
+  g_test_add_func ("/engine/orphan/close-beside-retry", test_close_beside_retry);
   g_test_add_func ("/engine/orphan/readonly", test_orphan_readonly);
   g_test_add_data_func ("/engine/flush-and-zero/all", GUINT_TO_POINTER (8192), test_flush_and_zero);
   g_test_add_data_func ("/engine/flush-and-zero/part", GUINT_TO_POINTER (4096),
