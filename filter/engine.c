@@ -260,7 +260,7 @@ begin (struct conn *c, struct pace *pace)
   uint64_t now = stats_now_ns ();
 
   /* Bursts come once per latency; 1 ms covers what the scheduler does. */
-  depth_begin (&c->depth, now, MAX (4 * pace_wait_ns (pace), 1000000));
+  depth_begin (&c->depth, now, 1000000 + 4 * pace_wait_ns (pace));
   return now;
 }
 
@@ -561,9 +561,11 @@ engine_write (struct conn *c, const void *vbuf, uint32_t count, uint64_t offset,
   return err;
 }
 
-int
-engine_zero (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+/* A zero or a trim. */
+static int
+clear (struct conn *c, enum stats_kind kind, uint32_t count, uint64_t offset, unsigned flags)
 {
+  const struct backend_ops *ops = c->backend.ops;
   uint64_t now = begin (c, c->backend.pace_write);
   struct mutator m;
   int err;
@@ -571,26 +573,22 @@ engine_zero (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
   if (flags & BACKEND_FUA)
     knows_flush (c);
   mutator_begin (c, &m, count, offset);
-  err = c->backend.ops->zero (c->backend.handle, count, offset, flags);
-  mutator_end (c, &m, err, NULL, false);
-  end (c, STATS_ZERO, now, count);
+  err = (kind == STATS_ZERO ? ops->zero : ops->trim) (c->backend.handle, count, offset, flags);
+  mutator_end (c, &m, err, NULL, kind == STATS_TRIM);
+  end (c, kind, now, count);
   return err;
+}
+
+int
+engine_zero (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return clear (c, STATS_ZERO, count, offset, flags);
 }
 
 int
 engine_trim (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 {
-  uint64_t now = begin (c, c->backend.pace_write);
-  struct mutator m;
-  int err;
-
-  if (flags & BACKEND_FUA)
-    knows_flush (c);
-  mutator_begin (c, &m, count, offset);
-  err = c->backend.ops->trim (c->backend.handle, count, offset, flags);
-  mutator_end (c, &m, err, NULL, true);
-  end (c, STATS_TRIM, now, count);
-  return err;
+  return clear (c, STATS_TRIM, count, offset, flags);
 }
 
 int

@@ -15,7 +15,7 @@
  *
  * OPEN, READY and WRITING are the dirty states.  "Waiting data" is dirty or FAILED.
  *
- * Invariants (state_assert checks them in debug builds):
+ * Invariants (engine_check in tests/libfake.c checks them):
  * 1. A buffer stands in the tree, ordered by (base, seq), if it is not FREE, TAKEN or dropped.
  * 2. Of one export, waiting data never overlaps a CLEAN buffer, nor a READING one in the tree: who
  *    makes data wait drops those first (buffers_drop), before the write is acknowledged.

@@ -12,8 +12,9 @@
  * a small window, and a client that sends many requests at once shows how many before it is taken
  * for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts small again.
  *
- * Invariants: answered and window only grow in the life of a stream; ahead is a multiple of the
- * unit or 0; all of [0, ahead) that the stream wants has been handed out by stream_plan.
+ * Invariants: end and answered only grow in the life of a stream, the window too while the caller
+ * allows no less; ahead is a multiple of the unit; all that the stream wants below it has been
+ * handed out by stream_plan.
  *
  * Not its job: buffers, locks.  The caller serializes.
  */
