@@ -94,31 +94,6 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
   return r.to;
 }
 
-/* How many streams share the slab, over all connections: the larger of the counts of this epoch and
- * the last.  Wants engine.lock.
- */
-static unsigned
-count_streams (struct conn *c, unsigned mine, uint64_t now_ns)
-{
-  struct engine *e = c->engine;
-  uint64_t epoch = now_ns / STREAM_IDLE_NS;
-
-  if (e->share_epoch != epoch) {
-    e->share_last = e->share_epoch + 1 == epoch ? e->share_now : 0;
-    e->share_now = 0;
-    e->share_epoch = epoch;
-  }
-  if (c->share_epoch != epoch) {
-    c->share_epoch = epoch;
-    c->share_streams = 0;
-  }
-  if (mine > c->share_streams) {
-    e->share_now += mine - c->share_streams;
-    c->share_streams = mine;
-  }
-  return MAX (MAX (e->share_last, e->share_now), 1);
-}
-
 /* The most that one stream of this connection may have ahead of it: its part of the connection's
  * share of the slab, less what the client itself keeps in flight beyond one request per stream.  So
  * the sum stays at what was configured.  A client that keeps three quarters of its share in flight
@@ -133,7 +108,8 @@ max_window (struct conn *c, unsigned mine, uint64_t now_ns)
   unsigned share;
 
   LOCK_IN_SCOPE (&e->lock);
-  share = (uint64_t) e->config.buffers * mine / count_streams (c, mine, now_ns);
+  share = (uint64_t) e->config.buffers * mine
+    / stream_census (&e->census, &c->counted, mine, now_ns);
   return surplus > 0 && surplus >= share - share / 4 ? 0 : (share - surplus) / mine;
 }
 

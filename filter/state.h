@@ -127,8 +127,7 @@ struct conn {
   struct streams streams;
   /* Under engine.lock. */
   unsigned n_dirty, n_reading;  /* its buffers in these states, READING also where dropped */
-  uint64_t share_epoch;
-  unsigned share_streams;
+  struct stream_counted counted;
   GList link;                   /* in engine.conns */
 };
 
@@ -155,8 +154,7 @@ struct engine {
   GQueue mutators, conns, exports;
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
-  uint64_t share_epoch;
-  unsigned share_last, share_now;       /* streams read from in the last epoch and in this one */
+  struct stream_census census;
   bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
   pthread_cond_t space;         /* a buffer became free, or there is nothing to wait for */
   pthread_cond_t progress;      /* dirty data was written or failed, a mutator ended */

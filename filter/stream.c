@@ -114,3 +114,23 @@ stream_active (const struct streams *t, uint64_t now_ns)
     n += t->s[i].used && t->s[i].window > 0 && now_ns - t->s[i].last_ns < STREAM_IDLE_NS;
   return n;
 }
+
+unsigned
+stream_census (struct stream_census *t, struct stream_counted *c, unsigned mine, uint64_t now_ns)
+{
+  uint64_t epoch = now_ns / STREAM_IDLE_NS;
+
+  /* Only forward: a time is when a request came, and requests do not end in that order. */
+  if (epoch > t->epoch) {
+    t->last = t->epoch + 1 == epoch ? t->now : 0;
+    t->now = 0;
+    t->epoch = epoch;
+  }
+  if (c->epoch < t->epoch)
+    *c = (struct stream_counted) { .epoch = t->epoch };
+  if (mine > c->streams) {
+    t->now += mine - c->streams;
+    c->streams = mine;
+  }
+  return t->last > t->now ? t->last : t->now;
+}

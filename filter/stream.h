@@ -62,4 +62,21 @@ extern void stream_end (struct streams *, uint64_t from, uint64_t to);
 /* How many streams with a window were read from within STREAM_IDLE_NS. */
 extern unsigned stream_active (const struct streams *, uint64_t now_ns);
 
+/* How many streams there are on all connections: who shares the slab.  Each connection is counted when
+ * it reads, in epochs of STREAM_IDLE_NS; the larger of this epoch's count and the last one's holds.
+ */
+struct stream_census {
+  uint64_t epoch;
+  unsigned last, now;           /* streams read from in the last epoch and in this one */
+};
+
+struct stream_counted {         /* what one connection has contributed */
+  uint64_t epoch;
+  unsigned streams;
+};
+
+/* This connection has MINE (at least 1).  NOW_NS may lie before that of an earlier call. */
+extern unsigned stream_census (struct stream_census *, struct stream_counted *, unsigned mine,
+                               uint64_t now_ns);
+
 #endif

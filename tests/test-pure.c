@@ -346,6 +346,27 @@ test_stream_end (gconstpointer data)
   g_assert_cmpuint (s->window, ==, WINDOW_MIN);
 }
 
+/* Every stream is counted, whoever reads, at the turn of an epoch too, and forgotten after two. */
+static void
+test_stream_census (void)
+{
+  const uint64_t t0 = 5 * STREAM_IDLE_NS;
+  struct stream_census census = { 0 };
+  struct stream_counted c[4] = { 0 };
+
+  for (unsigned i = 0; i < 4; i++)
+    g_assert_cmpuint (stream_census (&census, &c[i], 2, t0 + i), ==, 2 * (i + 1));
+  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + 9), ==, 9);
+  g_assert_cmpuint (stream_census (&census, &c[0], 1, t0 + 9), ==, 9);
+  /* The next epoch begins with one of them, and with requests that came before it did. */
+  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + STREAM_IDLE_NS), ==, 9);
+  g_assert_cmpuint (stream_census (&census, &c[1], 2, t0 + STREAM_IDLE_NS - 1), ==, 9);
+  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + STREAM_IDLE_NS + 1), ==, 9);
+  /* Two of four went on. */
+  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + 2 * STREAM_IDLE_NS), ==, 5);
+  g_assert_cmpuint (stream_census (&census, &c[3], 2, t0 + 9 * STREAM_IDLE_NS), ==, 2);
+}
+
 static void
 test_stream_recycling (void)
 {
@@ -654,6 +675,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/stream/plan", test_stream_plan);
   g_test_add_data_func ("/stream/cut/units", GUINT_TO_POINTER (65536), test_stream_cut);
   g_test_add_data_func ("/stream/cut/small", GUINT_TO_POINTER (4096), test_stream_cut);
+  g_test_add_func ("/stream/census", test_stream_census);
   g_test_add_data_func ("/stream/end/units", GUINT_TO_POINTER (65536), test_stream_end);
   g_test_add_data_func ("/stream/end/small", GUINT_TO_POINTER (4096), test_stream_end);
   g_test_add_func ("/stream/recycling", test_stream_recycling);
