@@ -425,11 +425,11 @@ static int
 asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
                  uint32_t flags, int *err)
 {
-  struct handle *h = vh;
   uint64_t start = stats_now_ns ();
   int r = next->cache (next, count, offset, flags, err);
 
-  if (h->conn)
+  (void) vh;                    /* readahead above us calls this also after finalize */
+  if (!pass_through)
     stats_end (engine->stats, STATS_CACHE, start, count);
   return r;
 }

@@ -6,11 +6,6 @@
 #include "debug.h"
 #include "guard.h"
 
-/* How long a buffer waits to grow: a client that fills it more slowly than this makes ten plugin
- * operations a second at most.
- */
-#define LINGER_NS UINT64_C (100000000)
-
 /* At most so many buffers wait to grow: as many as there are places for streams of reads. */
 enum { OPEN_MAX_BUFS = STREAMS };
 
@@ -176,7 +171,7 @@ behind_linger (void *vp)
       e->linger_idle = false;
       continue;
     }
-    due = ((struct buf *) l->data)->since_ns + LINGER_NS;
+    due = ((struct buf *) l->data)->since_ns + e->config.linger_ns;
     if (stats_now_ns () >= due)
       submit (l->data);
     else {

@@ -14,6 +14,8 @@ enum {
   MIN_BUFFER_SIZE = 64 * 1024,
   /* The largest request that nbdkit accepts: a larger buffer would never be filled. */
   MAX_BUFFER_SIZE = 64 * 1024 * 1024,
+  /* A client that fills a buffer more slowly makes ten plugin operations a second at most. */
+  LINGER_NS = 100000000,
 };
 
 static int
@@ -137,6 +139,7 @@ config_complete (struct config *c)
     c->engine.buffer_size = DEFAULT_BUFFER_SIZE;
   if (c->engine.threads == 0)
     c->engine.threads = c->engine.buffers;
+  c->engine.linger_ns = LINGER_NS;
 }
 
 void

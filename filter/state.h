@@ -60,6 +60,7 @@ struct engine_config {
   unsigned threads;
   enum write_mode write;
   enum read_mode read;
+  uint64_t linger_ns;           /* how long an OPEN buffer waits to grow */
 };
 
 enum buf_state {

@@ -99,7 +99,8 @@ void
 fake_peek (struct fake *f, void *buf, uint32_t count, uint64_t offset)
 {
   LOCK_IN_SCOPE (&f->lock);
-  memcpy (buf, f->data + offset, count);
+  if (count > 0)
+    memcpy (buf, f->data + offset, count);
 }
 
 /* Operations. */

@@ -86,11 +86,22 @@ assert_filled (const void *vbuf, uint32_t count, uint64_t offset, unsigned tag)
                byte_at (tag, offset + i));
 }
 
+/* Buffers wait to grow for ever, so that what a test finds does not depend on how fast it is. */
 static struct engine_config
 config (unsigned buffers, unsigned threads, enum write_mode write, enum read_mode read)
 {
   return (struct engine_config) { .buffers = buffers, .buffer_size = U, .threads = threads,
-                                  .write = write, .read = read };
+                                  .write = write, .read = read, .linger_ns = UINT64_C (3600000000000) };
+}
+
+/* ... or not at all. */
+static struct engine_config
+config_hasty (unsigned buffers, unsigned threads, enum write_mode write, enum read_mode read)
+{
+  struct engine_config c = config (buffers, threads, write, read);
+
+  c.linger_ns = 0;
+  return c;
 }
 
 static void
@@ -591,7 +602,7 @@ test_linger (void)
 {
   struct world w;
 
-  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  world_init (&w, 8 * U, config_hasty (8, 2, WRITE_BEHIND, READ_DIRECT));
   for (unsigned i = 1; i < 3; i++) {
     do_request (&w, 0, WRITE, 4096, 4096, i);
     fake_wait_ended (w.f, FAKE_WRITE, 0, 0, i); /* nobody flushes */
@@ -1202,7 +1213,8 @@ test_failed (gconstpointer data)
   world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
   fail = fake_fail (w.f, FAKE_WRITE, 4096, 4096, ENOSPC, 1 + retries);
   do_request (&w, 0, WRITE, 4096, 4096, 1);
-  wait_state (&w, BUF_FAILED, 0, U, 1);         /* by lingering */
+  g_assert_true (engine_settle (w.c[1], U, 0));
+  wait_state (&w, BUF_FAILED, 0, U, 1);
   g_assert_true (is_failing (&w, 0));
   assert_reads (&w, 0, parts, 3);
   assert_reads (&w, 1, parts, 3);
@@ -2415,14 +2427,14 @@ static void
 add_random (void)
 {
   static const struct { const char *name; struct random_config c; } configs[] = {
-    { "behind", { { 32, U, 8, WRITE_BEHIND, READ_AHEAD }, false, false } },
-    { "auto", { { 12, U, 4, WRITE_AUTO, READ_AHEAD }, false, false } },
-    { "through", { { 12, U, 4, WRITE_THROUGH, READ_AHEAD }, false, false } },
-    { "few-buffers", { { 6, U, 2, WRITE_BEHIND, READ_AHEAD }, false, false } },
-    { "one-thread", { { 16, U, 1, WRITE_BEHIND, READ_AHEAD }, false, false } },
-    { "failing", { { 24, U, 4, WRITE_BEHIND, READ_AHEAD }, true, false } },
-    { "failing-few", { { 8, U, 2, WRITE_AUTO, READ_AHEAD }, true, false } },
-    { "exports", { { 24, U, 4, WRITE_BEHIND, READ_AHEAD }, false, true } },
+    { "behind", { { 32, U, 8, WRITE_BEHIND, READ_AHEAD, 1000000 }, false, false } },
+    { "auto", { { 12, U, 4, WRITE_AUTO, READ_AHEAD, 1000000 }, false, false } },
+    { "through", { { 12, U, 4, WRITE_THROUGH, READ_AHEAD, 1000000 }, false, false } },
+    { "few-buffers", { { 6, U, 2, WRITE_BEHIND, READ_AHEAD, 1000000 }, false, false } },
+    { "one-thread", { { 16, U, 1, WRITE_BEHIND, READ_AHEAD, 1000000 }, false, false } },
+    { "failing", { { 24, U, 4, WRITE_BEHIND, READ_AHEAD, 1000000 }, true, false } },
+    { "failing-few", { { 8, U, 2, WRITE_AUTO, READ_AHEAD, 1000000 }, true, false } },
+    { "exports", { { 24, U, 4, WRITE_BEHIND, READ_AHEAD, 1000000 }, false, true } },
   };
 
   for (unsigned i = 0; i < G_N_ELEMENTS (configs); i++) {
