@@ -1628,6 +1628,7 @@ test_not_shared (void)
   /* What failed is the connection's own affair, and ends with it. */
   hold = fake_fail (w.f, FAKE_WRITE, 0, U, EIO, -1);
   do_request (&w, 0, WRITE, 4096, 0, 2);
+  g_assert_true (engine_settle (w.c[0], U, 0));
   wait_state (&w, BUF_FAILED, 0, U, 1);
   do_request (&w, 0, READ, 4096, 0, 2);
   do_request (&w, 1, READ, 4096, 0, 1);
