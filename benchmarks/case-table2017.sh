@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 title="The 2017 table: a device with 64 ms per operation, requests of 128 KiB"
 rounds=3
-seconds=8
+seconds=12
 
 plan_table2017 () {
   local streams big
