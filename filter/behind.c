@@ -237,7 +237,9 @@ wait_for_space (struct engine *e)
   return true;
 }
 
-/* The buffer for a write, new or joined, marked as being filled; NULL if the write may not wait. */
+/* The buffer for a write, new or joined, its range widened for it; NULL if the write may not wait.
+ * Wants the lock, lets go of it while it waits for a buffer.
+ */
 static struct buf *
 reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
 {
