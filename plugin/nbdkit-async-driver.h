@@ -34,6 +34,7 @@ enum nbdkit_async_given_up {
 
 struct nbdkit_async_driver {
   bool can_read, can_write;     /* which hooks are there */
+  bool can_cancel;              /* give_up never says ABANDONED */
   uint64_t grace_ns;
   /* The handle of the connection that was opened last on this thread, once: a second call says
    * false.  A filter asks right after its next_open.
