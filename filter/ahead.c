@@ -2,17 +2,15 @@
 #include "buffers.h"
 #include "debug.h"
 #include "guard.h"
+#include "handover.h"
 
-/* Reads what the READING buffer is for.  Called without locks, by a worker or by the one client that
- * could not wait for a worker.
- */
+/* A READING buffer has been read. */
 static void
-fill (struct buf *b)
+filled_ahead (struct backend_io *io, int err)
 {
+  struct buf *b = buf_of_io (io);
   struct engine *e = b->engine;
   struct conn *c = b->conn;
-  uint64_t base = b->base;
-  int err = backend_pread (&c->backend, b->data, b->hi, base);
 
   if (err == 0)
     stats_add (e->stats, STATS_AHEAD_BYTES, b->hi);
@@ -20,11 +18,12 @@ fill (struct buf *b)
     /* Whoever needs the data reads it himself and learns why. */
     stats_add (e->stats, STATS_AHEAD_FAILED, 1);
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_end (&c->streams, base, base + b->hi);
+    stream_end (&c->streams, b->base, b->base + b->hi);
   }
 
-  LOCK_IN_SCOPE (&e->lock);
-  debug_buffers ("read ahead %#" PRIx64 ": error %d%s", base, err, b->dropped ? ", stale" : "");
+  ENGINE_LOCK_IN_SCOPE (e);
+  debug_buffers ("read ahead %#" PRIx64 ": error %d%s", b->base, err, b->dropped ? ", stale" : "");
+  b->hooked = false;
   b->err = err;
   b->since_ns = stats_now_ns ();
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
@@ -39,24 +38,18 @@ fill (struct buf *b)
     pthread_cond_broadcast (&e->progress);
 }
 
-static void
-fill_job (struct job *job)
-{
-  fill ((struct buf *) job);
-}
-
 bool
-ahead_wait (struct buf *b)
+ahead_wait (struct conn *c, struct buf *b)
 {
   struct engine *e = b->engine;
 
   if (b->state == BUF_READING && pool_cancel (e->pool, &b->job)) {
-    pthread_mutex_unlock (&e->lock);
-    fill (b);
-    pthread_mutex_lock (&e->lock);
+    engine_unlock (e);
+    backend_io_do (&b->io);
+    engine_lock (e);
   }
   while (b->state == BUF_READING)
-    pthread_cond_wait (&b->changed, &e->lock);
+    engine_wait_plugin (c, &b->changed);
   return b->err == 0;
 }
 
@@ -77,7 +70,7 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
 {
   struct engine *e = c->engine;
 
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   for (; r.from < r.to; r.from += c->unit) {
     uint32_t count = MIN (c->unit, c->backend.size - r.from);
     struct buf *b;
@@ -87,9 +80,8 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
     b = buffers_take_for_ahead (e, now_ns);
     if (b == NULL)
       return r.from;
-    b->job.run = fill_job;
     buffers_enter (b, BUF_READING, c, r.from, 0, count);
-    pool_push (e->pool, &b->job, POOL_AHEAD);
+    handover (b, false, POOL_AHEAD, filled_ahead);
   }
   return r.to;
 }
@@ -107,7 +99,7 @@ max_window (struct conn *c, unsigned mine, uint64_t now_ns)
   unsigned surplus = depth > mine ? depth - mine : 0;
   unsigned share;
 
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   share = (uint64_t) e->config.buffers * mine
     / stream_census (&e->census, &c->counted, mine, now_ns);
   return surplus > 0 && surplus >= share - share / 4 ? 0 : (share - surplus) / mine;
@@ -158,7 +150,7 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
   pthread_mutex_unlock (&c->streams_lock);
 
   if (left.from < left.to) {
-    LOCK_IN_SCOPE (&c->engine->lock);
+    ENGINE_LOCK_IN_SCOPE (c->engine);
     buffers_drop_conn (c, left.from, left.to);
   }
   /* Before a read that has to wait in the plugin; any other sets buffers free first. */

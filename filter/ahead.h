@@ -16,9 +16,10 @@ extern struct stream *ahead_note (struct conn *, uint32_t count, uint64_t offset
  */
 extern void ahead_answered (struct conn *, struct stream *, uint32_t count, bool waited,
                             uint64_t now_ns);
-/* Waits until a READING buffer, which the caller has pinned, is read; does it himself if no worker
- * has begun.  Wants engine.lock, lets go of it meanwhile.  False if it could not be read.
+/* Waits, for a request of this connection, until a READING buffer, which the caller has pinned, is
+ * read; does it himself if no worker has begun.  Wants engine.lock, lets go of it meanwhile.  False if
+ * it could not be read.
  */
-extern bool ahead_wait (struct buf *);
+extern bool ahead_wait (struct conn *, struct buf *);
 
 #endif

@@ -10,14 +10,23 @@
 #include "config.h"
 #include "debug.h"
 #include "engine.h"
+#include "hooks.h"
 
 static struct config config;
 static struct engine *engine;
 static bool pass_through;       /* the thread model does not allow anything beside the server */
+static const struct nbdkit_async_driver *hooks; /* NULL: we may not drive any */
+
+/* With hooks for everything the pool has little left to do: pieces that may not be given to hooks, and
+ * what is handed over inside a reply.
+ */
+enum { HOOKED_THREADS = 4 };
 
 struct handle {
   char *export_name;
   bool is_tls;
+  bool is_hooked;
+  void *hooks_handle;           /* the plugin's own handle, if so */
   struct conn *conn;            /* from prepare to finalize, NULL where all is passed through */
   GList link;                   /* in handles */
 };
@@ -46,6 +55,22 @@ asyncpool_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nx
   return next (nxdata);
 }
 
+static void
+find_hooks (void)
+{
+  const char *why_not;
+
+  hooks = hooks_find (&why_not);
+  if (hooks == NULL) {
+    nbdkit_debug ("asyncpool: the thread pool does the work: %s", why_not);
+    return;
+  }
+  nbdkit_debug ("asyncpool: the plugin's async hooks do the work of:%s%s",
+                hooks->can_read ? " reads" : "", hooks->can_write ? " writes" : "");
+  if (hooks->can_read && hooks->can_write)
+    config.engine.threads = MIN (config.engine.threads, HOOKED_THREADS);
+}
+
 static int
 asyncpool_get_ready (int thread_model)
 {
@@ -59,6 +84,11 @@ asyncpool_get_ready (int thread_model)
              "parallel, so asyncpool passes all requests through unchanged\n");
     return 0;
   }
+  if (engine) {
+    nbdkit_error ("--filter=asyncpool: must be given only once");
+    return -1;
+  }
+  find_hooks ();
   err = engine_new (&config.engine, &engine);
   if (err) {
     nbdkit_error ("asyncpool-buffers=%u, asyncpool-buffer-size=%" PRIu32 ": the slab of %" PRIu64
@@ -217,9 +247,17 @@ next_flush (void *handle)
   return result (r, err);
 }
 
+/* On a thread of nbdkit's for this connection. */
+static bool
+is_gone (void *handle)
+{
+  (void) handle;
+  return nbdkit_nanosleep (0, 1) == -1;
+}
+
 static const struct backend_ops next_ops = {
   .pread = next_pread, .pwrite = next_pwrite, .zero = next_zero, .trim = next_trim,
-  .flush = next_flush,
+  .flush = next_flush, .is_gone = is_gone,
 };
 
 /* Connections. */
@@ -229,9 +267,14 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
                 int readonly, const char *exportname, int is_tls)
 {
   struct handle *h;
+  void *plugin_handle;
+  bool is_hooked;
 
+  if (hooks)
+    hooks->claim (&plugin_handle);      /* a leftover of somebody else's */
   if (next (context, readonly, exportname) == -1)
     return NULL;
+  is_hooked = hooks && hooks->claim (&plugin_handle);
   h = calloc (1, sizeof *h);
   if (h == NULL || (h->export_name = strdup (exportname)) == NULL) {
     nbdkit_error ("asyncpool: %m");
@@ -239,6 +282,8 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
     return NULL;
   }
   h->is_tls = is_tls;
+  h->is_hooked = is_hooked;
+  h->hooks_handle = is_hooked ? plugin_handle : NULL;
   h->link.data = h;
   pthread_mutex_lock (&handles_lock);
   g_queue_push_tail_link (&handles, &h->link);
@@ -314,6 +359,10 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
     return 0;
   if (ask_everything (next, &b) == -1)
     return -1;
+  if (h->is_hooked) {
+    b.hooks = hooks;
+    b.hooks_handle = h->hooks_handle;
+  }
   err = conn_open (engine, h->export_name, h->is_tls, &b, &h->conn);
   if (err == EINVAL)
     nbdkit_error ("asyncpool-buffer-size=%" PRIu32 ": must be at least the plugin's minimum block "

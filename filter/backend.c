@@ -1,16 +1,29 @@
+#include <errno.h>
+#include <stddef.h>
+
 #include "backend.h"
 #include "pace.h"
 #include "stats.h"
+
+static __thread bool replying;
+
+static void
+note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count, int err)
+{
+  enum stats_kind kind = is_write ? STATS_DEVICE_WRITE : STATS_DEVICE_READ;
+  uint64_t took_ns = stats_end_device (b->stats, kind, start_ns, count);
+
+  if (err == 0)
+    pace_note (is_write ? b->pace_write : b->pace_read, took_ns, count);
+}
 
 int
 backend_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset)
 {
   uint64_t start = stats_begin_device (b->stats);
   int err = b->ops->pread (b->handle, buf, count, offset);
-  uint64_t took_ns = stats_end_device (b->stats, STATS_DEVICE_READ, start, count);
 
-  if (err == 0)
-    pace_note (b->pace_read, took_ns, count);
+  note (b, false, start, count, err);
   return err;
 }
 
@@ -20,9 +33,98 @@ backend_pwrite (struct backend *b, const void *buf, uint32_t count, uint64_t off
 {
   uint64_t start = stats_begin_device (b->stats);
   int err = b->ops->pwrite (b->handle, buf, count, offset, flags);
-  uint64_t took_ns = stats_end_device (b->stats, STATS_DEVICE_WRITE, start, count);
 
-  if (err == 0)
-    pace_note (b->pace_write, took_ns, count);
+  note (b, true, start, count, err);
   return err;
+}
+
+void
+backend_io_do (struct backend_io *io)
+{
+  struct nbdkit_async_io *h = &io->hook;
+
+  if (h->is_write)
+    io->done (io, backend_pwrite (io->backend, h->buf, h->count, h->offset, 0));
+  else
+    io->done (io, backend_pread (io->backend, h->buf, h->count, h->offset));
+}
+
+/* Hooks. */
+
+bool
+backend_has_hook (const struct backend *b, bool is_write)
+{
+  return b->hooks && (is_write ? b->hooks->can_write : b->hooks->can_read);
+}
+
+bool
+backend_is_replying (void)
+{
+  return replying;
+}
+
+static void
+ended (struct backend_io *io, int err)
+{
+  note (io->backend, io->hook.is_write, io->start_ns, io->hook.count, err);
+  io->done (io, err);           /* last: from here on io may be anything */
+}
+
+static void
+replied (struct nbdkit_async_io *h, int err)
+{
+  struct backend_io *io = (struct backend_io *) h;
+  bool was = replying;          /* a hook may reply to another request from inside its own start */
+
+  atomic_store_explicit (&io->backend->replied_ns, stats_now_ns (), memory_order_relaxed);
+  replying = true;
+  ended (io, err);
+  replying = was;
+}
+
+void
+backend_io_start (struct backend_io *io)
+{
+  struct backend *b = io->backend;
+
+  io->hook.handle = b->hooks_handle;
+  io->hook.done = replied;
+  io->start_ns = stats_begin_device (b->stats);
+  stats_add (b->stats, STATS_HOOKED, 1);
+  b->hooks->start (&io->hook);
+}
+
+void
+backend_set_gone (struct backend *b)
+{
+  if (atomic_load (&b->gone_ns) == 0)
+    atomic_store (&b->gone_ns, stats_now_ns ());
+}
+
+bool
+backend_is_hopeless (struct backend *b)
+{
+  uint64_t gone = atomic_load (&b->gone_ns), replied_ns = atomic_load (&b->replied_ns);
+
+  if (gone == 0) {
+    if (b->ops->is_gone (b->handle))
+      backend_set_gone (b);
+    return false;
+  }
+  return stats_now_ns () >= (gone > replied_ns ? gone : replied_ns) + b->hooks->grace_ns;
+}
+
+void
+backend_io_give_up (struct backend_io *io, void (*abandoned) (struct backend_io *))
+{
+  switch (io->backend->hooks->give_up (&io->hook)) {
+  case NBDKIT_ASYNC_REPLIED:
+    return;
+  case NBDKIT_ASYNC_ABANDONED:
+    abandoned (io);
+    break;
+  case NBDKIT_ASYNC_CANCELLED:
+    break;
+  }
+  ended (io, ESHUTDOWN);
 }

@@ -5,12 +5,19 @@
  *
  * Callbacks: offset and count in bytes, inside the device.  They return 0 or a positive errno and
  * may be called from any thread, several at a time.
+ *
+ * A read or write is either called, and the calling thread waits; or it is a backend_io.  One of
+ * those is done on whichever thread calls backend_io_do, or, where we may drive the plugin's async
+ * hooks, started by backend_io_start; then no thread waits, and the plugin replies when it likes.
  */
 #ifndef ASYNCPOOL_BACKEND_H
 #define ASYNCPOOL_BACKEND_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+
+#include <nbdkit-async-driver.h>
 
 struct pace;
 struct stats;
@@ -23,6 +30,8 @@ struct backend_ops {
   int (*zero) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*trim) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*flush) (void *handle);
+  /* Whether the client has gone or the server shuts down.  Only on a thread of this connection. */
+  bool (*is_gone) (void *handle);
 };
 
 struct backend {
@@ -35,10 +44,44 @@ struct backend {
   bool shared;                  /* all connections to this export see one device (multi-conn) */
   struct pace *pace_read, *pace_write;
   struct stats *stats;
+  const struct nbdkit_async_driver *hooks;      /* NULL where we may not drive any */
+  void *hooks_handle;
+  /* Atomic. */
+  atomic_uint_fast64_t replied_ns;      /* time of the last reply of a hook */
+  atomic_uint_fast64_t gone_ns;         /* is_gone became true, 0: has not */
+};
+
+struct backend_io {
+  struct nbdkit_async_io hook;  /* first; buf, count, offset, is_write are the caller's to set */
+  struct backend *backend;
+  /* Called once, on any thread.  A hook's: the plugin may hold locks, so call no hook. */
+  void (*done) (struct backend_io *, int err);
+  uint64_t start_ns;
 };
 
 extern int backend_pread (struct backend *, void *buf, uint32_t count, uint64_t offset);
 extern int backend_pwrite (struct backend *, const void *buf, uint32_t count, uint64_t offset,
                            unsigned flags);
+
+/* Does it on this thread, done () included. */
+extern void backend_io_do (struct backend_io *);
+/* Whether there is a hook for it. */
+extern bool backend_has_hook (const struct backend *, bool is_write);
+/* Calls the hook.  Hold no lock that done () takes. */
+extern void backend_io_start (struct backend_io *);
+/* Whether this thread is inside a reply. */
+extern bool backend_is_replying (void);
+
+/* What waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: the client has gone, and
+ * the plugin has not replied to anything for its grace time.  Call without locks, on a thread of the
+ * connection.
+ */
+#define BACKEND_POLL_NS UINT64_C (250000000)
+extern void backend_set_gone (struct backend *);
+extern bool backend_is_hopeless (struct backend *);
+/* Then this ends what was started: calls done (io, ESHUTDOWN), unless the plugin replies just now; before
+ * that ABANDONED, if the plugin may use the buffer for ever.
+ */
+extern void backend_io_give_up (struct backend_io *, void (*abandoned) (struct backend_io *));
 
 #endif

@@ -4,7 +4,7 @@
 #include "behind.h"
 #include "buffers.h"
 #include "debug.h"
-#include "guard.h"
+#include "handover.h"
 
 /* At most so many buffers wait to grow: as many as there are places for streams of reads. */
 enum { OPEN_MAX_BUFS = STREAMS };
@@ -13,11 +13,13 @@ static void kick (struct engine *, uint64_t offset, uint64_t end);
 
 /* Waiting for dirty data or a mutator.  Wants the lock, lets go of it meanwhile. */
 static void
-wait_for_progress (struct engine *e)
+wait_for_progress (struct conn *c)
 {
+  struct engine *e = c->engine;
+
   pool_hurry (e->pool);
   e->progress_waiters++;
-  pthread_cond_wait (&e->progress, &e->lock);
+  engine_wait_plugin (c, &e->progress);
   e->progress_waiters--;
 }
 
@@ -45,13 +47,12 @@ written (struct buf *b, int err)
 }
 
 static void
-write_job (struct job *job)
+written_behind (struct backend_io *io, int err)
 {
-  struct buf *b = (struct buf *) job;
-  struct engine *e = b->engine;
-  int err = backend_pwrite (&b->conn->backend, b->data + b->lo, b->hi - b->lo, buf_start (b), 0);
+  struct buf *b = buf_of_io (io);
 
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (b->engine);
+  b->hooked = false;
   written (b, err);
 }
 
@@ -90,9 +91,8 @@ give_to_worker (struct buf *b)
 {
   struct engine *e = b->engine;
 
-  b->job.run = write_job;
   buffers_set_state (b, BUF_WRITING);
-  pool_push (e->pool, &b->job, POOL_WRITE);
+  handover (b, true, POOL_WRITE, written_behind);
   if (e->progress_waiters + e->space_waiters > 0)
     pool_hurry (e->pool);
 }
@@ -160,25 +160,22 @@ behind_linger (void *vp)
 {
   struct engine *e = vp;
 
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   while (!e->stopping) {
     GList *l = g_queue_peek_head_link (&e->open);
     uint64_t due;
 
     if (l == NULL) {
       e->linger_idle = true;
-      pthread_cond_wait (&e->linger, &e->lock);
+      engine_wait (e, &e->linger);
       e->linger_idle = false;
       continue;
     }
     due = ((struct buf *) l->data)->since_ns + e->config.linger_ns;
     if (stats_now_ns () >= due)
       submit (l->data);
-    else {
-      struct timespec ts = { .tv_sec = due / 1000000000, .tv_nsec = due % 1000000000 };
-
-      pthread_cond_timedwait (&e->linger, &e->lock, &ts);
-    }
+    else
+      engine_wait_until (e, &e->linger, due);
   }
   return NULL;
 }
@@ -225,14 +222,16 @@ find_join (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
 
 /* Waits until a buffer may have become free.  False if there is nothing to wait for. */
 static bool
-wait_for_space (struct engine *e)
+wait_for_space (struct conn *c)
 {
+  struct engine *e = c->engine;
+
   submit_all (e);
-  if (e->failed.length == e->config.buffers)
+  if (e->failed.length + e->lost == e->config.buffers)
     return false;
   pool_hurry (e->pool);
   e->space_waiters++;
-  pthread_cond_wait (&e->space, &e->lock);
+  engine_wait_plugin (c, &e->space);
   e->space_waiters--;
   return true;
 }
@@ -270,7 +269,7 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
     }
     if (wait_ns == 0)
       wait_ns = stats_now_ns ();
-    if (!wait_for_space (e))
+    if (!wait_for_space (c))
       break;
     spare = buffers_take_for_write (e); /* at once: who was woken must use it or pass it on */
   }
@@ -311,20 +310,20 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset)
   uint64_t base = offset / c->unit * c->unit;
   struct buf *b;
 
-  pthread_mutex_lock (&e->lock);
+  engine_lock (e);
   b = reserve (c, base, offset, offset + count);
   if (b) {
     b->fillers++;
     buffers_drop (e, offset, offset + count);
-    pthread_mutex_unlock (&e->lock);
+    engine_unlock (e);
 
     memcpy (b->data + (offset - base), buf, count);
 
-    pthread_mutex_lock (&e->lock);
+    engine_lock (e);
     filled (b);
     stats_add (e->stats, STATS_BEHIND, 1);
   }
-  pthread_mutex_unlock (&e->lock);
+  engine_unlock (e);
   return b != NULL;
 }
 
@@ -342,8 +341,9 @@ is_dirty_until (struct engine *e, uint64_t seq, uint64_t offset, uint64_t end)
 
 /* Waits until nothing that is in the range now is dirty any more.  Wants the lock. */
 static void
-settle (struct engine *e, uint64_t offset, uint64_t end)
+settle (struct conn *c, uint64_t offset, uint64_t end)
 {
+  struct engine *e = c->engine;
   uint64_t seq = e->seq;
 
   submit_others (e, NULL, offset, end);
@@ -351,7 +351,7 @@ settle (struct engine *e, uint64_t offset, uint64_t end)
     return;
   stats_add (e->stats, STATS_BARRIERS, 1);
   do
-    wait_for_progress (e);
+    wait_for_progress (c);
   while (is_dirty_until (e, seq, offset, end));
 }
 
@@ -369,9 +369,9 @@ mutator_begin (struct conn *c, struct mutator *m, uint32_t count, uint64_t offse
     return;
   atomic_fetch_sub (&e->unregistered, 1);
 
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   g_queue_push_tail_link (&e->mutators, &m->link);
-  settle (e, m->offset, m->end);
+  settle (c, m->offset, m->end);
   m->running = true;
 }
 
@@ -392,7 +392,7 @@ supersede (struct conn *c, struct mutator *m, const char *new_data, bool trimmed
     if (!buf_is_waiting (b) || b->export != c->export)
       continue;
     if (b->fillers > 0) {       /* another mutator is at it */
-      pthread_cond_wait (&b->changed, &e->lock);
+      engine_wait (e, &b->changed);
       next = buffers_first (e, m->offset, m->end);
     }
     else if (from == buf_start (b) && to == buf_end (b)) {
@@ -403,7 +403,7 @@ supersede (struct conn *c, struct mutator *m, const char *new_data, bool trimmed
     else if (!trimmed) {        /* after a trim the old data is as good as any */
       b->fillers++;             /* keeps the buffer as and where it is, and new readers away */
       while (b->pins > 0)
-        pthread_cond_wait (&b->changed, &e->lock);
+        engine_wait (e, &b->changed);
       if (new_data)
         memcpy (b->data + (from - b->base), new_data + (from - m->offset), to - from);
       else
@@ -425,13 +425,13 @@ mutator_end (struct conn *c, struct mutator *m, int err, const void *new_data, b
      */
     atomic_thread_fence (memory_order_seq_cst);
     if (atomic_load (&e->in_tree) > 0) {
-      LOCK_IN_SCOPE (&e->lock);
+      ENGINE_LOCK_IN_SCOPE (e);
       buffers_drop (e, m->offset, m->end);
     }
     atomic_fetch_sub (&e->unregistered, 1);
     return;
   }
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   if (err == 0)
     supersede (c, m, new_data, trimmed);
   buffers_drop (e, m->offset, m->end);
@@ -445,8 +445,8 @@ behind_settle (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
 
-  LOCK_IN_SCOPE (&e->lock);
-  settle (e, offset, end);
+  ENGINE_LOCK_IN_SCOPE (e);
+  settle (c, offset, end);
   for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
     if (b->state == BUF_FAILED && b->export == c->export)
       return true;
@@ -496,15 +496,16 @@ retry_failed (struct conn *c)
 }
 
 static void
-wait_for_dirty (struct engine *e, uint64_t seq)
+wait_for_dirty (struct conn *c, uint64_t seq)
 {
+  struct engine *e = c->engine;
   bool waited = false;
   GList *l;
 
   while ((l = g_queue_peek_head_link (&e->dirty)) != NULL
          && ((struct buf *) l->data)->seq <= seq) {
     waited = true;
-    wait_for_progress (e);
+    wait_for_progress (c);
   }
   if (waited)
     stats_add (e->stats, STATS_BARRIERS, 1);
@@ -528,14 +529,14 @@ write_myself (struct conn *c, struct buf *b)
   b->claimed = true;
   buffers_set_state (b, BUF_READY);
   while (b->claimed && b->seq == seq && judge (b) != GO)
-    wait_for_progress (e);
+    wait_for_progress (c);
   if (!b->claimed || b->seq != seq)
     return 0;
   b->claimed = false;
   buffers_set_state (b, BUF_WRITING);
-  pthread_mutex_unlock (&e->lock);
+  engine_unlock (e);
   err = backend_pwrite (&b->conn->backend, b->data + b->lo, b->hi - b->lo, buf_start (b), 0);
-  pthread_mutex_lock (&e->lock);
+  engine_lock (e);
   written (b, err);
   return err;
 }
@@ -550,15 +551,15 @@ behind_drain (struct conn *c)
 
   if (atomic_load (&e->deferring) == 0)
     return 0;
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   seq = e->seq;
   submit_all (e);
   retry_failed (c);
-  wait_for_dirty (e, seq);
+  wait_for_dirty (c, seq);
   while ((b = oldest_failed (e, c->export, seq)) != NULL) {
     if ((err = write_myself (c, b)) != 0)
       return err;
-    wait_for_dirty (e, seq);
+    wait_for_dirty (c, seq);
   }
   return 0;
 }
@@ -585,7 +586,7 @@ behind_flushed (struct conn *c)
 
   if (!atomic_load (&c->export->failing))
     return;
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   if (!has_failed (e, c->export))
     atomic_store (&c->export->failing, false);
 }
@@ -605,7 +606,7 @@ behind_close (struct conn *c, behind_report *report)
   struct engine *e = c->engine;
   struct buf *b;
 
-  pthread_mutex_lock (&e->lock);
+  engine_lock (e);
   submit_all (e);
   retry_failed (c);
   for (;;) {
@@ -614,7 +615,7 @@ behind_close (struct conn *c, behind_report *report)
 
     /* Each time: while we reported, another connection may have tried our failed data again. */
     while (c->n_dirty > 0)
-      wait_for_progress (e);
+      wait_for_progress (c);
     b = failed_of (c);
     if (b == NULL)
       break;
@@ -625,9 +626,9 @@ behind_close (struct conn *c, behind_report *report)
       b->export->refs++;
     else
       buffers_remove (b);       /* no other connection could write it, or may see it */
-    pthread_mutex_unlock (&e->lock);
+    engine_unlock (e);
     report (c->export->name, offset, end - offset, kept);
-    pthread_mutex_lock (&e->lock);
+    engine_lock (e);
   }
-  pthread_mutex_unlock (&e->lock);
+  engine_unlock (e);
 }

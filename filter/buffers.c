@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "guard.h"
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -26,20 +27,25 @@ buffers_init (struct engine *e)
     b->engine = e;
     b->data = e->slab.data + (size_t) i * e->slab.size;
     b->link.data = b->dirty_link.data = b;
-    pthread_cond_init (&b->changed, NULL);
+    guard_init_cond (&b->changed);
     g_queue_push_tail_link (&e->free, &b->link);
   }
   return 0;
 }
 
-void
+bool
 buffers_destroy (struct engine *e)
 {
-  for (unsigned i = 0; i < e->config.buffers && e->bufs; i++)
+  bool abandoned = false;
+
+  for (unsigned i = 0; i < e->config.buffers && e->bufs; i++) {
+    abandoned |= e->bufs[i].abandoned;
     pthread_cond_destroy (&e->bufs[i].changed);
+  }
   if (e->tree)
     g_tree_unref (e->tree);
   g_free (e->bufs);
+  return abandoned;
 }
 
 static struct buf *
@@ -133,7 +139,12 @@ buffers_put (struct buf *b)
 {
   b->dropped = false;
   b->conn = NULL;
-  buffers_set_state (b, BUF_FREE);
+  if (b->abandoned) {
+    buffers_set_state (b, BUF_LOST);
+    b->engine->lost++;
+  }
+  else
+    buffers_set_state (b, BUF_FREE);
   pthread_cond_signal (&b->engine->space);
 }
 

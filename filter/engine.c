@@ -7,6 +7,7 @@
 #include "engine.h"
 #include "fanout.h"
 #include "guard.h"
+#include "handover.h"
 #include "split.h"
 
 /* Birth and death. */
@@ -15,17 +16,13 @@ int
 engine_new (const struct engine_config *config, struct engine **ep)
 {
   struct engine *e = g_new0 (struct engine, 1);
-  pthread_condattr_t attr;
   int err;
 
   e->config = *config;
   guard_init (&e->lock);
-  pthread_cond_init (&e->space, NULL);
-  pthread_cond_init (&e->progress, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&e->linger, &attr);
-  pthread_condattr_destroy (&attr);
+  guard_init_cond (&e->space);
+  guard_init_cond (&e->progress);
+  guard_init_cond (&e->linger);
 
   err = slab_init (&e->slab, config->buffers, config->buffer_size);
   if (err == 0)
@@ -58,13 +55,37 @@ engine_start (struct engine *e)
   return err;
 }
 
+static bool
+is_hooked (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  for (unsigned i = 0; i < e->config.buffers; i++)
+    if (e->bufs[i].hooked && e->bufs[i].conn == c)
+      return true;
+  return false;
+}
+
+/* nbdkit may leave connections open when it ends: what the plugin still does for them uses the slab. */
+static void
+wait_for_hooks (struct engine *e)
+{
+  ENGINE_LOCK_IN_SCOPE (e);
+  for (GList *l = e->conns.head; l; l = l->next) {
+    backend_set_gone (&((struct conn *) l->data)->backend);
+    while (is_hooked (l->data))
+      engine_wait_plugin (l->data, &e->progress);
+  }
+}
+
 void
 engine_stop (struct engine *e, behind_report *report)
 {
   if (e->pool == NULL)
     return;
+  wait_for_hooks (e);
   {
-    LOCK_IN_SCOPE (&e->lock);
+    ENGINE_LOCK_IN_SCOPE (e);
     e->stopping = true;
     pthread_cond_signal (&e->linger);
   }
@@ -101,8 +122,8 @@ engine_free (struct engine *e)
     free_conn (l->data);
   while ((l = g_queue_pop_head_link (&e->exports)) != NULL)
     free_export (l->data);
-  buffers_destroy (e);
-  slab_destroy (&e->slab);
+  if (!buffers_destroy (e))     /* else the plugin may still use it */
+    slab_destroy (&e->slab);
   stats_free (e->stats);
   pthread_cond_destroy (&e->linger);
   pthread_cond_destroy (&e->progress);
@@ -205,7 +226,7 @@ conn_open (struct engine *e, const char *export_name, bool tls, const struct bac
   c->link.data = c;
   guard_init (&c->streams_lock);
 
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   c->export = get_export (e, x);
   c->backend.pace_read = &c->export->pace_read;
   c->backend.pace_write = &c->export->pace_write;
@@ -223,12 +244,13 @@ conn_close (struct conn *c, behind_report *report)
 {
   struct engine *e = c->engine;
 
+  backend_set_gone (&c->backend);
   behind_close (c, report);
   {
-    LOCK_IN_SCOPE (&e->lock);
+    ENGINE_LOCK_IN_SCOPE (e);
     buffers_drop_conn (c, 0, UINT64_MAX);
     while (c->n_reading > 0)
-      pthread_cond_wait (&e->progress, &e->lock);
+      engine_wait_plugin (c, &e->progress);
     g_queue_unlink (&e->conns, &c->link);
     if (atomic_load (&c->behind))
       atomic_fetch_sub (&e->deferring, 1);
@@ -245,7 +267,7 @@ knows_flush (struct conn *c)
 
   if (atomic_load_explicit (&c->behind, memory_order_relaxed) || e->config.write != WRITE_AUTO)
     return;
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   if (!atomic_load (&c->behind)) {
     atomic_fetch_add (&e->deferring, 1);
     atomic_store (&c->behind, true);
@@ -316,7 +338,7 @@ pin_all (struct read *r, uint64_t now_ns)
     if (b->export != r->c->export)
       continue;
     if (b->fillers > 0) {
-      pthread_cond_wait (&b->changed, &e->lock);
+      engine_wait (e, &b->changed);
       return PINS_AGAIN;
     }
     if (b->state == BUF_CLEAN && now_ns > b->since_ns + AHEAD_MAX_AGE_NS)
@@ -408,7 +430,9 @@ read_gaps (struct read *r, bool *waited)
   return err;
 }
 
-/* From the buffers.  What was still to be read ahead, and failed, comes from the plugin after all. */
+/* From the buffers.  What was still to be read ahead, and failed, comes from the plugin after all, but
+ * not where we have given up just that.
+ */
 static int
 read_pins (struct read *r, bool *waited)
 {
@@ -420,12 +444,14 @@ read_pins (struct read *r, bool *waited)
     bool good = true;
 
     if (p->reading) {
-      LOCK_IN_SCOPE (&e->lock);
+      ENGINE_LOCK_IN_SCOPE (e);
       *waited |= p->b->state == BUF_READING;
-      good = ahead_wait (p->b);
+      good = ahead_wait (r->c, p->b);
     }
     if (good)
       memcpy (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
+    else if (p->b->err == ESHUTDOWN && atomic_load (&r->c->backend.gone_ns) != 0)
+      err = ESHUTDOWN;
     else
       err = read_part (r, p->from, p->to);
   }
@@ -438,7 +464,7 @@ unpin_all (struct read *r)
 {
   struct engine *e = r->c->engine;
 
-  LOCK_IN_SCOPE (&e->lock);
+  ENGINE_LOCK_IN_SCOPE (e);
   for (unsigned i = 0; i < r->n; i++) {
     struct pin *p = &r->pins[i];
 
@@ -466,15 +492,15 @@ read_buffered (struct conn *c, void *buf, uint32_t count, uint64_t offset, uint6
   r.end = offset + count;
   r.n = 0;
   r.pins = r.few;
-  pthread_mutex_lock (&e->lock);
+  engine_lock (e);
   if (others_dirty (&r)) {
-    pthread_mutex_unlock (&e->lock);
+    engine_unlock (e);
     behind_settle (c, r.offset, r.end);
-    pthread_mutex_lock (&e->lock);
+    engine_lock (e);
   }
   while ((how = pin_all (&r, now_ns)) == PINS_AGAIN)
     ;
-  pthread_mutex_unlock (&e->lock);
+  engine_unlock (e);
   if (how == PINS_NO_MEMORY)
     return ENOMEM;
 

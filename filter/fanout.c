@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <pthread.h>
 #include <glib.h>
 
@@ -6,6 +7,7 @@
 #include "guard.h"
 #include "pool.h"
 #include "split.h"
+#include "stats.h"
 
 /* On the caller's stack: more hands than this do not help one request noticeably. */
 enum { MAX_PIECES = 64 };
@@ -13,9 +15,10 @@ enum { MAX_PIECES = 64 };
 struct request {
   /* Constant while pieces run. */
   struct backend *backend;
-  char *read_to;                /* one of these two */
-  const char *write_from;
+  bool is_write;
+  char *buf;
   uint64_t offset;
+  bool hooked;                  /* the plugin's async hooks do the pieces */
   /* Under the lock. */
   pthread_mutex_t lock;
   pthread_cond_t done;
@@ -23,7 +26,8 @@ struct request {
 };
 
 struct piece {
-  struct job job;
+  struct job job;               /* first */
+  struct backend_io io;
   struct request *request;
   struct split_piece at;
   int err;                      /* published by request.lock */
@@ -32,18 +36,23 @@ struct piece {
 static int
 piece_do (struct request *r, struct split_piece at)
 {
-  uint64_t skip = at.offset - r->offset;
+  char *buf = r->buf + (at.offset - r->offset);
 
-  if (r->read_to)
-    return backend_pread (r->backend, r->read_to + skip, at.count, at.offset);
-  return backend_pwrite (r->backend, r->write_from + skip, at.count, at.offset, 0);
+  if (r->is_write)
+    return backend_pwrite (r->backend, buf, at.count, at.offset, 0);
+  return backend_pread (r->backend, buf, at.count, at.offset);
 }
 
 static void
 piece_run (struct job *job)
 {
-  struct piece *p = (struct piece *) job;
-  int err = piece_do (p->request, p->at);
+  backend_io_do (&((struct piece *) job)->io);
+}
+
+static void
+piece_done (struct backend_io *io, int err)
+{
+  struct piece *p = (struct piece *) ((char *) io - offsetof (struct piece, io));
 
   LOCK_IN_SCOPE (&p->request->lock);
   p->err = err;
@@ -51,29 +60,73 @@ piece_run (struct job *job)
     pthread_cond_signal (&p->request->done);
 }
 
-/* Gives pieces to idle workers, the last first.  Returns how many are left, from the front: they are
- * neighbours, and the caller does them as one.
+static void
+piece_init (struct piece *p, struct request *r)
+{
+  p->request = r;
+  p->job.run = piece_run;
+  p->io.backend = r->backend;
+  p->io.done = piece_done;
+  p->io.hook.is_write = r->is_write;
+  p->io.hook.buf = r->buf + (p->at.offset - r->offset);
+  p->io.hook.count = p->at.count;
+  p->io.hook.offset = p->at.offset;
+}
+
+static void
+count_running (struct request *r, int n)
+{
+  LOCK_IN_SCOPE (&r->lock);
+  r->running += n;
+}
+
+/* Gives pieces to hooks or idle workers, the last first.  Returns how many are left, from the front:
+ * they are neighbours, and the caller does them as one.
  */
 static unsigned
 hand_out (struct pool *pool, struct request *r, struct piece *pieces, unsigned n)
 {
-  LOCK_IN_SCOPE (&r->lock);
   for (; n > 1; n--) {
-    pieces[n - 1].request = r;
-    pieces[n - 1].job.run = piece_run;
-    if (!pool_try_push (pool, &pieces[n - 1].job, POOL_PIECE))
+    struct piece *p = &pieces[n - 1];
+
+    piece_init (p, r);
+    count_running (r, 1);
+    if (r->hooked)
+      backend_io_start (&p->io);
+    else if (!pool_try_push (pool, &p->job, POOL_PIECE)) {
+      count_running (r, -1);
       break;
-    r->running++;
+    }
   }
   return n;
 }
 
+/* The pieces from FROM to N are running, or have run. */
 static void
-wait_all (struct request *r)
+wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
 {
-  LOCK_IN_SCOPE (&r->lock);
-  while (r->running > 0)
-    pthread_cond_wait (&r->done, &r->lock);
+  for (;;) {
+    {
+      LOCK_IN_SCOPE (&r->lock);
+      while (r->running > 0)
+        if (!r->hooked)
+          pthread_cond_wait (&r->done, &r->lock);
+        else if (guard_timedwait (&r->done, &r->lock, stats_now_ns () + BACKEND_POLL_NS) != 0)
+          break;
+      if (r->running == 0)
+        return;
+    }
+    if (backend_is_hopeless (r->backend))
+      for (unsigned i = from; i < n; i++)
+        backend_io_give_up (&pieces[i].io, NULL);
+  }
+}
+
+/* Hooks get the client's memory only if they give it back whatever happens. */
+static bool
+may_hook (struct backend *b, bool is_write)
+{
+  return backend_has_hook (b, is_write) && b->hooks->can_cancel;
 }
 
 static int
@@ -81,7 +134,7 @@ fanout (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
 {
   struct piece pieces[MAX_PIECES] = { 0 };
   struct split_piece mine = { .offset = r->offset };
-  unsigned idle = pool_idle (pool);     /* asked once: it changes, and MIN () evaluates twice */
+  unsigned idle = r->hooked ? MAX_PIECES : pool_idle (pool);    /* asked once: it changes */
   unsigned hands = MIN (1 + idle, MAX_PIECES);
   unsigned n = MIN (split_max (unit, count, r->offset), hands);
   unsigned left;
@@ -93,23 +146,28 @@ fanout (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
   for (unsigned i = 0; i < left; i++)
     mine.count += pieces[i].at.count;
   err = piece_do (r, mine);
-  wait_all (r);
+  wait_all (r, pieces, left, n);
   for (unsigned i = left; i < n && err == 0; i++)
     if (pieces[i].err)
-      err = piece_do (r, pieces[i].at);
+      err = r->hooked ? pieces[i].err : piece_do (r, pieces[i].at);
   return err;
 }
 
 static int
-run (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
+run (struct pool *pool, struct backend *b, bool is_write, uint32_t unit, char *buf, uint32_t count,
+     uint64_t offset)
 {
+  struct request r = {
+    .backend = b, .is_write = is_write, .buf = buf, .offset = offset,
+    .hooked = may_hook (b, is_write)
+  };
   int err;
 
-  pthread_mutex_init (&r->lock, NULL);
-  pthread_cond_init (&r->done, NULL);
-  err = fanout (pool, r, unit, count);
-  pthread_cond_destroy (&r->done);
-  pthread_mutex_destroy (&r->lock);
+  pthread_mutex_init (&r.lock, NULL);
+  guard_init_cond (&r.done);
+  err = fanout (pool, &r, unit, count);
+  pthread_cond_destroy (&r.done);
+  pthread_mutex_destroy (&r.lock);
   return err;
 }
 
@@ -117,20 +175,16 @@ int
 fanout_pread (struct pool *pool, struct backend *b, uint32_t unit,
               void *buf, uint32_t count, uint64_t offset)
 {
-  struct request r = { .backend = b, .read_to = buf, .offset = offset };
-
   if (split_max (unit, count, offset) <= 1)
     return backend_pread (b, buf, count, offset);
-  return run (pool, &r, unit, count);
+  return run (pool, b, false, unit, buf, count, offset);
 }
 
 int
 fanout_pwrite (struct pool *pool, struct backend *b, uint32_t unit,
                const void *buf, uint32_t count, uint64_t offset)
 {
-  struct request r = { .backend = b, .write_from = buf, .offset = offset };
-
   if (split_max (unit, count, offset) <= 1)
     return backend_pwrite (b, buf, count, offset, 0);
-  return run (pool, &r, unit, count);
+  return run (pool, b, true, unit, (char *) (uintptr_t) buf, count, offset);   /* only read from */
 }

@@ -12,11 +12,13 @@
  *   READY     acknowledged, waits for older overlapping ones    WRITING, FAILED
  *   WRITING   acknowledged, given to a worker                   TAKEN, FAILED
  *   FAILED    acknowledged, and the plugin refused it           READY, WRITING, TAKEN
+ *   LOST      nothing, but the plugin never replied to an       none
+ *             operation on it and may still use it
  *
  * OPEN, READY and WRITING are the dirty states.  "Waiting data" is dirty or FAILED.
  *
  * Invariants (engine_check in tests/libfake.c checks them):
- * 1. A buffer stands in the tree, ordered by (base, seq), if it is not FREE, TAKEN or dropped.
+ * 1. A buffer stands in the tree, ordered by (base, seq), if it is not FREE, TAKEN, LOST or dropped.
  * 2. Of one export, waiting data never overlaps a CLEAN buffer, nor a READING one in the tree: who
  *    makes data wait drops those first (buffers_drop), before the write is acknowledged.
  * 3. No two overlapping buffers are WRITING; a WRITING one overlaps no older waiting data.
@@ -32,7 +34,8 @@
  * data.  It first waits for the older dirty data it overlaps; then it runs.  From its registration
  * on no write to its range is held behind: that becomes a mutator too.
  *
- * Locks: engine.lock guards all that is marked so; never held across a call into the plugin.
+ * Locks: engine.lock guards all that is marked so; never held across a call into the plugin, so let
+ * go of it by what handover.h has.
  * conn.streams_lock and the pool's lock are leaves; the former is never held with engine.lock.
  */
 #ifndef ASYNCPOOL_STATE_H
@@ -64,11 +67,13 @@ struct engine_config {
 };
 
 enum buf_state {
-  BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN, BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED
+  BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN, BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED,
+  BUF_LOST
 };
 
 struct buf {
   struct job job;               /* first: the pool hands it back; used in READING and WRITING */
+  struct backend_io io;         /* used likewise */
   /* Constant. */
   struct engine *engine;
   char *data;                   /* byte 0 of the unit */
@@ -86,6 +91,8 @@ struct buf {
   unsigned pins;                /* reads that copy from it */
   int err;                      /* the plugin's last answer about it */
   bool claimed;                 /* READY: a flush will write it on its own thread */
+  bool hooked;                  /* READING, WRITING: an async hook does it */
+  bool abandoned;               /* the plugin may use the memory for ever */
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */
   GList dirty_link;             /* in engine.dirty */
@@ -153,6 +160,8 @@ struct engine {
   GQueue free, reading, clean, open, failed;    /* failed by seq, the others oldest first */
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
   GQueue mutators, conns, exports;
+  GQueue starts;                /* see handover.h */
+  unsigned lost;                /* buffers in that state */
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
   struct stream_census census;

@@ -249,6 +249,8 @@ stats_print (const struct stats *s, FILE *fp)
   fprintf (fp, "write-behind: %" PRIu64 " writes held, %" PRIu64 " of them combined, %" PRIu64
            " deferred errors\n", stats_counter (s, STATS_BEHIND),
            stats_counter (s, STATS_COMBINED), stats_counter (s, STATS_DEFERRED_ERRORS));
+  fprintf (fp, "async hooks: %" PRIu64 " operations in the plugin without a thread of the pool\n",
+           stats_counter (s, STATS_HOOKED));
   fprintf (fp, "barriers: %" PRIu64 " operations waited for writes before them\n",
            stats_counter (s, STATS_BARRIERS));
 }

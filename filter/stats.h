@@ -28,6 +28,7 @@ enum stats_counter {
   STATS_COMBINED,               /* of these, joined to one that waited already */
   STATS_BARRIERS,               /* operations that had to wait for writes before them */
   STATS_DEFERRED_ERRORS,        /* writes held behind that the plugin refused */
+  STATS_HOOKED,                 /* operations that the plugin's async hooks did, no thread of ours */
   STATS_COUNTERS
 };
 

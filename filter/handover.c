@@ -1,0 +1,136 @@
+#include <errno.h>
+#include <stddef.h>
+
+#include "buffers.h"
+#include "guard.h"
+#include "handover.h"
+
+static void
+do_job (struct job *job)
+{
+  backend_io_do (&((struct buf *) job)->io);
+}
+
+static void
+start_job (struct job *job)
+{
+  backend_io_start (&((struct buf *) job)->io);
+}
+
+void
+handover (struct buf *b, bool is_write, enum pool_queue q,
+          void (*done) (struct backend_io *, int err))
+{
+  struct engine *e = b->engine;
+
+  b->io.backend = &b->conn->backend;
+  b->io.done = done;
+  b->io.hook.is_write = is_write;
+  b->io.hook.buf = b->data + b->lo;
+  b->io.hook.count = b->hi - b->lo;
+  b->io.hook.offset = buf_start (b);
+  b->hooked = backend_has_hook (b->io.backend, is_write);
+  b->job.run = do_job;
+  if (b->hooked) {
+    b->job.link.data = b;
+    g_queue_push_tail_link (&e->starts, &b->job.link);
+  }
+  else
+    pool_push (e->pool, &b->job, q);
+}
+
+void
+engine_unlock (struct engine *e)
+{
+  GQueue starts = e->starts;
+  GList *l;
+
+  g_queue_init (&e->starts);
+  pthread_mutex_unlock (&e->lock);
+  while ((l = g_queue_pop_head_link (&starts)) != NULL) {
+    struct buf *b = l->data;
+
+    if (backend_is_replying ()) {
+      b->job.run = start_job;
+      pool_push (e->pool, &b->job, POOL_PIECE);
+    }
+    else
+      backend_io_start (&b->io);
+  }
+}
+
+/* Whether there was something to start first. */
+static bool
+started (struct engine *e)
+{
+  if (e->starts.length == 0)
+    return false;
+  engine_unlock (e);
+  engine_lock (e);
+  return true;
+}
+
+void
+engine_wait (struct engine *e, pthread_cond_t *cond)
+{
+  if (!started (e))
+    pthread_cond_wait (cond, &e->lock);
+}
+
+void
+engine_wait_until (struct engine *e, pthread_cond_t *cond, uint64_t until_ns)
+{
+  if (!started (e))
+    guard_timedwait (cond, &e->lock, until_ns);
+}
+
+/* Giving up. */
+
+/* The plugin may read or write the buffer for ever: nobody else may have it. */
+static void
+abandoned (struct backend_io *io)
+{
+  struct buf *b = buf_of_io (io);
+
+  LOCK_IN_SCOPE (&b->engine->lock);
+  b->abandoned = true;
+}
+
+/* Wants the lock, lets go of it meanwhile. */
+static void
+give_up_all (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  for (unsigned i = 0; i < e->config.buffers; i++) {
+    struct buf *b = &e->bufs[i];
+
+    if (!b->hooked || b->conn != c)
+      continue;
+    buffers_pin (b);            /* so that it is not reused for another operation */
+    engine_unlock (e);
+    backend_io_give_up (&b->io, abandoned);
+    engine_lock (e);
+    buffers_unpin (b);
+  }
+}
+
+void
+engine_wait_plugin (struct conn *c, pthread_cond_t *cond)
+{
+  struct engine *e = c->engine;
+  bool hopeless;
+
+  if (c->backend.hooks == NULL) {
+    engine_wait (e, cond);
+    return;
+  }
+  if (started (e)
+      || guard_timedwait (cond, &e->lock, stats_now_ns () + BACKEND_POLL_NS) != ETIMEDOUT)
+    return;
+  engine_unlock (e);
+  hopeless = backend_is_hopeless (&c->backend);
+  engine_lock (e);
+  if (hopeless)
+    give_up_all (c);
+}

@@ -1,0 +1,56 @@
+/* Handing a buffer's operation over: to a worker of the pool, or to the plugin itself where we may
+ * drive its async hooks.  And engine.lock, which has a part in that:
+ *
+ * engine.lock is never held across a call into the plugin, but it is under the lock that operations
+ * are handed over.  So those for hooks are collected in engine.starts, and who lets go of the lock
+ * starts them.  Whenever the lock is free, starts is empty.
+ *
+ * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
+ * is started by a worker.
+ */
+#ifndef ASYNCPOOL_HANDOVER_H
+#define ASYNCPOOL_HANDOVER_H
+
+#include "state.h"
+
+extern void engine_unlock (struct engine *);
+
+static inline struct engine *
+engine_lock (struct engine *e)
+{
+  pthread_mutex_lock (&e->lock);
+  return e;
+}
+
+static inline void
+engine_unlock_scope (struct engine **e)
+{
+  engine_unlock (*e);
+}
+
+/* Held until the end of the enclosing block. */
+#define ENGINE_LOCK_IN_SCOPE(e)                                                                 \
+  __attribute__ ((cleanup (engine_unlock_scope))) struct engine *engine_locked = engine_lock (e); \
+  (void) engine_locked
+
+/* These want the lock and let go of it meanwhile.  They may return early: look again. */
+extern void engine_wait (struct engine *, pthread_cond_t *);
+extern void engine_wait_until (struct engine *, pthread_cond_t *, uint64_t until_ns);
+/* For what the plugin does in the end, on a thread of the connection.  When its client has gone and
+ * the plugin replies no more, this connection's operations are given up: they end with ESHUTDOWN.
+ */
+extern void engine_wait_plugin (struct conn *, pthread_cond_t *);
+
+/* Has bytes [lo, hi) of the buffer read or written, for its connection; then calls DONE, without the
+ * lock, on some other thread.  Wants the lock.  DONE clears buf.hooked under the lock.
+ */
+extern void handover (struct buf *, bool is_write, enum pool_queue,
+                      void (*done) (struct backend_io *, int err));
+
+static inline struct buf *
+buf_of_io (struct backend_io *io)
+{
+  return (struct buf *) ((char *) io - offsetof (struct buf, io));
+}
+
+#endif
