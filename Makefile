@@ -15,6 +15,7 @@ B := build/$(VARIANT)
 CC ?= cc
 PKG_CONFIG ?= pkg-config
 CFLAGS ?= -O2 -g
+CXXFLAGS ?= -O2 -g
 WARN := -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
   -Wold-style-definition -Wvla -Wundef -Wpointer-arith -Wcast-qual -Wwrite-strings \
   -Wformat=2 -Werror
@@ -31,8 +32,13 @@ NBD_LIBS = $(shell $(PKG_CONFIG) --libs libnbd)
 COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) -pthread -fPIC -fvisibility=hidden -Ifilter -Iplugin \
   $(NBDKIT_CFLAGS) $(GLIB_CFLAGS) -MMD -MP
 
+COMPILE_CXX = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -std=c++17 -Wall -Wextra -Werror $(SAN) -pthread -fPIC \
+  -fvisibility=hidden -Iplugin $(NBDKIT_CFLAGS) -MMD -MP
+
 FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))
-PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard plugin/*.c))
+# What every plugin with async hooks is linked with.
+ASYNC_LIB := $(B)/libnbdkit-async.a
+PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(filter-out plugin/nbdkit-async.c,$(wildcard plugin/*.c)))
 # All that does not call nbdkit, for the unit tests.
 CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o filter/config.o plugin/delaymem.o),\
   $(FILTER_OBJ) $(PLUGIN_OBJ))
@@ -41,33 +47,43 @@ MODULES := $(B)/asyncpool.so $(B)/delaymem.so
 TOP := $(if $(filter plain,$(VARIANT)),asyncpool.so delaymem.so)
 MAN := $(B)/nbdkit-async.1 $(B)/nbdkit-asyncpool-filter.1 $(B)/nbdkit-delaymem-plugin.1
 
-all: $(MODULES) $(TOP) $(MAN)
+all: $(MODULES) $(ASYNC_LIB) $(TOP) $(MAN)
 
 $(B)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(COMPILE) -c $< -o $@
 
+$(B)/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(COMPILE_CXX) -c $< -o $@
+
 # nodelete: threads of the pool may still be on their way out when nbdkit unloads the filter.
 $(B)/asyncpool.so: $(FILTER_OBJ)
 	$(CC) $(LDFLAGS) $(SAN) -pthread -shared -Wl,-z,nodelete $^ -o $@ $(GLIB_LIBS)
 
-$(B)/delaymem.so: $(PLUGIN_OBJ)
+$(ASYNC_LIB): $(B)/plugin/nbdkit-async.o
+	rm -f $@
+	$(AR) rcs $@ $^
+
+$(B)/delaymem.so: $(PLUGIN_OBJ) $(ASYNC_LIB)
 	$(CC) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@
 
 $(TOP): %.so: $(B)/%.so
 	cp $< $@.new && mv $@.new $@
 
 # Tests: tests/test-NAME.c are programs that print TAP, tests/test-NAME.sh scripts that do;
-# tests/plugin-NAME.c are plugins that only tests load; tests/lib*.c go with every program.
+# tests/plugin-NAME.c and .cpp are plugins that only tests load; tests/lib*.c go with every program.
 TEST_C := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test-*.c))
-TEST_PLUGINS := $(patsubst tests/plugin-%.c,$(B)/tests/%.so,$(wildcard tests/plugin-*.c))
+TEST_PLUGINS_CXX := $(patsubst tests/plugin-%.cpp,$(B)/tests/%.so,$(wildcard tests/plugin-*.cpp))
+TEST_PLUGINS := $(patsubst tests/plugin-%.c,$(B)/tests/%.so,$(wildcard tests/plugin-*.c)) \
+  $(TEST_PLUGINS_CXX)
 TEST_LIB := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib*.c))
 
 $(B)/tests/test-%: $(B)/tests/test-%.o $(TEST_LIB) $(CORE_OBJ)
 	$(CC) $(LDFLAGS) $(SAN) -pthread $^ -o $@ $(GLIB_LIBS) $(NBD_LIBS)
 
-$(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB)
-	$(CC) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@ $(GLIB_LIBS)
+$(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
+	$(if $(filter $@,$(TEST_PLUGINS_CXX)),$(CXX),$(CC)) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@ $(GLIB_LIBS)
 
 .SECONDARY:
 
@@ -89,10 +105,15 @@ bench: all
 
 # Manuals.
 POD_RELEASE = --release=nbdkit-async --center="nbdkit-async"
-$(B)/%.1: %.pod
+define MANUAL
 	@mkdir -p $(@D)
 	podchecker -warnings -warnings $<
-	pod2man --section=1 --name=$* $(POD_RELEASE) $< $@
+	pod2man --section=$(subst .,,$(suffix $@)) --name=$* $(POD_RELEASE) $< $@
+endef
+$(B)/%.1: %.pod
+	$(MANUAL)
+$(B)/%.3: %.pod
+	$(MANUAL)
 vpath %.pod filter plugin
 
 INSTALL ?= install
@@ -102,15 +123,24 @@ NBDKIT_DIR = $(shell $(PKG_CONFIG) --define-variable=prefix=$(prefix) --variable
 filterdir = $(call NBDKIT_DIR,filterdir)
 plugindir = $(call NBDKIT_DIR,plugindir)
 mandir = $(prefix)/share/man
+libdir = $(call NBDKIT_DIR,libdir)
+includedir = $(call NBDKIT_DIR,includedir)
+ASYNC_PC = -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(libdir:$(prefix)/%=$${prefix}/%)|' \
+  -e 's|@includedir@|$(includedir:$(prefix)/%=$${prefix}/%)|'
 install: all
 	$(INSTALL) -D -m 755 $(B)/asyncpool.so $(DESTDIR)$(filterdir)/nbdkit-asyncpool-filter.so
 	$(INSTALL) -D -m 755 $(B)/delaymem.so $(DESTDIR)$(plugindir)/nbdkit-delaymem-plugin.so
 	for m in $(MAN); do \
-	  $(INSTALL) -D -m 644 $$m $(DESTDIR)$(mandir)/man1/$${m##*/} || exit 1; done
+	  $(INSTALL) -D -m 644 $$m $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/} || exit 1; done
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(includedir) \
+	  plugin/nbdkit-async.h plugin/nbdkit-async-driver.h
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(libdir) $(ASYNC_LIB)
+	$(INSTALL) -d $(DESTDIR)$(libdir)/pkgconfig
+	sed $(ASYNC_PC) plugin/nbdkit-async.pc.in >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
 
-DEPS_DEB := gcc make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
+DEPS_DEB := gcc g++ make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
   python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time
-DEPS_RPM := gcc make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
+DEPS_RPM := gcc gcc-c++ make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
   python3-libnbd fio fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
   perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan time
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)

@@ -42,8 +42,9 @@ struct nbdkit_async_driver {
   bool (*claim) (void **handle);
   /* Starts an operation.  Called with no lock held that done takes. */
   void (*start) (struct nbdkit_async_io *);
-  /* Ends one that the plugin does not reply to.  Only while done has not returned; the caller sees to
-   * that, and holds no lock that done takes.
+  /* Ends one that the plugin does not reply to, and logs that.  Only after start was called and while
+   * done has not returned; the caller sees to that, and holds no lock that done takes.  Waits for a
+   * hook that is still running.
    */
   enum nbdkit_async_given_up (*give_up) (struct nbdkit_async_io *);
 };

@@ -31,6 +31,10 @@
 
 #include <nbdkit-async-driver.h>
 
+#if NBDKIT_API_VERSION != 2
+#error "nbdkit-async.h: define NBDKIT_API_VERSION as 2 before nbdkit-plugin.h is included"
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -43,8 +47,8 @@ extern "C" {
 /* The hooks.  All may be NULL; what is left out is done by the callback of the same name in struct
  * nbdkit_plugin, if there is one.  Where both are there the hook is used.
  *
- * conn, reqid: to be handed back with the reply; mean nothing to the plugin, never repeat.
- * handle: what .open returned.  .close is called after the last reply to a request on it.
+ * conn, reqid: to be handed back with the reply; mean nothing to the plugin.  reqid never repeats.
+ * handle: what .open returned.  .close is called when all requests on it were replied to or given up.
  * count, offset: bytes, inside the device.  count is at least 1 and below 4 GiB.
  * buf: COUNT bytes, the plugin's until it has replied: a read fills them, a write reads them only.
  * flush: write through to permanent storage (FUA), as far as .can_fua says NBDKIT_FUA_NATIVE.
@@ -69,14 +73,15 @@ struct nbdkit_async {
   int (*async_cache) (void *conn, uint64_t reqid, void *handle,
                       uint32_t count, uint64_t offset, uint32_t flags);
   /* Nobody waits for this reply any more.  When it returns, the plugin does not touch the request's
-   * buf, and a reply that still comes is ignored.  Only called for requests that were not replied
-   * to when the call began.  Without it, requests run on copies of their data, which are kept until
-   * the reply comes, however late.
+   * buf, and a reply that still comes is ignored.  Called after the request's hook has returned, from
+   * any thread, and only for requests that were not replied to when the call began.  Without it,
+   * nbdkit's requests run on copies of their data, which are kept until the reply comes, however late.
    */
   void (*async_cancel) (void *conn, uint64_t reqid, void *handle);
 
-  /* How long a client that has gone, or a server that shuts down, waits for replies in ms before it
-   * gives up, counted from the last reply that the plugin gave.  0: 60000.
+  /* How long, in ms, replies are waited for on behalf of a client that has gone or while the server
+   * shuts down, counted from then or from the last reply to any request of the time before, whichever
+   * was later.  0: 60000.  .config may set it.
    */
   uint32_t grace_ms;
 };
@@ -112,6 +117,10 @@ extern struct nbdkit_plugin *nbdkit_async_register (struct nbdkit_plugin *,
 extern const struct nbdkit_async_driver *nbdkit_async_get_driver (void);
 
 #pragma GCC visibility pop
+
+/* What the macro below defines. */
+NBDKIT_DLL_PUBLIC extern struct nbdkit_plugin *plugin_init (void);
+NBDKIT_DLL_PUBLIC extern const struct nbdkit_async_driver *nbdkit_async_driver_v1 (void);
 
 #ifdef __cplusplus
 }

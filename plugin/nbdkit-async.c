@@ -1,0 +1,782 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * libnbdkit-async.a: what is behind nbdkit-async.h and nbdkit-async-driver.h.  It is linked into
+ * each plugin, so there is one of it, with one table of requests, for each plugin.
+ *
+ * A request comes from nbdkit, through a callback that waits for the reply (perform), or from a
+ * filter, which is told by io->done (driver_start).  Each has a slot from its start to its end:
+ *
+ *   state      the plugin                     who ends it                   a reply
+ *   FREE       owes nothing                   start_locked: OWED            is reported
+ *   OWED       is to reply                    a reply, or giving up         ends it
+ *   COPYING    is in nbdkit_async_reply_read  that call                     is reported
+ *   ANSWERED   has replied                    perform's thread: FREE        is reported
+ *   ABANDONED  is to reply to nobody          a reply: FREE                 ends it
+ *   CANCELLED  was told (async_cancel)        start_locked: OWED            is ignored
+ *
+ * A filter's request is never ANSWERED: the reply makes it FREE and then calls done.
+ *
+ * 1. A slot's memory stays until .unload, and the number of a request has its slot's index in it:
+ *    the reply to any number is looked up without touching anything that may be gone.
+ * 2. Numbers are not used again: 44 bits of them last 200 days at a million requests per second.
+ * 3. OWED is left once for each request, under the lock: that is who wins of a reply and who gives
+ *    up.  Who wins as a reply touches the requester's buffer and io, who loses does not.
+ * 4. A request is not given up while its hook is running, so that a plugin can cancel whatever its
+ *    hooks have started.
+ *
+ * The one lock covers the table, all slots, and io->reqid.  It is held in no call into the plugin,
+ * the filter or nbdkit, and while nothing is copied.
+ *
+ * Buffers belong to the requester.  A plugin with async_cancel works on them; one without gets a
+ * copy from perform, which stays with the slot for as long as the plugin may use it.
+ */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "nbdkit-async.h"
+
+#define INDEX_BITS 20           /* a million in flight */
+#define CHUNK 256               /* slots */
+#define CHUNKS ((1 << INDEX_BITS) / CHUNK)
+
+#define MS UINT64_C (1000000)
+#define DEFAULT_GRACE_MS 60000
+/* How often a request that waits asks whether its client is still there. */
+#define LOOK_NS (250 * MS)
+
+enum kind { READ, WRITE, FLUSH, ZERO, TRIM, CACHE };
+
+static const char *const kind_names[] = { "read", "write", "flush", "zero", "trim", "cache" };
+
+enum state { FREE, OWED, COPYING, ANSWERED, ABANDONED, CANCELLED };
+
+struct operation {
+  enum kind kind;
+  void *handle;
+  void *buf;                    /* the requester's */
+  uint32_t count;
+  uint64_t offset;
+  uint32_t flags;
+};
+
+struct slot {
+  /* Constant. */
+  pthread_cond_t changed;
+  uint32_t index;
+  /* Under the lock. */
+  enum state state;
+  struct slot *next_free;
+  uint64_t reqid;               /* of the request in it, or of the last one */
+  struct operation op;
+  void *copy;                   /* perform's, where the plugin has no async_cancel */
+  struct nbdkit_async_io *io;   /* a filter's; NULL: perform waits */
+  bool in_hook;
+  int err;                      /* ANSWERED */
+  /* While perform waits on behalf of a client that has gone. */
+  struct slot *next_leaving;
+  uint64_t newest;              /* of the requests that were under way then */
+  uint64_t progress_ns;         /* when one of them was replied to, or the client left */
+};
+
+/* Constant after nbdkit_async_register, but for what the author changes in .config. */
+static struct nbdkit_plugin *plugin;
+static const struct nbdkit_async *hooks;
+static void *(*author_open) (int readonly);
+static void (*author_unload) (void);
+static void (*author_dump_plugin) (void);
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* Under the lock. */
+static struct slot *chunks[CHUNKS];
+static uint32_t n_slots;
+static struct slot *first_free, *last_free;
+static struct slot *leaving;
+static uint64_t n_started;
+
+static __thread int thread_error;
+static __thread void *opened;
+
+static uint64_t
+now_ns (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return (uint64_t) t.tv_sec * 1000 * MS + (uint64_t) t.tv_nsec;
+}
+
+static uint64_t
+grace_ns (void)
+{
+  return (hooks->grace_ms ? hooks->grace_ms : DEFAULT_GRACE_MS) * MS;
+}
+
+/* Slots. */
+
+static void
+add_free_locked (struct slot *s)
+{
+  s->next_free = first_free;
+  first_free = s;
+  if (!last_free)
+    last_free = s;
+}
+
+/* To be used again as late as possible, so that a late reply to it is recognised. */
+static void
+add_free_last_locked (struct slot *s)
+{
+  s->next_free = NULL;
+  if (last_free)
+    last_free->next_free = s;
+  else
+    first_free = s;
+  last_free = s;
+}
+
+static bool
+grow_locked (void)
+{
+  pthread_condattr_t attr;
+  struct slot *chunk;
+
+  if (n_slots == CHUNKS * CHUNK || !(chunk = calloc (CHUNK, sizeof *chunk)))
+    return false;
+  chunks[n_slots / CHUNK] = chunk;
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  for (unsigned i = 0; i < CHUNK; i++) {
+    pthread_cond_init (&chunk[i].changed, &attr);
+    chunk[i].index = n_slots++;
+    add_free_last_locked (&chunk[i]);
+  }
+  pthread_condattr_destroy (&attr);
+  return true;
+}
+
+static struct slot *
+slot_at_locked (uint32_t index)
+{
+  return &chunks[index / CHUNK][index % CHUNK];
+}
+
+static struct slot *
+start_locked (const struct operation *op, void *copy, struct nbdkit_async_io *io)
+{
+  struct slot *s;
+
+  if (!first_free && !grow_locked ())
+    return NULL;
+  s = first_free;
+  first_free = s->next_free;
+  if (!first_free)
+    last_free = NULL;
+  s->state = OWED;
+  s->reqid = ++n_started << INDEX_BITS | s->index;
+  s->op = *op;
+  s->copy = copy;
+  s->io = io;
+  s->in_hook = true;
+  return s;
+}
+
+static struct slot *
+find_locked (uint64_t reqid)
+{
+  uint32_t index = reqid & ((1 << INDEX_BITS) - 1);
+  struct slot *s = index < n_slots ? slot_at_locked (index) : NULL;
+
+  return s && s->reqid == reqid ? s : NULL;
+}
+
+static void
+end_locked (struct slot *s)
+{
+  s->state = FREE;
+  s->io = NULL;
+  s->copy = NULL;
+  add_free_locked (s);
+}
+
+/* The plugin replied to a request: it is alive, which those who are about to give up want to know.
+ * Only requests from before their clients left count, or other clients could keep them for ever.
+ */
+static void
+note_progress_locked (uint64_t reqid)
+{
+  uint64_t now = leaving ? now_ns () : 0;
+
+  for (struct slot *s = leaving; s; s = s->next_leaving)
+    if (reqid >> INDEX_BITS <= s->newest)
+      s->progress_ns = now;
+}
+
+static void
+leave_locked (struct slot *s)
+{
+  s->newest = n_started;
+  s->progress_ns = now_ns ();
+  s->next_leaving = leaving;
+  leaving = s;
+}
+
+static void
+left_locked (const struct slot *s)
+{
+  struct slot **p = &leaving;
+
+  while (*p && *p != s)
+    p = &(*p)->next_leaving;
+  if (*p)
+    *p = s->next_leaving;
+}
+
+/* Errors of the plugin's threads. */
+
+void
+nbdkit_async_set_error (int err)
+{
+  thread_error = err;
+  (nbdkit_set_error) (err);     /* the callbacks that are not hooks have it from there */
+}
+
+static int
+take_error (int saved_errno)
+{
+  int err = thread_error;
+
+  thread_error = 0;
+  if (err <= 0 && plugin->errno_is_preserved)
+    err = saved_errno;
+  return err > 0 ? err : EIO;
+}
+
+/* Replies. */
+
+static void
+report_unknown (uint64_t reqid)
+{
+  nbdkit_error ("async: reply to request %#" PRIx64
+                ", which was replied to before or is unknown: ignored", reqid);
+}
+
+static void
+settle_and_unlock (struct slot *s, int err)
+{
+  struct nbdkit_async_io *io = s->io;
+
+  note_progress_locked (s->reqid);
+  if (io)
+    end_locked (s);
+  else {
+    s->err = err;
+    s->state = ANSWERED;
+  }
+  pthread_mutex_unlock (&lock);
+  pthread_cond_broadcast (&s->changed);
+  if (io)
+    io->done (io, err);
+}
+
+/* Ends what nobody waits for. */
+static void
+ignore_and_unlock (struct slot *s)
+{
+  void *copy = NULL;
+
+  note_progress_locked (s->reqid);
+  if (s->state == ABANDONED) {
+    copy = s->copy;
+    end_locked (s);
+  }
+  pthread_mutex_unlock (&lock);
+  free (copy);
+}
+
+/* With the lock, the slot that waits for this reply.  Without, NULL: all is done. */
+static struct slot *
+find_owed_and_lock (const void *conn, uint64_t reqid)
+{
+  struct slot *s;
+
+  thread_error = 0;             /* errors are for one reply */
+  pthread_mutex_lock (&lock);
+  s = find_locked (reqid);
+  if (s && s->op.handle == conn)
+    switch (s->state) {
+    case OWED:
+      return s;
+    case ABANDONED:
+    case CANCELLED:
+      ignore_and_unlock (s);
+      return NULL;
+    case FREE:
+    case COPYING:
+    case ANSWERED:
+      break;
+    }
+  pthread_mutex_unlock (&lock);
+  report_unknown (reqid);
+  return NULL;
+}
+
+static void
+reply (const void *conn, uint64_t reqid, int err)
+{
+  struct slot *s = find_owed_and_lock (conn, reqid);
+
+  if (s)
+    settle_and_unlock (s, err);
+}
+
+void
+nbdkit_async_reply (void *conn, uint64_t reqid)
+{
+  reply (conn, reqid, 0);
+}
+
+void
+nbdkit_async_reply_error (void *conn, uint64_t reqid)
+{
+  reply (conn, reqid, take_error (errno));
+}
+
+void
+nbdkit_async_reply_errno (void *conn, uint64_t reqid, int err)
+{
+  if (err <= 0)
+    nbdkit_error ("async: nbdkit_async_reply_errno: %d is not an error: EIO is taken", err);
+  reply (conn, reqid, err > 0 ? err : EIO);
+}
+
+void
+nbdkit_async_reply_read (void *conn, uint64_t reqid, uint32_t count, const void *buf)
+{
+  struct slot *s = find_owed_and_lock (conn, reqid);
+  struct operation op;
+
+  if (!s)
+    return;
+  op = s->op;
+  if (op.kind != READ || count != op.count || !buf) {
+    settle_and_unlock (s, EIO);
+    nbdkit_error ("async: nbdkit_async_reply_read: %" PRIu32 " bytes%s for a %s of %" PRIu32
+                  " bytes at offset %" PRIu64 ": taken for an error",
+                  count, buf ? "" : " at NULL", kind_names[op.kind], op.count, op.offset);
+    return;
+  }
+  s->state = COPYING;
+  pthread_mutex_unlock (&lock);
+  if (buf != op.buf)
+    memcpy (op.buf, buf, count);
+  pthread_mutex_lock (&lock);
+  /* perform has its data and is not to take it from the copy, which is not filled. */
+  s->op.buf = NULL;
+  settle_and_unlock (s, 0);
+}
+
+/* Hooks. */
+
+static int
+call_hook (const struct operation *op, void *buf, uint64_t reqid)
+{
+  void *h = op->handle;
+  int r = -1;
+
+  thread_error = 0;
+  errno = 0;
+  switch (op->kind) {
+  case READ:
+    r = hooks->async_pread (h, reqid, op->flags & NBDKIT_FLAG_FUA, h, buf, op->count, op->offset);
+    break;
+  case WRITE:
+    r = hooks->async_pwrite (h, reqid, op->flags & NBDKIT_FLAG_FUA, h, buf, op->count, op->offset);
+    break;
+  case FLUSH:
+    r = hooks->async_flush (h, reqid, h, op->flags);
+    break;
+  case ZERO:
+    r = hooks->async_zero (h, reqid, h, op->count, op->offset, op->flags);
+    break;
+  case TRIM:
+    r = hooks->async_trim (h, reqid, h, op->count, op->offset, op->flags);
+    break;
+  case CACHE:
+    r = hooks->async_cache (h, reqid, h, op->count, op->offset, op->flags);
+    break;
+  }
+  return r == 0 ? 0 : take_error (errno);
+}
+
+static void
+report_failed_after_reply (const struct operation *op)
+{
+  nbdkit_error ("async: the hook of a %s, offset %" PRIu64 ", length %" PRIu32
+                ", failed after the reply: the reply counts",
+                kind_names[op->kind], op->offset, op->count);
+}
+
+/* Of a slot that is OWED.  */
+static enum nbdkit_async_given_up
+give_up_and_unlock (struct slot *s)
+{
+  struct operation op = s->op;
+  uint64_t reqid = s->reqid;
+  void *copy;
+
+  s->io = NULL;
+  s->state = hooks->async_cancel ? CANCELLED : ABANDONED;
+  pthread_mutex_unlock (&lock);
+  nbdkit_error ("async: the plugin did not reply to a %s, offset %" PRIu64 ", length %" PRIu32
+                ": given up", kind_names[op.kind], op.offset, op.count);
+  if (!hooks->async_cancel)
+    return NBDKIT_ASYNC_ABANDONED;
+  hooks->async_cancel (op.handle, reqid, op.handle);
+  pthread_mutex_lock (&lock);
+  copy = s->copy;
+  s->copy = NULL;
+  add_free_last_locked (s);
+  pthread_mutex_unlock (&lock);
+  free (copy);
+  return NBDKIT_ASYNC_CANCELLED;
+}
+
+/* Requests of nbdkit. */
+
+static int
+result (int err)
+{
+  if (err == 0)
+    return 0;
+  (nbdkit_set_error) (err);
+  errno = err;                  /* for threads that nbdkit knows nothing of */
+  return -1;
+}
+
+/* False when the time is over. */
+static bool
+wait_until_locked (struct slot *s, uint64_t until_ns)
+{
+  struct timespec t = { .tv_sec = (time_t) (until_ns / (1000 * MS)),
+                        .tv_nsec = (long) (until_ns % (1000 * MS)) };
+
+  return pthread_cond_timedwait (&s->changed, &lock, &t) != ETIMEDOUT;
+}
+
+/* nbdkit says so in no other way.  It logs a line when it is so, hence it is asked no more then. */
+static bool
+client_has_left_locked (void)
+{
+  bool r;
+
+  pthread_mutex_unlock (&lock);
+  r = nbdkit_nanosleep (0, 1) == -1 && errno == ESHUTDOWN;
+  pthread_mutex_lock (&lock);
+  return r;
+}
+
+/* False: there is no reply, and the plugin had its time. */
+static bool
+wait_for_reply_locked (struct slot *s)
+{
+  uint64_t until = now_ns () + LOOK_NS;
+  bool has_left = false, given_up = false;
+
+  while (!given_up && (s->state == OWED || s->state == COPYING)) {
+    if (wait_until_locked (s, until))
+      continue;
+    if (!has_left && client_has_left_locked ()) {
+      has_left = true;
+      leave_locked (s);
+    }
+    until = has_left ? s->progress_ns + grace_ns () : now_ns () + LOOK_NS;
+    given_up = s->state == OWED && until <= now_ns ();
+    if (s->state == COPYING)
+      until = now_ns () + LOOK_NS;
+  }
+  if (has_left)
+    left_locked (s);
+  return !given_up;
+}
+
+/* From the reply to the caller. */
+static int
+collect_and_unlock (struct slot *s)
+{
+  void *copy = s->copy, *buf = s->op.buf;
+  uint32_t count = s->op.count;
+  bool is_read = s->op.kind == READ;
+  int err = s->err;
+
+  end_locked (s);
+  pthread_mutex_unlock (&lock);
+  if (copy && is_read && buf && err == 0)
+    memcpy (buf, copy, count);
+  free (copy);
+  return err;
+}
+
+static int
+perform_with (const struct operation *op, void *copy)
+{
+  struct slot *s;
+  uint64_t reqid;
+  bool has_failed_late;
+  int err;
+
+  pthread_mutex_lock (&lock);
+  s = start_locked (op, copy, NULL);
+  reqid = s ? s->reqid : 0;
+  pthread_mutex_unlock (&lock);
+  if (!s) {
+    free (copy);
+    return ENOMEM;
+  }
+  err = call_hook (op, copy ? copy : op->buf, reqid);
+  pthread_mutex_lock (&lock);
+  s->in_hook = false;
+  has_failed_late = err && s->state != OWED;
+  if (err && s->state == OWED) {
+    s->state = ANSWERED;
+    s->err = err;
+  }
+  if (has_failed_late) {
+    pthread_mutex_unlock (&lock);
+    report_failed_after_reply (op);
+    pthread_mutex_lock (&lock);
+  }
+  if (wait_for_reply_locked (s))
+    return collect_and_unlock (s);
+  give_up_and_unlock (s);
+  return ESHUTDOWN;
+}
+
+static int
+perform (const struct operation *op)
+{
+  bool has_data = op->kind == READ || op->kind == WRITE;
+  void *copy = NULL;
+
+  if (has_data && !hooks->async_cancel) {
+    copy = malloc (op->count);
+    if (!copy)
+      return result (ENOMEM);
+    if (op->kind == WRITE)
+      memcpy (copy, op->buf, op->count);
+  }
+  return result (perform_with (op, copy));
+}
+
+static int
+wrap_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return perform (&(struct operation) { READ, handle, buf, count, offset, flags });
+}
+
+static int
+wrap_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  void *data = (void *) (uintptr_t) buf;        /* only read */
+
+  return perform (&(struct operation) { WRITE, handle, data, count, offset, flags });
+}
+
+static int
+wrap_flush (void *handle, uint32_t flags)
+{
+  return perform (&(struct operation) { FLUSH, handle, NULL, 0, 0, flags });
+}
+
+static int
+wrap_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return perform (&(struct operation) { ZERO, handle, NULL, count, offset, flags });
+}
+
+static int
+wrap_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return perform (&(struct operation) { TRIM, handle, NULL, count, offset, flags });
+}
+
+static int
+wrap_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return perform (&(struct operation) { CACHE, handle, NULL, count, offset, flags });
+}
+
+/* Requests of a filter. */
+
+static bool
+driver_claim (void **handle)
+{
+  *handle = opened;
+  opened = NULL;
+  return *handle != NULL;
+}
+
+static void
+driver_start (struct nbdkit_async_io *io)
+{
+  struct operation op = { io->is_write ? WRITE : READ, io->handle, io->buf, io->count,
+                          io->offset, 0 };
+  struct slot *s;
+  uint64_t reqid;
+  bool is_owed;
+  int err;
+
+  pthread_mutex_lock (&lock);
+  s = start_locked (&op, NULL, io);
+  reqid = io->reqid = s ? s->reqid : 0;
+  pthread_mutex_unlock (&lock);
+  if (!s) {
+    io->done (io, ENOMEM);
+    return;
+  }
+  err = call_hook (&op, op.buf, reqid);
+  /* It may have been replied to: then io is gone, and the slot may be another request's. */
+  pthread_mutex_lock (&lock);
+  s = find_locked (reqid);
+  is_owed = s && s->state == OWED;
+  if (s)
+    s->in_hook = false;
+  if (is_owed && err)
+    end_locked (s);
+  pthread_mutex_unlock (&lock);
+  if (s)
+    pthread_cond_broadcast (&s->changed);
+  if (err && is_owed)
+    io->done (io, err);
+  else if (err)
+    report_failed_after_reply (&op);
+}
+
+static enum nbdkit_async_given_up
+driver_give_up (struct nbdkit_async_io *io)
+{
+  struct slot *s;
+  uint64_t reqid;
+
+  pthread_mutex_lock (&lock);
+  reqid = io->reqid;
+  while ((s = find_locked (reqid)) != NULL && s->state == OWED && s->in_hook)
+    pthread_cond_wait (&s->changed, &lock);
+  if (s && s->state == OWED)
+    return give_up_and_unlock (s);
+  pthread_mutex_unlock (&lock);
+  return NBDKIT_ASYNC_REPLIED;
+}
+
+const struct nbdkit_async_driver *
+nbdkit_async_get_driver (void)
+{
+  static struct nbdkit_async_driver driver = {
+    .claim = driver_claim,
+    .start = driver_start,
+    .give_up = driver_give_up,
+  };
+
+  if (!hooks)
+    return NULL;
+  /* grace_ms may come from .config, so it is looked at each time; filters read it with no lock. */
+  pthread_mutex_lock (&lock);
+  if (driver.grace_ns != grace_ns ()) {
+    driver.can_read = hooks->async_pread;
+    driver.can_write = hooks->async_pwrite;
+    driver.can_cancel = hooks->async_cancel;
+    driver.grace_ns = grace_ns ();
+  }
+  pthread_mutex_unlock (&lock);
+  return &driver;
+}
+
+/* The plugin. */
+
+static void *
+wrap_open (int readonly)
+{
+  opened = NULL;
+  return opened = author_open (readonly);
+}
+
+/* The plugin's threads have ended with its own .unload: no reply comes any more. */
+static void
+wrap_unload (void)
+{
+  if (author_unload)
+    author_unload ();
+  for (uint32_t i = 0; i < n_slots; i++) {
+    free (slot_at_locked (i)->copy);
+    pthread_cond_destroy (&slot_at_locked (i)->changed);
+  }
+  for (uint32_t i = 0; i < n_slots; i += CHUNK)
+    free (chunks[i / CHUNK]);
+  n_slots = 0;
+  first_free = last_free = NULL;
+}
+
+static void
+wrap_dump_plugin (void)
+{
+  const struct {
+    const char *name;
+    bool is_there;
+  } list[] = {
+    { "pread", hooks->async_pread }, { "pwrite", hooks->async_pwrite },
+    { "flush", hooks->async_flush }, { "zero", hooks->async_zero },
+    { "trim", hooks->async_trim }, { "cache", hooks->async_cache },
+    { "cancel", hooks->async_cancel },
+  };
+
+  for (unsigned i = 0; i < sizeof list / sizeof list[0]; i++)
+    if (list[i].is_there)
+      printf ("has_async_%s=1\n", list[i].name);
+  if (author_dump_plugin)
+    author_dump_plugin ();
+}
+
+/* nbdkit copies the struct when this returns, and then says that the plugin's registration failed
+ * where it is NULL, or which callback it misses.
+ */
+struct nbdkit_plugin *
+nbdkit_async_register (struct nbdkit_plugin *p, const struct nbdkit_async *h)
+{
+  if (p->_api_version != 2) {
+    nbdkit_error ("%s: async hooks need NBDKIT_API_VERSION 2, this plugin has %d",
+                  p->name ? p->name : "plugin", p->_api_version);
+    return NULL;
+  }
+  plugin = p;
+  hooks = h;
+  if (h->async_pread)
+    p->pread = wrap_pread;
+  if (h->async_pwrite)
+    p->pwrite = wrap_pwrite;
+  if (h->async_flush)
+    p->flush = wrap_flush;
+  if (h->async_zero)
+    p->zero = wrap_zero;
+  if (h->async_trim)
+    p->trim = wrap_trim;
+  if (h->async_cache)
+    p->cache = wrap_cache;
+  author_open = p->open;
+  if (p->open)
+    p->open = wrap_open;
+  author_unload = p->unload;
+  p->unload = wrap_unload;
+  author_dump_plugin = p->dump_plugin;
+  p->dump_plugin = wrap_dump_plugin;
+  return p;
+}
