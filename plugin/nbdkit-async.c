@@ -89,12 +89,10 @@ struct slot {
   uint64_t progress_ns;         /* when one of them was replied to, or the client left */
 };
 
-/* Constant after nbdkit_async_register, but for what the author changes in .config. */
+/* Constant after nbdkit_async_register, but for what the author changes before .get_ready. */
 static struct nbdkit_plugin *plugin;
 static const struct nbdkit_async *hooks;
-static void *(*author_open) (int readonly);
-static void (*author_unload) (void);
-static void (*author_dump_plugin) (void);
+static struct nbdkit_plugin author;     /* before the wrappers were put in */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* Under the lock. */
@@ -581,6 +579,8 @@ perform (const struct operation *op)
 static int
 wrap_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  if (!hooks->async_pread)
+    return author.pread (handle, buf, count, offset, flags);
   return perform (&(struct operation) { READ, handle, buf, count, offset, flags });
 }
 
@@ -589,30 +589,40 @@ wrap_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uin
 {
   void *data = (void *) (uintptr_t) buf;        /* only read */
 
+  if (!hooks->async_pwrite)
+    return author.pwrite (handle, buf, count, offset, flags);
   return perform (&(struct operation) { WRITE, handle, data, count, offset, flags });
 }
 
 static int
 wrap_flush (void *handle, uint32_t flags)
 {
+  if (!hooks->async_flush)
+    return author.flush (handle, flags);
   return perform (&(struct operation) { FLUSH, handle, NULL, 0, 0, flags });
 }
 
 static int
 wrap_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  if (!hooks->async_zero)
+    return author.zero (handle, count, offset, flags);
   return perform (&(struct operation) { ZERO, handle, NULL, count, offset, flags });
 }
 
 static int
 wrap_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  if (!hooks->async_trim)
+    return author.trim (handle, count, offset, flags);
   return perform (&(struct operation) { TRIM, handle, NULL, count, offset, flags });
 }
 
 static int
 wrap_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
+  if (!hooks->async_cache)
+    return author.cache (handle, count, offset, flags);
   return perform (&(struct operation) { CACHE, handle, NULL, count, offset, flags });
 }
 
@@ -686,12 +696,16 @@ nbdkit_async_get_driver (void)
     .start = driver_start,
     .give_up = driver_give_up,
   };
+  static const struct nbdkit_async *seen;
 
   if (!hooks)
     return NULL;
-  /* grace_ms may come from .config, so it is looked at each time; filters read it with no lock. */
+  /* Hooks and grace_ms may change until the configuration is complete, so they are looked at each
+   * time; filters read this with no lock.
+   */
   pthread_mutex_lock (&lock);
-  if (driver.grace_ns != grace_ns ()) {
+  if (seen != hooks || driver.grace_ns != grace_ns ()) {
+    seen = hooks;
     driver.can_read = hooks->async_pread;
     driver.can_write = hooks->async_pwrite;
     driver.can_cancel = hooks->async_cancel;
@@ -707,15 +721,15 @@ static void *
 wrap_open (int readonly)
 {
   opened = NULL;
-  return opened = author_open (readonly);
+  return opened = author.open (readonly);
 }
 
 /* The plugin's threads have ended with its own .unload: no reply comes any more. */
 static void
 wrap_unload (void)
 {
-  if (author_unload)
-    author_unload ();
+  if (author.unload)
+    author.unload ();
   for (uint32_t i = 0; i < n_slots; i++) {
     free (slot_at_locked (i)->copy);
     pthread_cond_destroy (&slot_at_locked (i)->changed);
@@ -742,8 +756,30 @@ wrap_dump_plugin (void)
   for (unsigned i = 0; i < sizeof list / sizeof list[0]; i++)
     if (list[i].is_there)
       printf ("has_async_%s=1\n", list[i].name);
-  if (author_dump_plugin)
-    author_dump_plugin ();
+  if (author.dump_plugin)
+    author.dump_plugin ();
+}
+
+/* The wrappers stay where nbdkit has them, and find no hooks. */
+int
+nbdkit_async_disable (void)
+{
+  static const struct nbdkit_async none;
+  const char *missing =
+    hooks->async_pread && !author.pread ? "pread" :
+    hooks->async_pwrite && !author.pwrite ? "pwrite" :
+    hooks->async_flush && !author.flush ? "flush" :
+    hooks->async_zero && !author.zero ? "zero" :
+    hooks->async_trim && !author.trim ? "trim" :
+    hooks->async_cache && !author.cache ? "cache" : NULL;
+
+  if (missing) {
+    nbdkit_error ("nbdkit_async_disable: there is async_%s, but no .%s to take its place",
+                  missing, missing);
+    return -1;
+  }
+  hooks = &none;
+  return 0;
 }
 
 /* nbdkit copies the struct when this returns, and then says that the plugin's registration failed
@@ -758,6 +794,7 @@ nbdkit_async_register (struct nbdkit_plugin *p, const struct nbdkit_async *h)
     return NULL;
   }
   plugin = p;
+  author = *p;
   hooks = h;
   if (h->async_pread)
     p->pread = wrap_pread;
@@ -771,12 +808,9 @@ nbdkit_async_register (struct nbdkit_plugin *p, const struct nbdkit_async *h)
     p->trim = wrap_trim;
   if (h->async_cache)
     p->cache = wrap_cache;
-  author_open = p->open;
   if (p->open)
     p->open = wrap_open;
-  author_unload = p->unload;
   p->unload = wrap_unload;
-  author_dump_plugin = p->dump_plugin;
   p->dump_plugin = wrap_dump_plugin;
   return p;
 }

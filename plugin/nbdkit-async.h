@@ -111,6 +111,11 @@ extern void nbdkit_async_reply_errno (void *conn, uint64_t reqid, int err);
 extern void nbdkit_async_set_error (int err);
 #define nbdkit_set_error(err) nbdkit_async_set_error (err)
 
+/* From now on the callbacks are used and not the hooks, also by asyncpool.  Only from .config or
+ * .config_complete.  Returns -1, having said why, where a hook has no callback of the same name.
+ */
+extern int nbdkit_async_disable (void);
+
 /* Behind NBDKIT_REGISTER_ASYNC_PLUGIN. */
 extern struct nbdkit_plugin *nbdkit_async_register (struct nbdkit_plugin *,
                                                     const struct nbdkit_async *);
