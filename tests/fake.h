@@ -9,6 +9,9 @@
  * Every operation takes longer than a copy would (pace.h), so that the engine takes it for a device
  * that waits, unless fake_set_fast says otherwise.
  *
+ * With hooks (fake_hook) reads and writes are asynchronous: each is done by a thread of its own, or
+ * every second one, if no rule holds it, by the caller, who so gets the reply before start returns.
+ *
  * What waits does so with a deadline, after which the test program ends.
  */
 #ifndef TESTS_FAKE_H
@@ -43,6 +46,12 @@ extern void fake_free (struct fake *);
 /* What conn_open wants; CONN (0 to 15) names the connection in the log. */
 extern struct backend fake_backend (struct fake *, unsigned conn);
 extern void fake_set_fast (struct fake *, bool);
+/* Gives a backend async hooks with a grace time of 0.  CAN_CANCEL: as in nbdkit-async-driver.h. */
+extern void fake_hook (struct backend *, bool can_cancel);
+/* What backend_ops.is_gone says, for all connections. */
+extern void fake_set_gone (struct fake *, bool);
+/* Waits until that was asked N times. */
+extern void fake_wait_asked (struct fake *, unsigned n);
 /* The bytes of the device; behind the device's back where it works at the same time. */
 extern char *fake_data (struct fake *);
 /* A copy of some of them, at a moment between two operations. */

@@ -43,6 +43,18 @@ struct fake {
   unsigned peak, collisions;
   unsigned some_kinds, some_per_mille;
   GRand *some;
+  bool gone;
+  unsigned asked;               /* whether it is */
+  GPtrArray *asyncs;            /* under way */
+  unsigned n_asyncs;
+};
+
+/* An operation that a hook has started. */
+struct async {
+  struct handle *handle;
+  void *buf;
+  struct fake_op op;
+  struct nbdkit_async_io *io;   /* under the lock: NULL once it has ended or was given up */
 };
 
 struct fake *
@@ -56,6 +68,7 @@ fake_new (uint64_t size)
   f->log = g_array_new (FALSE, TRUE, sizeof (struct fake_op));
   f->running = g_array_new (FALSE, TRUE, sizeof (unsigned));
   f->some = g_rand_new_with_seed (0);
+  f->asyncs = g_ptr_array_new ();
   pthread_mutex_init (&f->lock, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
@@ -71,8 +84,11 @@ fake_free (struct fake *f)
 {
   {
     LOCK_IN_SCOPE (&f->lock);
+    while (f->asyncs->len > 0)  /* their threads are about to end */
+      pthread_cond_wait (&f->changed, &f->lock);
     g_assert_cmpuint (f->running->len, ==, 0);
   }
+  g_ptr_array_unref (f->asyncs);
   pthread_cond_destroy (&f->changed);
   pthread_mutex_destroy (&f->lock);
   g_rand_free (f->some);
@@ -199,8 +215,10 @@ nap (uint64_t ns)
     ;
 }
 
+/* ASYNC: NULL for an operation that its caller waits for. */
 static int
-operate (void *handle, struct fake_op op, void *read_to, const char *write_from)
+operate (void *handle, struct fake_op op, void *read_to, const char *write_from,
+         const struct async *async)
 {
   struct handle *h = handle;
   struct fake *f = h->fake;
@@ -214,6 +232,8 @@ operate (void *handle, struct fake_op op, void *read_to, const char *write_from)
   if (read_to)
     memcpy (read_to, f->data + op.offset, op.count);
   op_hold (f, i);
+  if (async && async->io == NULL)       /* given up: the memory is not ours any more */
+    read_to = NULL, write_from = NULL;
   err = op_error (f, &op);
   if (err == 0 && op_some_fail (f, &op)) {
     err = EIO;
@@ -250,40 +270,164 @@ static int
 fake_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
 {
   return operate (handle, (struct fake_op) { .kind = FAKE_READ, .count = count, .offset = offset },
-                  buf, NULL);
+                  buf, NULL, NULL);
 }
 
 static int
 fake_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
 {
   return operate (handle, (struct fake_op) { .kind = FAKE_WRITE, .count = count, .offset = offset,
-                                             .flags = flags }, NULL, buf);
+                                             .flags = flags }, NULL, buf, NULL);
 }
 
 static int
 fake_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
   return operate (handle, (struct fake_op) { .kind = FAKE_ZERO, .count = count, .offset = offset,
-                                             .flags = flags }, NULL, NULL);
+                                             .flags = flags }, NULL, NULL, NULL);
 }
 
 static int
 fake_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
   return operate (handle, (struct fake_op) { .kind = FAKE_TRIM, .count = count, .offset = offset,
-                                             .flags = flags }, NULL, NULL);
+                                             .flags = flags }, NULL, NULL, NULL);
 }
 
 static int
 fake_flush (void *handle)
 {
-  return operate (handle, (struct fake_op) { .kind = FAKE_FLUSH }, NULL, NULL);
+  return operate (handle, (struct fake_op) { .kind = FAKE_FLUSH }, NULL, NULL, NULL);
+}
+
+static bool
+fake_is_gone (void *handle)
+{
+  struct handle *h = handle;
+
+  LOCK_IN_SCOPE (&h->fake->lock);
+  h->fake->asked++;
+  pthread_cond_broadcast (&h->fake->changed);
+  return h->fake->gone;
+}
+
+void
+fake_set_gone (struct fake *f, bool gone)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->gone = gone;
 }
 
 static const struct backend_ops ops = {
   .pread = fake_pread, .pwrite = fake_pwrite, .zero = fake_zero, .trim = fake_trim,
-  .flush = fake_flush,
+  .flush = fake_flush, .is_gone = fake_is_gone,
 };
+
+/* Hooks. */
+
+static __thread bool in_reply;
+
+static void *
+async_run (void *va)
+{
+  struct async *a = va;
+  struct fake *f = a->handle->fake;
+  struct nbdkit_async_io *io;
+  bool is_write = a->op.kind == FAKE_WRITE;
+  int err = operate (a->handle, a->op, is_write ? NULL : a->buf, is_write ? a->buf : NULL, a);
+
+  {
+    LOCK_IN_SCOPE (&f->lock);
+    io = a->io;
+    a->io = NULL;
+  }
+  in_reply = true;
+  if (io)
+    io->done (io, err);
+  in_reply = false;
+
+  LOCK_IN_SCOPE (&f->lock);
+  g_ptr_array_remove_fast (f->asyncs, a);
+  g_free (a);
+  pthread_cond_broadcast (&f->changed);
+  return NULL;
+}
+
+static void
+async_start (struct nbdkit_async_io *io)
+{
+  struct async *a = g_new0 (struct async, 1);
+  struct fake *f;
+  pthread_t thread;
+  bool here;
+
+  g_assert_false (in_reply);
+
+  *a = (struct async) {
+    .handle = io->handle, .io = io, .buf = io->buf,
+    .op = { .kind = io->is_write ? FAKE_WRITE : FAKE_READ, .count = io->count,
+            .offset = io->offset }
+  };
+  f = a->handle->fake;
+  {
+    struct fake_op now = a->op;
+
+    LOCK_IN_SCOPE (&f->lock);
+    g_ptr_array_add (f->asyncs, a);
+    now.start = UINT64_MAX;
+    here = holding_rule (f, &now) == NULL && ++f->n_asyncs % 2 == 0;
+  }
+  if (here)
+    async_run (a);
+  else {
+    g_assert_cmpint (pthread_create (&thread, NULL, async_run, a), ==, 0);
+    pthread_detach (thread);
+  }
+}
+
+static enum nbdkit_async_given_up
+give_up (struct nbdkit_async_io *io, enum nbdkit_async_given_up how)
+{
+  struct handle *h = io->handle;
+
+  LOCK_IN_SCOPE (&h->fake->lock);
+  for (unsigned i = 0; i < h->fake->asyncs->len; i++) {
+    struct async *a = h->fake->asyncs->pdata[i];
+
+    if (a->io == io) {
+      a->io = NULL;
+      return how;
+    }
+  }
+  return NBDKIT_ASYNC_REPLIED;
+}
+
+static enum nbdkit_async_given_up
+give_up_cancel (struct nbdkit_async_io *io)
+{
+  return give_up (io, NBDKIT_ASYNC_CANCELLED);
+}
+
+static enum nbdkit_async_given_up
+give_up_abandon (struct nbdkit_async_io *io)
+{
+  return give_up (io, NBDKIT_ASYNC_ABANDONED);
+}
+
+void
+fake_hook (struct backend *b, bool can_cancel)
+{
+  static const struct nbdkit_async_driver cancels = {
+    .can_read = true, .can_write = true, .can_cancel = true, .start = async_start,
+    .give_up = give_up_cancel
+  };
+  static const struct nbdkit_async_driver abandons = {
+    .can_read = true, .can_write = true, .start = async_start, .give_up = give_up_abandon
+  };
+
+  b->hooks = can_cancel ? &cancels : &abandons;
+  b->hooks_handle = b->handle;
+}
 
 struct backend
 fake_backend (struct fake *f, unsigned conn)
@@ -430,6 +574,16 @@ fake_wait_ended (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count
     wait_locked (f, &ts, "an operation to end");
 }
 
+void
+fake_wait_asked (struct fake *f, unsigned n)
+{
+  struct timespec ts = deadline ();
+
+  LOCK_IN_SCOPE (&f->lock);
+  while (f->asked < n)
+    wait_locked (f, &ts, "somebody to ask whether the client has gone");
+}
+
 struct fake_op
 fake_op (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count, unsigned n)
 {
@@ -478,7 +632,8 @@ check_tree (struct engine *e)
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     struct buf *b = &e->bufs[i];
-    bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && !b->dropped;
+    bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && b->state != BUF_LOST
+      && !b->dropped;
 
     g_assert_true (should == (b->node != NULL));
     g_assert_true (!b->dropped || b->state == BUF_TAKEN || b->state == BUF_READING);
@@ -550,7 +705,7 @@ check_sorted (const GQueue *q)
 static void
 check_queues (struct engine *e)
 {
-  unsigned n[BUF_FAILED + 1] = { 0 }, waiting = 0, behind = 0;
+  unsigned n[BUF_LOST + 1] = { 0 }, waiting = 0, behind = 0;
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     n[e->bufs[i].state]++;
@@ -562,6 +717,8 @@ check_queues (struct engine *e)
   g_assert_cmpuint (e->open.length, ==, n[BUF_OPEN]);
   g_assert_cmpuint (e->failed.length, ==, n[BUF_FAILED]);
   g_assert_cmpuint (e->dirty.length, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
+  g_assert_cmpuint (e->lost, ==, n[BUF_LOST]);
+  g_assert_cmpuint (e->starts.length, ==, 0);
   check_sorted (&e->dirty);
   check_sorted (&e->failed);
 

@@ -104,10 +104,26 @@ config_hasty (unsigned buffers, unsigned threads, enum write_mode write, enum re
   return c;
 }
 
+/* test-hooked.c is this file again, with all over async hooks. */
+#ifndef HOOKED
+#define HOOKED false
+#endif
+static const bool hooked = HOOKED;
+
+static struct backend
+backend_of (struct fake *f, unsigned i)
+{
+  struct backend b = fake_backend (f, i);
+
+  if (hooked)
+    fake_hook (&b, true);
+  return b;
+}
+
 static void
 world_open_on (struct world *w, unsigned i, const char *export, struct fake *f)
 {
-  struct backend b = fake_backend (f, i);
+  struct backend b = backend_of (f, i);
 
   g_assert_cmpint (conn_open (w->e, export, false, &b, &w->c[i]), ==, 0);
   fake_make_slow (w->c[i]);
@@ -440,7 +456,7 @@ test_flush_waits (gconstpointer data)
 
   world_start (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
   for (unsigned i = 0; i < 2; i++) {
-    struct backend b = fake_backend (w.f, i);
+    struct backend b = backend_of (w.f, i);
 
     b.can_flush = can_flush;
     g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[i]), ==, 0);
@@ -869,7 +885,7 @@ test_fast (void)
   world_start (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_AHEAD));
   fake_set_fast (w.f, true);
   for (unsigned i = 0; i < 2; i++) {
-    struct backend b = fake_backend (w.f, i);
+    struct backend b = backend_of (w.f, i);
 
     g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[i]), ==, 0);
     pace_note (w.c[i]->backend.pace_read, 1, 1);
@@ -1590,7 +1606,7 @@ test_orphan_readonly (void)
   do_request (&w, 0, WRITE, 4096, 4096, 1);
   world_close (&w, 1);
   world_close (&w, 0);
-  b = fake_backend (w.f, 2);
+  b = backend_of (w.f, 2);
   b.can_write = false;
   g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[2]), ==, 0);
   fake_release (w.f, fail);
@@ -1615,7 +1631,7 @@ test_not_shared (void)
 
   world_start (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
   for (unsigned i = 0; i < 3; i++) {
-    struct backend b = fake_backend (w.f, i);
+    struct backend b = backend_of (w.f, i);
 
     b.shared = false;
     g_assert_cmpint (conn_open (w.e, "x", false, &b, &w.c[i]), ==, 0);
@@ -1654,9 +1670,9 @@ test_same_name (void)
   struct backend b;
 
   world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
-  b = fake_backend (w.f, 2);
+  b = backend_of (w.f, 2);
   g_assert_cmpint (conn_open (w.e, "", true, &b, &w.c[2]), ==, 0);
-  b = fake_backend (w.f, 3);
+  b = backend_of (w.f, 3);
   b.size = 3 * U;
   g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[3]), ==, 0);
   g_assert_true (w.c[0]->export == w.c[1]->export);
@@ -1864,7 +1880,8 @@ test_close_drains (void)
   task_wait_blocked (task);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (task), ==, 0);
-  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 3 * U, U), ==, 0);    /* that was taken back */
+  if (!hooked)                  /* that was taken back */
+    g_assert_cmpuint (fake_started (w.f, FAKE_READ, 3 * U, U), ==, 0);
   do_request (&w, 1, READ, 2 * U, 2 * U, OLD);
   world_end_clean (&w);
 }
@@ -1881,7 +1898,7 @@ test_max_block (void)
 
   c.buffer_size = 256 * KIB;
   world_start (&w, 2048 * KIB, c);
-  b = fake_backend (w.f, 0);
+  b = backend_of (w.f, 0);
   b.max_block = max;
   g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[0]), ==, 0);
   fake_make_slow (w.c[0]);
@@ -1908,7 +1925,7 @@ test_min_block (void)
   struct backend b;
 
   world_start (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
-  b = fake_backend (w.f, 0);
+  b = backend_of (w.f, 0);
   b.min_block = 4096;
   g_assert_cmpint (conn_open (w.e, "", false, &b, &w.c[0]), ==, 0);
   fake_make_slow (w.c[0]);
@@ -2074,6 +2091,228 @@ test_devices (gconstpointer data)
   do_request (&w, 0, FLUSH, 0, 0, 0);
   assert_device (w.f, 4096, 0, 1);
   world_end_clean (&w);
+}
+
+/* Async hooks. */
+
+/* As many operations as there are buffers, with one thread. */
+static void
+test_hooks_in_flight (void)
+{
+  struct world w;
+  struct task *write;
+  int hold;
+
+  world_init (&w, 16 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, count_state (&w, BUF_READING, 0, 16 * U));
+  g_assert_cmpuint (fake_peak (w.f), >=, 6);
+  fake_release (w.f, hold);
+  do_request (&w, 0, READ, 6 * U, 2 * U, OLD);
+
+  world_close (&w, 0);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 8; i++)
+    do_request (&w, 1, WRITE, U, i * U, 1);
+  fake_wait_held (w.f, hold, 8);
+  write = task_start (&w, 1, WRITE, U, 8 * U, 1);
+  task_wait_blocked (write);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (write), ==, 0);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_device (w.f, 9 * U, 0, 1);
+  world_end_clean (&w);
+}
+
+/* The pieces of one request, likewise; their errors are the plugin's, at the first try. */
+static void
+test_hooks_pieces (void)
+{
+  struct world w;
+  struct task *task;
+  int rule;
+
+  world_init (&w, 16 * U, config (8, 1, WRITE_THROUGH, READ_DIRECT));
+  for (unsigned k = READ; k <= WRITE; k++) {
+    rule = fake_hold (w.f, FAKE_READ | FAKE_WRITE, 0, 0);
+    task = task_start (&w, 0, k, 8 * U, U / 2, k == READ ? OLD : 1);
+    fake_wait_held (w.f, rule, 9);
+    fake_release (w.f, rule);
+    g_assert_cmpint (task_end (task), ==, 0);
+    rule = fake_fail (w.f, FAKE_READ | FAKE_WRITE, 5 * U, 1, EPERM, 1);
+    g_assert_cmpint (try_request (&w, 0, k, 8 * U, U / 2, 1), ==, EPERM);
+    fake_release (w.f, rule);
+  }
+  assert_device (w.f, 3 * U, U / 2, 1);
+  world_end_clean (&w);
+}
+
+/* A client that is there waits for as long as the plugin takes. */
+static void
+test_hooks_patient (void)
+{
+  struct world w;
+  struct task *read;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  read = task_start (&w, 0, READ, U, 2 * U, OLD);
+  fake_wait_asked (w.f, 3);
+  task_wait_blocked (read);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (read), ==, 0);
+  world_end_clean (&w);
+}
+
+/* Two connections whose plugin cancels, or does not. */
+static void
+world_init_hooks (struct world *w, uint64_t size, struct engine_config c, bool can_cancel)
+{
+  world_start (w, size, c);
+  for (unsigned i = 0; i < 2; i++) {
+    struct backend b = fake_backend (w->f, i);
+
+    fake_hook (&b, can_cancel);
+    g_assert_cmpint (conn_open (w->e, "", false, &b, &w->c[i]), ==, 0);
+    fake_make_slow (w->c[i]);
+  }
+}
+
+static void
+assert_lost (struct world *w, unsigned n)
+{
+  LOCK_IN_SCOPE (&w->e->lock);
+  g_assert_cmpuint (w->e->lost, ==, n);
+}
+
+/* One that has gone does not; another one reads the same bytes. */
+static void
+test_hooks_lost_read (gconstpointer can_cancel)
+{
+  struct world w;
+  struct task *read;
+  unsigned n;
+  int hold;
+
+  world_init_hooks (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD), can_cancel);
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  n = count_state (&w, BUF_READING, 0, 8 * U);
+  fake_wait_held (w.f, hold, n);
+  read = task_start (&w, 0, READ, 2 * U, 2 * U, OLD);
+  task_wait_blocked (read);
+  fake_set_gone (w.f, true);
+  g_assert_cmpint (task_end (read), ==, ESHUTDOWN);
+  world_close (&w, 0);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_READ, 2 * U, 0), ==, 0);
+  assert_lost (&w, can_cancel ? 0 : n);
+  fake_set_gone (w.f, false);
+  fake_release (w.f, hold);
+  do_request (&w, 1, READ, 8 * U, 0, OLD);
+  world_end_clean (&w);
+}
+
+/* A connection ends although an acknowledged write is not replied to; that is kept for another one. */
+static void
+test_hooks_lost_write (gconstpointer can_cancel)
+{
+  struct world w;
+  int hold;
+
+  world_init_hooks (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD), can_cancel);
+  hold = fake_hold (w.f, FAKE_WRITE, U, U);
+  do_request (&w, 0, WRITE, U, U, 1);
+  do_request (&w, 0, WRITE, U, 3 * U, 1);
+  fake_wait_held (w.f, hold, 1);
+  world_close (&w, 0);
+  g_assert_cmpuint (reports->len, ==, 1);
+  g_assert_cmpstr (reports->pdata[0], ==, ":65536+65536:kept");
+  assert_device (w.f, U, 3 * U, 1);
+  do_request (&w, 1, READ, U, U, 1);
+  fake_release (w.f, hold);
+  fake_wait_ended (w.f, FAKE_WRITE, U, U, 1);
+  assert_device (w.f, U, U, OLD);       /* the fake respects that it was given up */
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_device (w.f, U, U, 1);
+  assert_lost (&w, can_cancel ? 0 : 1);
+  world_end (&w);
+  g_assert_cmpuint (reports->len, ==, 1);
+}
+
+/* When all buffers are lost writes go straight to the plugin. */
+static void
+test_hooks_lost_all (void)
+{
+  struct world w;
+  int hold;
+
+  world_init_hooks (&w, 8 * U, config (2, 1, WRITE_BEHIND, READ_AHEAD), false);
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 2);
+  world_close (&w, 0);
+  assert_lost (&w, 2);
+  fake_release (w.f, hold);
+  do_request (&w, 1, WRITE, U, 2 * U, 1);
+  assert_device (w.f, U, 2 * U, 1);
+  do_request (&w, 1, READ, 5 * U, 3 * U, OLD);
+  world_end_clean (&w);
+}
+
+/* A piece of a request that waits. */
+static void
+test_hooks_lost_piece (void)
+{
+  struct world w;
+  struct task *read;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_READ, 5 * U, U);
+  read = task_start (&w, 0, READ, 8 * U, 0, OLD);
+  fake_wait_held (w.f, hold, 1);
+  fake_set_gone (w.f, true);
+  g_assert_cmpint (task_end (read), ==, ESHUTDOWN);
+  fake_release (w.f, hold);
+  world_end_clean (&w);
+}
+
+/* nbdkit may end without closing a connection. */
+static void
+test_hooks_stop (void)
+{
+  struct world w;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 1);
+  w.c[0] = w.c[1] = NULL;
+  engine_stop (w.e, report);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_READ, 2 * U, 0), ==, 0);
+  fake_release (w.f, hold);
+  world_end_clean (&w);
+}
+
+static void
+add_hooks (void)
+{
+  gpointer cancels = GINT_TO_POINTER (true);
+
+  g_test_add_func ("/engine/hooks/in-flight", test_hooks_in_flight);
+  g_test_add_func ("/engine/hooks/pieces", test_hooks_pieces);
+  g_test_add_func ("/engine/hooks/patient", test_hooks_patient);
+  g_test_add_data_func ("/engine/hooks/lost-read/cancelled", cancels, test_hooks_lost_read);
+  g_test_add_data_func ("/engine/hooks/lost-read/abandoned", NULL, test_hooks_lost_read);
+  g_test_add_data_func ("/engine/hooks/lost-write/cancelled", cancels, test_hooks_lost_write);
+  g_test_add_data_func ("/engine/hooks/lost-write/abandoned", NULL, test_hooks_lost_write);
+  g_test_add_func ("/engine/hooks/lost-all", test_hooks_lost_all);
+  g_test_add_func ("/engine/hooks/lost-piece", test_hooks_lost_piece);
+  g_test_add_func ("/engine/hooks/stop", test_hooks_stop);
 }
 
 /* At random: threads that use all connections, each in its own part of the device, beside what only
@@ -2263,7 +2502,7 @@ random_reopen (struct random_thread *t, unsigned i)
   pthread_rwlock_wrlock (&r->conn_lock[i]);
   conn_close (r->w.c[i], report);
   {
-    struct backend b = fake_backend (r->w.f, i);
+    struct backend b = backend_of (r->w.f, i);
 
     g_assert_cmpint (conn_open (r->w.e, random_export (r->config, i), false, &b, &r->w.c[i]), ==,
                      0);
@@ -2480,7 +2719,8 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/read/pins", test_read_pins);
   g_test_add_func ("/engine/ahead/used", test_ahead);
   g_test_add_func ("/engine/ahead/mixed", test_ahead_mixed);
-  g_test_add_func ("/engine/ahead/takes-over", test_ahead_takes_over);
+  if (!hooked)                  /* hooks leave nothing queued */
+    g_test_add_func ("/engine/ahead/takes-over", test_ahead_takes_over);
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
   add_stale ();
   g_test_add_func ("/engine/stale/pinned", test_stale_pinned);
@@ -2510,7 +2750,8 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
   g_test_add_func ("/engine/slab/evict-clean", test_evict_clean);
-  g_test_add_func ("/engine/slab/evict-reading", test_evict_reading);
+  if (!hooked)
+    g_test_add_func ("/engine/slab/evict-reading", test_evict_reading);
   g_test_add_func ("/engine/slab/writer-first", test_writer_first);
   g_test_add_func ("/engine/slab/too-large", test_too_large);
   g_test_add_func ("/engine/close", test_close_drains);
@@ -2520,6 +2761,8 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/exports/one-device", test_exports);
   g_test_add_func ("/engine/exports/ahead", test_exports_ahead);
   g_test_add_func ("/engine/exports/retry", test_exports_retry);
+  if (hooked)
+    add_hooks ();
   add_random ();
   add_by_kind ("exports/two-devices", test_devices, WRITE, TRIM);
   r = g_test_run ();
