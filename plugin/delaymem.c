@@ -3,14 +3,18 @@
  * delaymem: an in-memory device where every operation takes a while.
  *
  * This file is the glue: options, what waits for how long, and nbdkit's
- * callbacks.  The bytes are in store, times and clock in latency.
+ * callbacks.  The bytes are in store, times and clock in latency, operations
+ * that wait in service.
  *
- * An operation is applied on arrival and answered when its time is over,
- * counted from the arrival: copying is part of the latency, not added to it.
- * Therefore nothing that ends a wait early can lose data.
+ * With io-threads an operation is queued on arrival, applied by a service
+ * thread near the end of its time, and answered then.  Without, it is applied
+ * on arrival, and the thread that nbdkit called sleeps for the rest of its
+ * time.  Either way the time counts from the arrival, and copying is part of
+ * the latency, not added to it; and what ends a wait early applies the
+ * operation if that is still to do, so nothing that was taken is lost.
  *
- * State: the options and the store are written before the first connection
- * and constant from then on.  No locks here.
+ * State: the options, the store and the service are written before the first
+ * connection and constant from then on.  No locks here.
  */
 
 #include <errno.h>
@@ -25,12 +29,15 @@
 #include <nbdkit-plugin.h>
 
 #include "latency.h"
+#include "nbdkit-async.h"
+#include "service.h"
 #include "store.h"
 
-#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_ASYNC
 
 #define DEFAULT_SIZE (INT64_C (1) << 30)
 #define DEFAULT_DELAY_NS UINT64_C (64000000)
+#define DEFAULT_IO_THREADS 2
 #define NOT_GIVEN UINT64_MAX
 
 /* The end of every wait is a plain sleep, because nbdkit_nanosleep logs an
@@ -44,8 +51,12 @@ static uint64_t delay_ns = DEFAULT_DELAY_NS;
 static uint64_t rdelay_ns = NOT_GIVEN;
 static uint64_t wdelay_ns = NOT_GIVEN;
 static bool populate;
+static unsigned io_threads = DEFAULT_IO_THREADS;
+
+static struct nbdkit_async hooks;
 
 static struct store *store;
+static struct service *service; /* NULL without io-threads */
 
 /* Options. */
 
@@ -93,6 +104,22 @@ config_populate (const char *value)
   return 0;
 }
 
+/* Not nbdkit_parse_unsigned, whose line does not name the parameter. */
+static int
+config_io_threads (const char *value)
+{
+  const size_t digits = strspn (value, "0123456789");
+  const unsigned long n = strtoul (value, NULL, 10);
+
+  if (digits == 0 || value[digits] != '\0' || n > SERVICE_MAX_THREADS) {
+    nbdkit_error ("io-threads=%s: must be a number from 0 to %d", value,
+                  SERVICE_MAX_THREADS);
+    return -1;
+  }
+  io_threads = (unsigned) n;
+  return 0;
+}
+
 static int
 delaymem_config (const char *key, const char *value)
 {
@@ -106,10 +133,33 @@ delaymem_config (const char *key, const char *value)
     return config_delay (key, value, &wdelay_ns);
   if (strcmp (key, "populate") == 0)
     return config_populate (value);
+  if (strcmp (key, "io-threads") == 0)
+    return config_io_threads (value);
 
   nbdkit_error ("unknown parameter '%s': delaymem has size, delay, rdelay, "
-                "wdelay and populate", key);
+                "wdelay, populate and io-threads", key);
   return -1;
+}
+
+static uint64_t
+longest_delay (void)
+{
+  return rdelay_ns > wdelay_ns ? rdelay_ns : wdelay_ns;
+}
+
+/* How long replies are waited for when the client has gone or the server
+ * shuts down.  Then the service threads get to know of the shutdown within
+ * 250 ms, and what they answer is answered as done, not as given up: twice
+ * that, to be sure.  Nobody tells them of a client that has gone, and asyncpool
+ * may have data of its own on the way, so up to 2 s of delay are waited out.
+ * Longer ones are cancelled, which does them.
+ */
+static uint32_t
+grace_ms (void)
+{
+  const uint64_t delay_ms = longest_delay () / 1000000;
+
+  return 500 + (uint32_t) (delay_ms < 2000 ? delay_ms : 2000);
 }
 
 /* Here, not in config, so that the order on the command line is free. */
@@ -120,7 +170,8 @@ delaymem_config_complete (void)
     rdelay_ns = delay_ns;
   if (wdelay_ns == NOT_GIVEN)
     wdelay_ns = delay_ns;
-  return 0;
+  hooks.grace_ms = grace_ms ();
+  return io_threads > 0 ? 0 : nbdkit_async_disable ();
 }
 
 #define delaymem_config_help                                            \
@@ -129,6 +180,8 @@ delaymem_config_complete (void)
   "rdelay=<TIME>   (default: delay) The same for reads only.\n"         \
   "wdelay=<TIME>   (default: delay) The same for writes, zeroes, trims.\n" \
   "populate=<BOOL> (default false) Take all memory at the start.\n"     \
+  "io-threads=<N>  (default 2) Threads that serve operations, 64 at most.\n" \
+  "                0: each operation sleeps on a thread of nbdkit's.\n"   \
   "<TIME> is 64ms, 250us, 10ns, 1.5s or 1.5 (seconds), 3600s at most."
 
 static void
@@ -139,6 +192,7 @@ delaymem_dump_plugin (void)
           DEFAULT_DELAY_NS / 1000000);
   printf ("delaymem_max_delay=%" PRIu64 "s\n",
           LATENCY_MAX_NS / LATENCY_NS_PER_S);
+  printf ("delaymem_default_io_threads=%d\n", DEFAULT_IO_THREADS);
   printf ("delaymem_extent_granularity=%" PRIu64 "\n", STORE_PAGE_BYTES);
 }
 
@@ -206,8 +260,94 @@ delaymem_get_ready (void)
   return 0;
 }
 
+/* What an operation is. */
+
+enum kind { READ, WRITE, ZERO, TRIM, CACHE };
+
+static uint64_t
+delay_of (enum kind kind)
+{
+  return kind == READ || kind == CACHE ? rdelay_ns : wdelay_ns;
+}
+
+/* What is written is at once as durable as it will ever be, so FUA asks for
+ * nothing more.
+ */
+static void
+apply (const struct service_op *op)
+{
+  switch ((enum kind) op->kind) {
+  case READ:
+    store_read (store, op->buf.to, op->count, op->offset);
+    break;
+  case WRITE:
+    store_write (store, op->buf.from, op->count, op->offset);
+    break;
+  case ZERO:
+    store_zero (store, op->count, op->offset,
+                op->flags & NBDKIT_FLAG_MAY_TRIM);
+    break;
+  case TRIM:
+    store_zero (store, op->count, op->offset, true);
+    break;
+  case CACHE:     /* it would read, but has no faster place to put it */
+    break;
+  }
+}
+
+/* Where pages must stay, zeroing fills them as a write would. */
+static bool
+is_refused (const struct service_op *op)
+{
+  return op->kind == ZERO && (op->flags & NBDKIT_FLAG_FAST_ZERO) &&
+    !(op->flags & NBDKIT_FLAG_MAY_TRIM);
+}
+
+static int
+fail (int err)
+{
+  errno = err;                  /* last: .errno_is_preserved */
+  return -1;
+}
+
+/* Threads. */
+
+static void
+reply (const struct service_op *op)
+{
+  nbdkit_async_reply (op->conn, op->reqid);
+}
+
+/* The shortest sleep fails when the server shuts down; it logs that. */
+static bool
+is_shutting_down (void)
+{
+  return nbdkit_nanosleep (0, 1) == -1;
+}
+
+static const struct service_calls service_calls = {
+  .apply = apply,
+  .reply = reply,
+  .is_shutting_down = is_shutting_down,
+};
+
+static int
+start_threads (void)
+{
+  int r;
+
+  service = service_new (&service_calls);
+  r = service ? service_start (service, io_threads) : errno;
+  if (r != 0) {
+    errno = r;
+    nbdkit_error ("io-threads=%u: cannot start a thread: %m", io_threads);
+    return -1;
+  }
+  return 0;
+}
+
 /* After the fork: pages taken before it would be copied at the first write,
- * for as long as the parent lives (nbdkit --run).
+ * for as long as the parent lives (nbdkit --run), and threads would be gone.
  */
 static int
 delaymem_after_fork (void)
@@ -220,12 +360,21 @@ delaymem_after_fork (void)
                   size);
     return -1;
   }
-  return 0;
+  return io_threads > 0 ? start_threads () : 0;
 }
 
 static void
+delaymem_cleanup (void)
+{
+  if (service)
+    service_stop (service);
+}
+
+/* Before nbdkit 1.26 there is no .cleanup: this ends the threads as well. */
+static void
 delaymem_unload (void)
 {
+  service_free (service);
   store_free (store);
 }
 
@@ -297,83 +446,77 @@ delaymem_can_cache (void *handle)
   return NBDKIT_CACHE_NATIVE;
 }
 
-/* Data.  What is written is at once as durable as it will ever be, so FUA
- * asks for nothing more.
- */
+/* Data, synchronously. */
+
+static int
+do_sync (const struct service_op *op)
+{
+  const uint64_t delay = delay_of ((enum kind) op->kind);
+  const uint64_t start = arrival (delay);
+
+  if (is_refused (op))
+    return fail (EOPNOTSUPP);
+  apply (op);
+  wait_for_the_rest (start, delay);
+  return 0;
+}
 
 static int
 delaymem_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
                 uint32_t flags)
 {
-  const uint64_t start = arrival (rdelay_ns);
-
   (void) handle;
   (void) flags;
-  store_read (store, buf, count, offset);
-  wait_for_the_rest (start, rdelay_ns);
-  return 0;
+  return do_sync (&(struct service_op) {
+      .kind = READ, .buf.to = buf, .count = count, .offset = offset,
+    });
 }
 
 static int
 delaymem_pwrite (void *handle, const void *buf, uint32_t count,
                  uint64_t offset, uint32_t flags)
 {
-  const uint64_t start = arrival (wdelay_ns);
-
   (void) handle;
   (void) flags;
-  store_write (store, buf, count, offset);
-  wait_for_the_rest (start, wdelay_ns);
-  return 0;
+  return do_sync (&(struct service_op) {
+      .kind = WRITE, .buf.from = buf, .count = count, .offset = offset,
+    });
 }
 
 static int
 delaymem_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  const uint64_t start = arrival (wdelay_ns);
-  const bool may_trim = flags & NBDKIT_FLAG_MAY_TRIM;
-
   (void) handle;
-  /* Where pages must stay, zeroing fills them as a write would. */
-  if ((flags & NBDKIT_FLAG_FAST_ZERO) && !may_trim) {
-    nbdkit_set_error (EOPNOTSUPP);
-    errno = EOPNOTSUPP;
-    return -1;
-  }
-  store_zero (store, count, offset, may_trim);
-  wait_for_the_rest (start, wdelay_ns);
-  return 0;
+  return do_sync (&(struct service_op) {
+      .kind = ZERO, .count = count, .offset = offset, .flags = flags,
+    });
 }
 
 static int
 delaymem_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  const uint64_t start = arrival (wdelay_ns);
-
   (void) handle;
-  (void) flags;
-  store_zero (store, count, offset, true);
-  wait_for_the_rest (start, wdelay_ns);
-  return 0;
+  return do_sync (&(struct service_op) {
+      .kind = TRIM, .count = count, .offset = offset, .flags = flags,
+    });
 }
+
+static int
+delaymem_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle;
+  return do_sync (&(struct service_op) {
+      .kind = CACHE, .count = count, .offset = offset, .flags = flags,
+    });
+}
+
+/* Flush and extents do not wait, so they have no hooks. */
 
 static int
 delaymem_flush (void *handle, uint32_t flags)
 {
   (void) handle;
   (void) flags;
-  return 0;
-}
-
-/* The device would read, but has no faster place to put it. */
-static int
-delaymem_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  (void) handle;
-  (void) count;
-  (void) offset;
-  (void) flags;
-  wait_for_the_rest (arrival (rdelay_ns), rdelay_ns);
   return 0;
 }
 
@@ -397,11 +540,106 @@ delaymem_extents (void *handle, uint32_t count, uint64_t offset,
   return 0;
 }
 
+/* Data, asynchronously. */
+
+/* Without a delay there is nothing to queue for. */
+static int
+do_async (const struct service_op *op)
+{
+  const uint64_t delay = delay_of ((enum kind) op->kind);
+  int r;
+
+  if (is_refused (op))
+    return fail (EOPNOTSUPP);
+  if (delay == 0) {
+    apply (op);
+    reply (op);
+    return 0;
+  }
+  r = service_submit (service, op, delay);
+  return r == 0 ? 0 : fail (r);
+}
+
+static int
+hook_pread (void *conn, uint64_t reqid, bool flush, void *handle,
+            void *buf, uint32_t count, uint64_t offset)
+{
+  (void) flush;
+  (void) handle;
+  return do_async (&(struct service_op) {
+      .conn = conn, .reqid = reqid, .kind = READ,
+      .buf.to = buf, .count = count, .offset = offset, .work_bytes = count,
+    });
+}
+
+static int
+hook_pwrite (void *conn, uint64_t reqid, bool flush, void *handle,
+             const void *buf, uint32_t count, uint64_t offset)
+{
+  (void) flush;
+  (void) handle;
+  return do_async (&(struct service_op) {
+      .conn = conn, .reqid = reqid, .kind = WRITE,
+      .buf.from = buf, .count = count, .offset = offset, .work_bytes = count,
+    });
+}
+
+/* How long they take depends on how much of the range is a hole. */
+#define ZERO_WORK_BYTES (UINT32_C (1) << 17)
+
+static int
+hook_zero (void *conn, uint64_t reqid, void *handle,
+           uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle;
+  return do_async (&(struct service_op) {
+      .conn = conn, .reqid = reqid, .kind = ZERO,
+      .count = count, .offset = offset, .flags = flags,
+      .work_bytes = count < ZERO_WORK_BYTES ? count : ZERO_WORK_BYTES,
+    });
+}
+
+static int
+hook_trim (void *conn, uint64_t reqid, void *handle,
+           uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle;
+  return do_async (&(struct service_op) {
+      .conn = conn, .reqid = reqid, .kind = TRIM,
+      .count = count, .offset = offset, .flags = flags,
+      .work_bytes = count < ZERO_WORK_BYTES ? count : ZERO_WORK_BYTES,
+    });
+}
+
+static int
+hook_cache (void *conn, uint64_t reqid, void *handle,
+            uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle;
+  return do_async (&(struct service_op) {
+      .conn = conn, .reqid = reqid, .kind = CACHE,
+      .count = count, .offset = offset, .flags = flags,
+    });
+}
+
+/* What was taken is done, although nobody waits for it. */
+static void
+hook_cancel (void *conn, uint64_t reqid, void *handle)
+{
+  struct service_op op;
+
+  (void) handle;
+  if (service && service_cancel (service, conn, reqid, &op) &&
+      op.kind != READ)
+    apply (&op);
+}
+
 static struct nbdkit_plugin plugin = {
   .name              = "delaymem",
   .longname          = "nbdkit in-memory device with latency",
   .description       = "A device in memory where each operation takes a while.",
   .unload            = delaymem_unload,
+  .cleanup           = delaymem_cleanup,
   .config            = delaymem_config,
   .config_complete   = delaymem_config_complete,
   .config_help       = delaymem_config_help,
@@ -425,4 +663,13 @@ static struct nbdkit_plugin plugin = {
   .errno_is_preserved = 1,
 };
 
-NBDKIT_REGISTER_PLUGIN (plugin)
+static struct nbdkit_async hooks = {
+  .async_pread       = hook_pread,
+  .async_pwrite      = hook_pwrite,
+  .async_zero        = hook_zero,
+  .async_trim        = hook_trim,
+  .async_cache       = hook_cache,
+  .async_cancel      = hook_cancel,
+};
+
+NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)
