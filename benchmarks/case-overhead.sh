@@ -21,7 +21,7 @@ plan_overhead () {
     job=$(fio_job "$rw" "${kib}k" "$depth" --time_based)
     case $rw in rand*) job+=" --norandommap";; *write) job+=" --end_fsync=1";; esac
     plan "$kib KiB depth $depth" nbdkit "$rw" "" "$(delaymem 1G 0)" "$job"
-    plan "$kib KiB depth $depth" asyncpool "$rw" "" "$(asyncpool 64 1G 0)" "$job"
+    plan "$kib KiB depth $depth" asyncpool "$rw" "" "$(asyncpool_threads 64 1G 0)" "$job"
     plan "$kib KiB depth $depth" "nbdkit again" "$rw" "" "$(delaymem 1G 0)" "$job"
   done <<<"$(overhead_cells)"
 }

@@ -55,11 +55,18 @@ fits () {
   echo "${gib}G"
 }
 
+# The device as stock nbdkit knows devices: synchronous, the calling thread waits.
 delaymem () { # SIZE DELAY
-  echo "./delaymem.so size=$1 delay=$2 populate=true"
+  echo "./delaymem.so size=$1 delay=$2 populate=true io-threads=0"
 }
 
+# asyncpool as it is by default: it drives the async hooks of the same device.
 asyncpool () { # BUFFERS SIZE DELAY [PARAMETERS]
+  echo "--filter=./asyncpool.so ./delaymem.so size=$2 delay=$3 populate=true asyncpool-buffers=$1${4:+ $4}"
+}
+
+# asyncpool with its thread pool, as over any plugin without hooks.
+asyncpool_threads () { # BUFFERS SIZE DELAY [PARAMETERS]
   echo "--filter=./asyncpool.so $(delaymem "$2" "$3") asyncpool-buffers=$1${4:+ $4}"
 }
 
@@ -197,6 +204,19 @@ client_fio () { # OPTIONS
   client_pid=$!
   client_wait
   result=$(fio_result)
+}
+
+# As client_fio, while another connection writes sequentially, one request at a time.
+client_beside () { # OPTIONS
+  local writer rc=0
+  timeout $((seconds * 2 + 180)) fio --name=writer --ioengine=nbd \
+    --uri="nbd+unix:///?socket=$tmp/socket" --rw=write --bs=128k --time_based --size=50% \
+    --runtime=$((seconds + 3)) --end_fsync=1 >"$tmp/writer.log" 2>&1 &
+  writer=$!
+  sleep 1                       # its start is not measured
+  client_fio "$@"
+  wait $writer || rc=$?
+  [ $rc = 0 ] || die "the writer's exit status $rc: $(cat "$tmp/writer.log")"
 }
 
 # A copy as a whole: its operations are counted from its size, its latencies are not known.
