@@ -20,7 +20,7 @@ static const struct nbdkit_async_driver *hooks; /* NULL: we may not drive any */
 /* With hooks for everything the pool has little left to do: pieces that may not be given to hooks, and
  * what is handed over inside a reply.
  */
-enum { HOOKED_THREADS = 4 };
+enum { HOOKED_THREADS = 2 };
 
 struct handle {
   char *export_name;

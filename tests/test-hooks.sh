@@ -1,0 +1,99 @@
+# asyncpool drives the plugin's async hooks if, and only if, it sits directly on the plugin.
+. "$TESTS_DIR/functions.sh"
+require nbdcopy cmp
+
+hooks="async hooks do the work of: reads writes"
+below="thread pool does the work: another filter is below"
+serial="does not serve requests in parallel"
+random_file image 4
+
+# What a filter wants on the command line to start at all.
+parameters ()
+{
+  case $1 in
+    ddrescue) : >map; echo "ddrescue-mapfile=map" ;;
+    delay) echo "delay-read=1ms" ;;
+    error) echo "error-rate=0%" ;;
+    exitwhen) echo "exit-when-file-created=never" ;;
+    exportname) echo "exportname=x" ;;
+    ext2) echo "ext2file=/x" ;;
+    extentlist) echo "0 1048576 0" >list; echo "extentlist=list" ;;
+    log) echo "logfile=log-filter" ;;
+    luks) echo "passphrase=x" ;;
+    partition) echo "partition=1" ;;
+    pause) echo "pause-control=pause.sock" ;;
+    protect) echo "protect=0-1023" ;;
+    rate) echo "rate=1G" ;;
+    stats) echo "statsfile=stats-filter" ;;
+    tar) echo "tar-entry=x" ;;
+    *) ;;
+  esac
+}
+
+# What asyncpool said at its start, over or under another filter. (Errors at the end do not matter.)
+says () # FILTER...
+{
+  # shellcheck disable=SC2046
+  "$NBDKIT" -v -f -U - "$@" "$DELAYMEM" size=4M delay=1ms $(parameters "$filter") --run true \
+    2>&1 </dev/null | grep -E "asyncpool: the" | sed "s/.*asyncpool: //" | sort -u
+}
+
+filters=$(ls "$(pkg-config --variable=filterdir nbdkit)" | sed -n 's/^nbdkit-\(.*\)-filter\.so$/\1/p')
+is "directly on the plugin: hooks" "$(filter= says --filter="$FILTER")" "the plugin's $hooks"
+for filter in $filters; do
+  [ "$filter" != asyncpool ] || continue
+  # The filters that make nbdkit serialize requests: nothing is driven at all.
+  text=$(says --filter="$FILTER" --filter="$filter")
+  case $text in
+    "the $below" | *"$serial"*) ok 0 "$filter between: no hooks" ;;
+    *) ok 1 "$filter between: no hooks" || echo "# $text" ;;
+  esac
+  text=$(says --filter="$filter" --filter="$FILTER")
+  case $text in
+    "the plugin's $hooks" | *"$serial"*) ok 0 "$filter above: hooks" ;;
+    *) ok 1 "$filter above: hooks" || echo "# $text" ;;
+  esac
+done
+
+# operations NAME ARGUMENT...: copies in and out, the data is right; sets $hooked from the statistics.
+operations ()
+{
+  local name=$1
+  shift
+  rm -f out stats
+  server_start pool "$@" asyncpool-stats="$TEST_DIR/stats" asyncpool-write=behind
+  check "$name: copy in" nbdcopy --flush image "$uri"
+  check "$name: copy out" nbdcopy "$uri" out
+  check "$name: ends" server_stop pool
+  check "$name: the same" cmp image out
+  hooked=$(sed -n 's/^async hooks: \([0-9]*\) .*/\1/p' stats)
+}
+
+operations "hooks" --filter="$FILTER" "$DELAYMEM" size=4M delay=2ms
+ok $((hooked == 0)) "hooks: they did operations"
+operations "io-threads=0" --filter="$FILTER" "$DELAYMEM" size=4M delay=2ms io-threads=0
+is "io-threads=0: no operation through hooks" "$hooked" 0
+for filter in nofilter swab; do
+  operations "$filter between" --filter="$FILTER" --filter="$filter" "$DELAYMEM" size=4M delay=2ms
+  is "$filter between: no operation through hooks" "$hooked" 0
+done
+
+"$NBDKIT" -f -U - --filter="$FILTER" --filter="$FILTER" "$DELAYMEM" --run true >twice 2>&1
+ok $(($? == 0)) "asyncpool twice is refused"
+check "... with one clear line" grep -q "filter=asyncpool: must be given only once" twice
+
+# 1024 operations in flight need no threads of their own.
+if have_python; then
+  server_start pool --filter="$FILTER" "$DELAYMEM" size=1G delay=20ms asyncpool-buffers=1024
+  threads=$(nbd_python "$uri" <<PYTHON
+for i in range(64):
+    h.pread(131072, i * 131072)
+print([l.split()[1] for l in open("/proc/${server_pid[pool]}/status") if l.startswith("Threads")][0])
+PYTHON
+)
+  ok $((threads > 16 + 8)) "1024 buffers: $threads threads in the server, 24 at most"
+  check "1024 buffers: ends" server_stop pool
+else
+  skip "threads" "$missing is not installed"
+fi
+done_testing
