@@ -45,7 +45,8 @@ CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o filter/config.o pl
 
 MODULES := $(B)/asyncpool.so $(B)/delaymem.so
 TOP := $(if $(filter plain,$(VARIANT)),asyncpool.so delaymem.so)
-MAN := $(B)/nbdkit-async.1 $(B)/nbdkit-asyncpool-filter.1 $(B)/nbdkit-delaymem-plugin.1
+MAN := $(B)/nbdkit-async.1 $(B)/nbdkit-asyncpool-filter.1 $(B)/nbdkit-delaymem-plugin.1 \
+  $(B)/nbdkit-async-plugin.3
 
 all: $(MODULES) $(ASYNC_LIB) $(TOP) $(MAN)
 

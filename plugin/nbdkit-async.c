@@ -425,7 +425,7 @@ report_failed_after_reply (const struct operation *op)
                 kind_names[op->kind], op->offset, op->count);
 }
 
-/* Of a slot that is OWED.  */
+/* Of a slot that is OWED. */
 static enum nbdkit_async_given_up
 give_up_and_unlock (struct slot *s)
 {
@@ -794,7 +794,8 @@ nbdkit_async_register (struct nbdkit_plugin *p, const struct nbdkit_async *h)
     return NULL;
   }
   plugin = p;
-  author = *p;
+  /* It may have been compiled with an older header, which knew less. */
+  memcpy (&author, p, p->_struct_size < sizeof author ? p->_struct_size : sizeof author);
   hooks = h;
   if (h->async_pread)
     p->pread = wrap_pread;

@@ -1,0 +1,690 @@
+/* Unit tests of plugin/nbdkit-async.c: what a filter does with it, giving up, memory that runs out.
+ * It is included, with functions of this file in the place of nbdkit's; the test is the plugin too.
+ */
+#include <glib.h>
+
+#include "guard.h"
+
+static void *test_malloc (size_t size);
+static void *test_calloc (size_t n, size_t size);
+
+/* Its own headers must be there before. */
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define malloc test_malloc
+#define calloc test_calloc
+#include "../plugin/nbdkit-async.c"
+#undef malloc
+#undef calloc
+
+#define COUNT 4096
+
+static pthread_mutex_t test_lock = PTHREAD_MUTEX_INITIALIZER;
+/* Under it. */
+static char *messages;
+static bool client_is_gone;
+static bool is_hook_held, is_hook_waiting;
+static unsigned n_cancelled;
+static uint64_t cancelled_in_hook;
+static uint64_t last_reqid;
+static void *last_buf;
+static bool is_in_hook;
+/* Set before. */
+static bool memory_is_out;
+static enum { REPLY_LATER, REPLY_AT_ONCE, REPLY_READ_AT_ONCE, FAIL, FAIL_AFTER_REPLY } hook_does;
+static int nbdkit_err;
+
+static struct nbdkit_plugin test_plugin;
+static struct nbdkit_async test_hooks;
+static const struct nbdkit_async_driver *driver;
+static char data[COUNT];
+static int a_handle;
+#define HANDLE ((void *) &a_handle)
+
+static void *
+test_malloc (size_t size)
+{
+  return memory_is_out ? NULL : malloc (size);
+}
+
+static void *
+test_calloc (size_t n, size_t size)
+{
+  return memory_is_out ? NULL : calloc (n, size);
+}
+
+/* nbdkit. */
+
+void
+nbdkit_error (const char *format, ...)
+{
+  va_list args;
+  char *line, *old;
+
+  va_start (args, format);
+  line = g_strdup_vprintf (format, args);
+  va_end (args);
+  LOCK_IN_SCOPE (&test_lock);
+  old = messages;
+  messages = g_strconcat (old, line, "\n", NULL);
+  g_free (old);
+  g_free (line);
+}
+
+void
+(nbdkit_set_error) (int err)
+{
+  nbdkit_err = err;
+}
+
+int
+nbdkit_nanosleep (unsigned sec, unsigned nsec)
+{
+  LOCK_IN_SCOPE (&test_lock);
+  g_assert_cmpuint (sec, ==, 0);
+  g_assert_cmpuint (nsec, ==, 1);
+  errno = ESHUTDOWN;
+  return client_is_gone ? -1 : 0;
+}
+
+static bool
+was_said (const char *text)
+{
+  LOCK_IN_SCOPE (&test_lock);
+  return strstr (messages, text) != NULL;
+}
+
+#define UNKNOWN "replied to before or is unknown"
+
+/* Waits for what another thread does; tests/run ends what does not happen. */
+#define WAIT_UNTIL(condition)                   \
+  do {                                          \
+    pthread_mutex_lock (&test_lock);            \
+    while (!(condition)) {                      \
+      pthread_mutex_unlock (&test_lock);        \
+      g_usleep (1000);                          \
+      pthread_mutex_lock (&test_lock);          \
+    }                                           \
+    pthread_mutex_unlock (&test_lock);          \
+  } while (0)
+
+/* The plugin. */
+
+static int
+hook (void *conn, uint64_t reqid, void *buf)
+{
+  pthread_mutex_lock (&test_lock);
+  last_reqid = reqid;
+  last_buf = buf;
+  is_in_hook = true;
+  is_hook_waiting = is_hook_held;
+  pthread_mutex_unlock (&test_lock);
+  WAIT_UNTIL (!is_hook_held);
+  pthread_mutex_lock (&test_lock);
+  is_in_hook = false;
+  pthread_mutex_unlock (&test_lock);
+  switch (hook_does) {
+  case REPLY_LATER:
+    return 0;
+  case REPLY_AT_ONCE:
+    nbdkit_async_reply (conn, reqid);
+    return 0;
+  case REPLY_READ_AT_ONCE:
+    nbdkit_async_reply_read (conn, reqid, COUNT, data);
+    return 0;
+  case FAIL_AFTER_REPLY:
+    nbdkit_async_reply (conn, reqid);
+    nbdkit_set_error (ENOSPC);
+    return -1;
+  case FAIL:
+    nbdkit_set_error (ENOSPC);
+    return -1;
+  }
+  return -1;
+}
+
+static int
+hook_pread (void *conn, uint64_t reqid, bool flush, void *handle, void *buf, uint32_t count,
+            uint64_t offset)
+{
+  (void) flush;
+  (void) count;
+  (void) offset;
+  g_assert_true (handle == HANDLE);
+  return hook (conn, reqid, buf);
+}
+
+static int
+hook_pwrite (void *conn, uint64_t reqid, bool flush, void *handle, const void *buf, uint32_t count,
+             uint64_t offset)
+{
+  return hook_pread (conn, reqid, flush, handle, (void *) (uintptr_t) buf, count, offset);
+}
+
+static void
+hook_cancel (void *conn, uint64_t reqid, void *handle)
+{
+  (void) reqid;
+  LOCK_IN_SCOPE (&test_lock);
+  g_assert_true (conn == HANDLE);
+  g_assert_true (handle == HANDLE);
+  n_cancelled++;
+  cancelled_in_hook += is_in_hook;
+}
+
+static bool open_fails;
+
+static void *
+plugin_open (int readonly)
+{
+  (void) readonly;
+  return open_fails ? NULL : HANDLE;
+}
+
+static void
+begin (bool can_cancel)
+{
+  messages = g_strdup ("");
+  client_is_gone = is_hook_held = is_hook_waiting = is_in_hook = memory_is_out = open_fails = false;
+  hook_does = REPLY_LATER;
+  n_cancelled = cancelled_in_hook = 0;
+  last_reqid = 0;
+  nbdkit_err = 0;
+  opened = NULL;
+  test_plugin = (struct nbdkit_plugin) { ._struct_size = sizeof test_plugin, ._api_version = 2,
+                                         .name = "test", .open = plugin_open };
+  test_hooks = (struct nbdkit_async) { .async_pread = hook_pread, .async_pwrite = hook_pwrite,
+                                       .async_cancel = can_cancel ? hook_cancel : NULL,
+                                       .grace_ms = 1 + can_cancel };
+  g_assert_true (nbdkit_async_register (&test_plugin, &test_hooks) == &test_plugin);
+  driver = nbdkit_async_get_driver ();
+  g_assert_true (driver->can_read && driver->can_write);
+  g_assert_cmpuint (driver->grace_ns, ==, (1 + can_cancel) * MS);
+}
+
+static void
+end (void)
+{
+  g_assert_null (leaving);
+  test_plugin.unload ();
+  g_free (messages);
+}
+
+/* Requests of a filter. */
+
+struct test_io {
+  struct nbdkit_async_io io;
+  char buf[COUNT];
+  unsigned n_done;              /* atomic */
+  int err;
+};
+
+static void
+io_done (struct nbdkit_async_io *io, int err)
+{
+  struct test_io *t = (struct test_io *) io;
+
+  t->err = err;
+  __atomic_add_fetch (&t->n_done, 1, __ATOMIC_RELEASE);
+}
+
+static unsigned
+n_done (const struct test_io *t)
+{
+  return __atomic_load_n (&t->n_done, __ATOMIC_ACQUIRE);
+}
+
+static void
+io_init (struct test_io *t)
+{
+  memset (t, 0, sizeof *t);
+  t->io = (struct nbdkit_async_io) { .handle = HANDLE, .buf = t->buf, .count = COUNT,
+                                     .done = io_done };
+}
+
+static void
+test_claim (void)
+{
+  void *handle;
+
+  begin (true);
+  g_assert_false (driver->claim (&handle));
+  g_assert_true (test_plugin.open (0) == HANDLE);
+  g_assert_true (driver->claim (&handle));
+  g_assert_true (handle == HANDLE);
+  g_assert_false (driver->claim (&handle));
+  test_plugin.open (0);
+  open_fails = true;
+  g_assert_null (test_plugin.open (0));
+  g_assert_false (driver->claim (&handle));
+  end ();
+}
+
+static void
+test_start (void)
+{
+  struct test_io t;
+
+  begin (true);
+  io_init (&t);
+  driver->start (&t.io);
+  g_assert_true (last_buf == t.buf);
+  g_assert_cmpuint (n_done (&t), ==, 0);
+  nbdkit_async_reply_read (HANDLE, last_reqid, COUNT, memset (data, 7, COUNT));
+  g_assert_cmpuint (n_done (&t), ==, 1);
+  g_assert_cmpint (t.err, ==, 0);
+  g_assert_cmpmem (t.buf, COUNT, data, COUNT);
+  g_assert_cmpint (driver->give_up (&t.io), ==, NBDKIT_ASYNC_REPLIED);
+
+  t.io.is_write = true;
+  driver->start (&t.io);
+  nbdkit_async_reply_errno (HANDLE, last_reqid, EPERM);
+  g_assert_cmpuint (n_done (&t), ==, 2);
+  g_assert_cmpint (t.err, ==, EPERM);
+  g_assert_cmpstr (messages, ==, "");
+  end ();
+}
+
+static void
+free_io (struct nbdkit_async_io *io, int err)
+{
+  g_assert_cmpint (err, ==, hook_does == FAIL ? ENOSPC : 0);
+  g_free (io);
+}
+
+/* done ends the io, before start has returned. */
+static void
+test_done_in_hook (void)
+{
+  begin (true);
+  for (hook_does = REPLY_AT_ONCE; hook_does <= FAIL_AFTER_REPLY; hook_does++) {
+    struct test_io *t = g_new (struct test_io, 1);
+
+    io_init (t);
+    t->io.done = free_io;
+    driver->start (&t->io);
+    g_assert_cmpint (was_said ("failed after the reply"), ==, hook_does == FAIL_AFTER_REPLY);
+  }
+  end ();
+}
+
+/* A second reply, when the request's slot has another one in it. */
+static void
+test_reply_to_former (void)
+{
+  struct test_io t;
+  uint64_t former;
+
+  begin (true);
+  io_init (&t);
+  driver->start (&t.io);
+  former = last_reqid;
+  nbdkit_async_reply (HANDLE, former);
+  driver->start (&t.io);
+  g_assert_cmpuint (last_reqid, !=, former);
+  g_assert_cmpuint (last_reqid % (1 << INDEX_BITS), ==, former % (1 << INDEX_BITS));
+  nbdkit_async_reply (HANDLE, former);
+  nbdkit_async_reply_read (HANDLE, former, COUNT, data);
+  g_assert_cmpuint (n_done (&t), ==, 1);
+  g_assert_true (was_said (UNKNOWN));
+  nbdkit_async_reply (HANDLE, last_reqid);
+  g_assert_cmpuint (n_done (&t), ==, 2);
+  end ();
+}
+
+/* Many in flight; no number comes twice. */
+static void
+test_numbers (void)
+{
+  const unsigned n = 3 * CHUNK + 5;
+  g_autofree struct test_io *t = g_new (struct test_io, n);
+  g_autofree uint64_t *reqids = g_new (uint64_t, n);
+  g_autoptr (GHashTable) seen = g_hash_table_new_full (g_int64_hash, g_int64_equal, g_free, NULL);
+
+  begin (true);
+  for (unsigned round = 0; round < 5; round++) {
+    for (unsigned i = 0; i < n; i++) {
+      io_init (&t[i]);
+      driver->start (&t[i].io);
+      reqids[i] = last_reqid;
+      g_assert_true (g_hash_table_add (seen, g_memdup2 (&last_reqid, sizeof last_reqid)));
+    }
+    for (unsigned i = 0; i < n; i++) {
+      unsigned k = (i * 7 + round) % n;
+
+      g_assert_cmpuint (n_done (&t[k]), ==, 0);
+      nbdkit_async_reply (HANDLE, reqids[k]);
+      g_assert_cmpuint (n_done (&t[k]), ==, 1);
+    }
+  }
+  g_assert_cmpuint (n_slots, ==, 4 * CHUNK);
+  g_assert_cmpstr (messages, ==, "");
+  end ();
+}
+
+static void
+test_give_up (gconstpointer can_cancel)
+{
+  static const char zeroes[COUNT];
+  struct test_io t;
+  uint64_t former;
+
+  begin (can_cancel);
+  io_init (&t);
+  driver->start (&t.io);
+  former = last_reqid;
+  g_assert_cmpint (driver->give_up (&t.io), ==,
+                   can_cancel ? NBDKIT_ASYNC_CANCELLED : NBDKIT_ASYNC_ABANDONED);
+  g_assert_cmpuint (n_cancelled, ==, can_cancel ? 1 : 0);
+  g_assert_true (was_said ("a read, offset 0, length 4096: given up"));
+  nbdkit_async_reply_read (HANDLE, former, COUNT, memset (data, 7, COUNT));
+  g_assert_cmpmem (t.buf, COUNT, zeroes, COUNT);
+  g_assert_cmpuint (n_done (&t), ==, 0);
+  g_assert_false (was_said (UNKNOWN));
+  /* The reply ended what was abandoned. */
+  driver->start (&t.io);
+  nbdkit_async_reply (HANDLE, last_reqid);
+  g_assert_cmpuint (n_done (&t), ==, 1);
+  if (!can_cancel) {
+    nbdkit_async_reply (HANDLE, former);
+    g_assert_true (was_said (UNKNOWN));
+  }
+  end ();
+}
+
+static void *
+start_in_thread (void *io)
+{
+  driver->start (io);
+  return NULL;
+}
+
+static void *
+give_up_in_thread (void *io)
+{
+  return GINT_TO_POINTER (driver->give_up (io));
+}
+
+/* A plugin cannot cancel what its hook is just about to start. */
+static void
+test_give_up_in_hook (void)
+{
+  struct test_io t;
+  pthread_t starter, other;
+  void *answer;
+
+  begin (true);
+  for (int fails = 0; fails < 2; fails++) {
+    hook_does = fails ? FAIL : REPLY_LATER;
+    is_hook_held = true;
+    io_init (&t);
+    pthread_create (&starter, NULL, start_in_thread, &t);
+    WAIT_UNTIL (is_hook_waiting);
+    pthread_create (&other, NULL, give_up_in_thread, &t);
+    g_usleep (20000);           /* if it does not wait, this shows it */
+    pthread_mutex_lock (&test_lock);
+    is_hook_held = false;
+    pthread_mutex_unlock (&test_lock);
+    pthread_join (starter, NULL);
+    pthread_join (other, &answer);
+    g_assert_cmpint (GPOINTER_TO_INT (answer), ==,
+                     fails ? NBDKIT_ASYNC_REPLIED : NBDKIT_ASYNC_CANCELLED);
+    g_assert_cmpuint (n_done (&t), ==, fails);
+  }
+  g_assert_cmpuint (n_cancelled, ==, 1);
+  g_assert_cmpuint (cancelled_in_hook, ==, 0);
+  end ();
+}
+
+static pthread_barrier_t barrier;
+
+static void *
+reply_in_thread (void *reqid)
+{
+  pthread_barrier_wait (&barrier);
+  nbdkit_async_reply_read (HANDLE, *(uint64_t *) reqid, COUNT, data);
+  return NULL;
+}
+
+/* A reply and one who gives up: one of them wins. */
+static void
+test_race (gconstpointer can_cancel)
+{
+  const unsigned rounds = 1000;
+  unsigned n_replied = 0;
+
+  begin (can_cancel);
+  pthread_barrier_init (&barrier, NULL, 2);
+  memset (data, 7, COUNT);
+  for (unsigned i = 0; i < rounds; i++) {
+    struct test_io t;
+    pthread_t replier;
+    bool replied;
+
+    io_init (&t);
+    driver->start (&t.io);
+    pthread_create (&replier, NULL, reply_in_thread, &last_reqid);
+    pthread_barrier_wait (&barrier);
+    replied = driver->give_up (&t.io) == NBDKIT_ASYNC_REPLIED;
+    n_replied += replied;
+    if (replied)
+      while (n_done (&t) == 0)
+        ;
+    else
+      /* Nobody else touches it from here on; the sanitizer sees it if one does. */
+      memset (t.buf, 1, COUNT);
+    pthread_join (replier, NULL);
+    g_assert_cmpuint (n_done (&t), ==, replied);
+    g_assert_cmpint (t.buf[COUNT - 1], ==, replied ? 7 : 1);
+  }
+  g_test_message ("%u of %u replies were first", n_replied, rounds);
+  g_assert_false (was_said (UNKNOWN));
+  pthread_barrier_destroy (&barrier);
+  end ();
+}
+
+/* Requests of nbdkit. */
+
+struct call {
+  pthread_t thread;
+  char buf[COUNT];
+  uint64_t offset;
+  bool is_over;                 /* under test_lock */
+  uint64_t over_ns;
+  int result, err;
+};
+
+static void *
+call_in_thread (void *arg)
+{
+  struct call *c = arg;
+
+  c->result = test_plugin.pread (HANDLE, c->buf, COUNT, c->offset, 0);
+  c->err = errno;
+  LOCK_IN_SCOPE (&test_lock);
+  c->over_ns = now_ns ();
+  c->is_over = true;
+  return NULL;
+}
+
+/* The result is its number. */
+static uint64_t
+call_start (struct call *c)
+{
+  uint64_t reqid;
+
+  memset (c, 0, sizeof *c);
+  last_reqid = 0;
+  pthread_create (&c->thread, NULL, call_in_thread, c);
+  WAIT_UNTIL (last_reqid != 0);
+  LOCK_IN_SCOPE (&test_lock);
+  reqid = last_reqid;
+  return reqid;
+}
+
+static bool
+is_over (const struct call *c)
+{
+  LOCK_IN_SCOPE (&test_lock);
+  return c->is_over;
+}
+
+/* The client leaves.  The result is when that was noticed. */
+static uint64_t
+client_leaves (void)
+{
+  uint64_t left = 0;
+
+  pthread_mutex_lock (&test_lock);
+  client_is_gone = true;
+  pthread_mutex_unlock (&test_lock);
+  for (; !left; g_usleep (1000)) {
+    LOCK_IN_SCOPE (&lock);
+    left = leaving ? leaving->progress_ns : 0;
+  }
+  return left;
+}
+
+/* Replies to what was under way when the client left prolong its wait; others do not, or a busy
+ * neighbour would prolong it for ever. */
+static void
+test_grace (void)
+{
+  enum { OLD = 40 };
+  static struct call c;
+  static struct test_io old[OLD];
+  const uint64_t grace = 300 * MS;
+  uint64_t reqids[OLD], last_progress = 0, left;
+  struct test_io new;
+
+  begin (true);
+  test_hooks.grace_ms = grace / MS;
+  for (unsigned i = 0; i < OLD; i++) {
+    io_init (&old[i]);
+    driver->start (&old[i].io);
+    reqids[i] = last_reqid;
+  }
+  call_start (&c);
+  left = client_leaves ();
+  for (unsigned i = 0; i < OLD; i++) {
+    last_progress = now_ns ();
+    nbdkit_async_reply (HANDLE, reqids[i]);
+    g_usleep (20000);
+  }
+  g_assert_cmpuint (last_progress - left, >, 2 * grace);
+  hook_does = REPLY_AT_ONCE;
+  while (!is_over (&c)) {
+    io_init (&new);
+    driver->start (&new.io);
+    g_usleep (10000);
+  }
+  pthread_join (c.thread, NULL);
+  g_assert_cmpint (c.result, ==, -1);
+  g_assert_cmpint (c.err, ==, ESHUTDOWN);
+  g_assert_cmpuint (c.over_ns, >=, last_progress + grace);
+  g_assert_cmpuint (n_cancelled, ==, 1);
+  end ();
+}
+
+/* Whoever waits again after its client has left gets the reply, too. */
+static void
+test_reply_in_grace (gconstpointer can_cancel)
+{
+  static struct call c;
+  uint64_t reqid;
+
+  begin (can_cancel);
+  test_hooks.grace_ms = 3600 * 1000;
+  reqid = call_start (&c);
+  client_leaves ();
+  nbdkit_async_reply_read (HANDLE, reqid, COUNT, memset (data, 9, COUNT));
+  pthread_join (c.thread, NULL);
+  g_assert_cmpint (c.result, ==, 0);
+  g_assert_cmpmem (c.buf, COUNT, data, COUNT);
+  end ();
+}
+
+static void
+test_out_of_memory (void)
+{
+  struct test_io t;
+  char buf[COUNT];
+
+  for (int can_cancel = 0; can_cancel < 2; can_cancel++) {
+    begin (can_cancel);
+    hook_does = REPLY_READ_AT_ONCE;
+    memory_is_out = true;
+    io_init (&t);
+    driver->start (&t.io);
+    g_assert_cmpuint (n_done (&t), ==, 1);
+    g_assert_cmpint (t.err, ==, ENOMEM);
+    g_assert_cmpint (test_plugin.pread (HANDLE, buf, COUNT, 0, 0), ==, -1);
+    g_assert_cmpint (errno, ==, ENOMEM);
+    g_assert_cmpint (nbdkit_err, ==, ENOMEM);
+    memory_is_out = false;
+    g_assert_cmpint (test_plugin.pread (HANDLE, buf, COUNT, 0, 0), ==, 0);
+    end ();
+  }
+}
+
+/* Who has async_cancel gets nbdkit's buffer, others a copy. */
+static void
+test_buffers (void)
+{
+  char buf[COUNT];
+
+  for (int can_cancel = 0; can_cancel < 2; can_cancel++) {
+    begin (can_cancel);
+    hook_does = REPLY_AT_ONCE;
+    g_assert_cmpint (test_plugin.pwrite (HANDLE, buf, COUNT, 0, 0), ==, 0);
+    g_assert_cmpint (last_buf == buf, ==, can_cancel);
+    end ();
+  }
+}
+
+static void
+test_register (void)
+{
+  struct nbdkit_plugin old = { ._struct_size = sizeof old, ._api_version = 1, .name = "old" };
+  struct nbdkit_plugin empty = { ._struct_size = sizeof empty, ._api_version = 2, .name = "empty" };
+
+  begin (true);
+  g_assert_null (nbdkit_async_register (&old, &test_hooks));
+  g_assert_true (was_said ("old: async hooks need NBDKIT_API_VERSION 2"));
+  g_assert_true (nbdkit_async_register (&empty, &test_hooks) == &empty);
+  g_assert_null (empty.open);   /* nbdkit says so */
+  g_assert_null (empty.flush);
+  g_assert_nonnull (empty.pread);
+  end ();
+}
+
+int
+main (int argc, char **argv)
+{
+  void *can_cancel = &test_hooks;
+
+  g_test_init (&argc, &argv, NULL);
+  g_test_add_func ("/async-driver/claim", test_claim);
+  g_test_add_func ("/async-driver/start", test_start);
+  g_test_add_func ("/async-driver/done-in-hook", test_done_in_hook);
+  g_test_add_func ("/async-driver/reply-to-former", test_reply_to_former);
+  g_test_add_func ("/async-driver/numbers", test_numbers);
+  g_test_add_data_func ("/async-driver/give-up/cancel", can_cancel, test_give_up);
+  g_test_add_data_func ("/async-driver/give-up/abandon", NULL, test_give_up);
+  g_test_add_func ("/async-driver/give-up/in-hook", test_give_up_in_hook);
+  g_test_add_data_func ("/async-driver/race/cancel", can_cancel, test_race);
+  g_test_add_data_func ("/async-driver/race/abandon", NULL, test_race);
+  g_test_add_func ("/async-driver/grace", test_grace);
+  g_test_add_data_func ("/async-driver/reply-in-grace/cancel", can_cancel, test_reply_in_grace);
+  g_test_add_data_func ("/async-driver/reply-in-grace/copy", NULL, test_reply_in_grace);
+  g_test_add_func ("/async-driver/out-of-memory", test_out_of_memory);
+  g_test_add_func ("/async-driver/buffers", test_buffers);
+  g_test_add_func ("/async-driver/register", test_register);
+  return g_test_run ();
+}
