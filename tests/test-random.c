@@ -399,6 +399,27 @@ static const struct {
     .connections = 4 } },
   { "delaymem-fast", {
     .plugin = "delaymem.so", .parameters = "asyncpool-write=behind delay=0", .connections = 4 } },
+  { "delaymem-synchronous", {
+    .plugin = "delaymem.so", .parameters = "asyncpool-write=behind delay=200us io-threads=0",
+    .connections = 4 } },
+  { "hooks-two-buffers", {
+    .plugin = "delaymem.so",
+    .parameters = "asyncpool-write=behind asyncpool-buffers=2 asyncpool-buffer-size=64k delay=300us",
+    .connections = 4 } },
+  { "hooks-auto", {
+    .plugin = "delaymem.so", .parameters = "asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us",
+    .connections = 3 } },
+  { "hooks-through", {
+    .plugin = "delaymem.so", .parameters = "asyncpool-write=through asyncpool-buffers=16 delay=500us",
+    .connections = 3 } },
+  { "hooks-names", {
+    .plugin = "delaymem.so",
+    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us "
+      "io-threads=5", .connections = 3, .names = true } },
+  { "hooks-below-a-filter", {
+    .plugin = "delaymem.so", .below = "--filter=nofilter",
+    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=300us",
+    .connections = 3 } },
 };
 
 int
