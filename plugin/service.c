@@ -383,7 +383,9 @@ min_ns (uint64_t a, uint64_t b)
   return a < b ? a : b;
 }
 
-/* That a thread looks at the queue by WHEN. */
+/* That a thread looks at the queue by WHEN.  In a hurry too: then who leads
+ * has an empty queue, and anything is before UINT64_MAX.
+ */
 static void
 see_to_it_locked (struct service *sv, uint64_t when, uint64_t now)
 {
@@ -418,7 +420,7 @@ service_submit (struct service *sv, const struct service_op *op,
   pthread_mutex_lock (&sv->lock);
   r = add_locked (sv, &q);
   if (r == 0)
-    see_to_it_locked (sv, sv->hurry ? now : q.latest_ns, now);
+    see_to_it_locked (sv, q.latest_ns, now);
   pthread_mutex_unlock (&sv->lock);
   return r;
 }

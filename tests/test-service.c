@@ -329,6 +329,7 @@ test_held_up (void)
 
   submit (sv, &stuck[0], 1, MS_NS);
   wait_for (&stuck[0].applying, 1);
+  g_usleep (1000);              /* longer than it should take */
   do {
     submit (sv, &job, 3, 1);
     n++;
