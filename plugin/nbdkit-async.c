@@ -358,30 +358,37 @@ nbdkit_async_reply_errno (void *conn, uint64_t reqid, int err)
   reply (conn, reqid, err > 0 ? err : EIO);
 }
 
+/* Whether a reply with data is what the request asked for. */
+static bool
+is_data_for (const struct operation *op, uint32_t count, const void *buf)
+{
+  if (op->kind == READ && count == op->count && buf)
+    return true;
+  nbdkit_error ("async: nbdkit_async_reply_read: %" PRIu32 " bytes%s for a %s of %" PRIu32
+                " bytes at offset %" PRIu64 ": taken for an error",
+                count, buf ? "" : " at NULL", kind_names[op->kind], op->count, op->offset);
+  return false;
+}
+
 void
 nbdkit_async_reply_read (void *conn, uint64_t reqid, uint32_t count, const void *buf)
 {
   struct slot *s = find_owed_and_lock (conn, reqid);
   struct operation op;
+  int err;
 
   if (!s)
     return;
   op = s->op;
-  if (op.kind != READ || count != op.count || !buf) {
-    settle_and_unlock (s, EIO);
-    nbdkit_error ("async: nbdkit_async_reply_read: %" PRIu32 " bytes%s for a %s of %" PRIu32
-                  " bytes at offset %" PRIu64 ": taken for an error",
-                  count, buf ? "" : " at NULL", kind_names[op.kind], op.count, op.offset);
-    return;
-  }
   s->state = COPYING;
   pthread_mutex_unlock (&lock);
-  if (buf != op.buf)
+  err = is_data_for (&op, count, buf) ? 0 : EIO;
+  if (!err && buf != op.buf)
     memcpy (op.buf, buf, count);
   pthread_mutex_lock (&lock);
   /* perform has its data and is not to take it from the copy, which is not filled. */
   s->op.buf = NULL;
-  settle_and_unlock (s, 0);
+  settle_and_unlock (s, err);
 }
 
 /* Hooks. */

@@ -606,7 +606,7 @@ test_grace (void)
   static struct call c;
   static struct test_io old[OLD];
   const uint64_t grace = 300 * MS;
-  uint64_t reqids[OLD], last_progress = 0, left;
+  uint64_t reqids[OLD], last_progress, longest_gap = 0, left;
   struct test_io new;
 
   begin (true);
@@ -618,8 +618,12 @@ test_grace (void)
   }
   call_start (&c);
   left = client_leaves ();
+  last_progress = left;
   for (unsigned i = 0; i < OLD; i++) {
-    last_progress = now_ns ();
+    uint64_t now = now_ns ();
+
+    longest_gap = MAX (longest_gap, now - last_progress);
+    last_progress = now;
     nbdkit_async_reply (HANDLE, reqids[i]);
     g_usleep (20000);
   }
@@ -633,8 +637,11 @@ test_grace (void)
   pthread_join (c.thread, NULL);
   g_assert_cmpint (c.result, ==, -1);
   g_assert_cmpint (c.err, ==, ESHUTDOWN);
-  g_assert_cmpuint (c.over_ns, >=, last_progress + grace);
   g_assert_cmpuint (n_cancelled, ==, 1);
+  if (longest_gap < grace * 2 / 3)
+    g_assert_cmpuint (c.over_ns, >=, last_progress + grace);
+  else
+    g_test_skip ("the machine was too slow to make progress");
   end ();
 }
 
