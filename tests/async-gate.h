@@ -13,7 +13,8 @@ enum {
   ASYNC_FOREIGN,                /* before, one with the right number and a wrong conn */
   ASYNC_SHORT,                  /* nbdkit_async_reply_read with a byte less, */
   ASYNC_LONG,                   /* a byte more, */
-  ASYNC_NULL,                   /* and without data: a read fails; a write too, as it is no read */
+  ASYNC_NULL,                   /* and without data: a read fails; others too, as they are no read */
+  ASYNC_DATA,                   /* with as many bytes as it should be: only a read succeeds */
   ASYNC_UNSAID,                 /* nbdkit_async_reply_error, and nothing said before */
   ASYNC_NO_ERROR,               /* nbdkit_async_reply_errno with 0 */
   ASYNC_RETURN_TOO,             /* in=hook: the hook fails after it has replied */

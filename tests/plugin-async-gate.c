@@ -141,6 +141,9 @@ reply_as_commanded (struct request *r, int command)
   case ASYNC_NULL:
     nbdkit_async_reply_read (r->conn, r->reqid, r->o.count, NULL);
     return;
+  case ASYNC_DATA:
+    nbdkit_async_reply_read (r->conn, r->reqid, r->o.count, data);
+    return;
   case ASYNC_NO_ERROR:
     nbdkit_async_reply_errno (r->conn, r->reqid, 0);
     return;

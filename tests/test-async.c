@@ -247,7 +247,11 @@ wrong_replies (const char *parameters)
     nbd_fails (nbd_pwrite (nbd, data, UNIT, 0, 0), EIO);
     nbd_fails (nbd_flush (nbd, 0), EIO);
   }
-  assert_messages (&s, "nbdkit_async_reply_read", 9);
+  gate_fail (s.gate, GATE_READ | GATE_WRITE | GATE_FLUSH, 0, UNIT, ASYNC_DATA, 3);
+  nbd_ok (nbd_pread (nbd, data, UNIT, 0, 0));
+  nbd_fails (nbd_pwrite (nbd, data, UNIT, 0, 0), EIO);
+  nbd_fails (nbd_flush (nbd, 0), EIO);
+  assert_messages (&s, "nbdkit_async_reply_read", 11);
   gate_fail (s.gate, GATE_READ, 0, UNIT, ASYNC_NO_ERROR, 1);
   nbd_fails (nbd_pread (nbd, data, UNIT, 0, 0), EIO);
   assert_messages (&s, "0 is not an error", 1);
