@@ -17,10 +17,8 @@ static struct engine *engine;
 static bool pass_through;       /* the thread model does not allow anything beside the server */
 static const struct nbdkit_async_driver *hooks; /* NULL: we may not drive any */
 
-/* With hooks for everything the pool has little left to do: pieces that may not be given to hooks, and
- * what is handed over inside a reply.
- */
-enum { HOOKED_THREADS = 2 };
+/* With hooks for everything all that is left for the pool is what is handed over inside a reply. */
+enum { HOOKED_THREADS = 1 };
 
 struct handle {
   char *export_name;

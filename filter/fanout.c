@@ -1,5 +1,5 @@
-#include <errno.h>
 #include <pthread.h>
+#include <string.h>
 #include <glib.h>
 
 #include "backend.h"
@@ -19,6 +19,7 @@ struct request {
   char *buf;
   uint64_t offset;
   bool hooked;                  /* the plugin's async hooks do the pieces */
+  bool abandoned;               /* it may use buf for ever; only the caller's thread looks */
   /* Under the lock. */
   pthread_mutex_t lock;
   pthread_cond_t done;
@@ -101,6 +102,14 @@ hand_out (struct pool *pool, struct request *r, struct piece *pieces, unsigned n
   return n;
 }
 
+static void
+piece_abandoned (struct backend_io *io)
+{
+  struct piece *p = (struct piece *) ((char *) io - offsetof (struct piece, io));
+
+  p->request->abandoned = true;
+}
+
 /* The pieces from FROM to N are running, or have run. */
 static void
 wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
@@ -118,15 +127,8 @@ wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
     }
     if (backend_is_hopeless (r->backend))
       for (unsigned i = from; i < n; i++)
-        backend_io_give_up (&pieces[i].io, NULL);
+        backend_io_give_up (&pieces[i].io, piece_abandoned);
   }
-}
-
-/* Hooks get the client's memory only if they give it back whatever happens. */
-static bool
-may_hook (struct backend *b, bool is_write)
-{
-  return backend_has_hook (b, is_write) && b->hooks->can_cancel;
 }
 
 static int
@@ -154,37 +156,66 @@ fanout (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
 }
 
 static int
-run (struct pool *pool, struct backend *b, bool is_write, uint32_t unit, char *buf, uint32_t count,
-     uint64_t offset)
+run (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
+{
+  int err;
+
+  pthread_mutex_init (&r->lock, NULL);
+  guard_init_cond (&r->done);
+  err = fanout (pool, r, unit, count);
+  pthread_cond_destroy (&r->done);
+  pthread_mutex_destroy (&r->lock);
+  return err;
+}
+
+/* For a plugin that cannot cancel, and so may use what it was given longer than the client's buffer
+ * lives.
+ */
+static int
+run_on_copy (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
+{
+  char *buf = r->buf, *copy = g_try_malloc (count);
+  int err;
+
+  if (copy == NULL)
+    return piece_do (r, (struct split_piece) { .offset = r->offset, .count = count });
+  if (r->is_write)
+    memcpy (copy, buf, count);
+  r->buf = copy;
+  err = run (pool, r, unit, count);
+  if (!r->is_write && err == 0)
+    memcpy (buf, copy, count);
+  if (!r->abandoned)
+    g_free (copy);
+  return err;
+}
+
+static int
+request_do (struct pool *pool, struct backend *b, bool is_write, uint32_t unit, char *buf,
+            uint32_t count, uint64_t offset)
 {
   struct request r = {
     .backend = b, .is_write = is_write, .buf = buf, .offset = offset,
-    .hooked = may_hook (b, is_write)
+    .hooked = backend_has_hook (b, is_write)
   };
-  int err;
 
-  pthread_mutex_init (&r.lock, NULL);
-  guard_init_cond (&r.done);
-  err = fanout (pool, &r, unit, count);
-  pthread_cond_destroy (&r.done);
-  pthread_mutex_destroy (&r.lock);
-  return err;
+  if (split_max (unit, count, offset) <= 1)
+    return piece_do (&r, (struct split_piece) { .offset = offset, .count = count });
+  if (r.hooked && !b->hooks->can_cancel)
+    return run_on_copy (pool, &r, unit, count);
+  return run (pool, &r, unit, count);
 }
 
 int
 fanout_pread (struct pool *pool, struct backend *b, uint32_t unit,
               void *buf, uint32_t count, uint64_t offset)
 {
-  if (split_max (unit, count, offset) <= 1)
-    return backend_pread (b, buf, count, offset);
-  return run (pool, b, false, unit, buf, count, offset);
+  return request_do (pool, b, false, unit, buf, count, offset);
 }
 
 int
 fanout_pwrite (struct pool *pool, struct backend *b, uint32_t unit,
                const void *buf, uint32_t count, uint64_t offset)
 {
-  if (split_max (unit, count, offset) <= 1)
-    return backend_pwrite (b, buf, count, offset, 0);
-  return run (pool, b, true, unit, (char *) (uintptr_t) buf, count, offset);   /* only read from */
+  return request_do (pool, b, true, unit, (char *) (uintptr_t) buf, count, offset); /* only read */
 }

@@ -1,4 +1,3 @@
-#include <errno.h>
 #include <stddef.h>
 
 #include "buffers.h"
@@ -119,16 +118,21 @@ void
 engine_wait_plugin (struct conn *c, pthread_cond_t *cond)
 {
   struct engine *e = c->engine;
+  uint64_t now;
   bool hopeless;
 
   if (c->backend.hooks == NULL) {
     engine_wait (e, cond);
     return;
   }
-  if (started (e)
-      || guard_timedwait (cond, &e->lock, stats_now_ns () + BACKEND_POLL_NS) != ETIMEDOUT)
+  now = stats_now_ns ();
+  /* Not each wait's own time: other connections may wake us all the time. */
+  if (now < c->look_ns + BACKEND_POLL_NS) {
+    engine_wait_until (e, cond, c->look_ns + BACKEND_POLL_NS);
     return;
-  engine_unlock (e);
+  }
+  c->look_ns = now;
+  engine_unlock (e);            /* starts what waits to be started, too */
   hopeless = backend_is_hopeless (&c->backend);
   engine_lock (e);
   if (hopeless)

@@ -136,6 +136,7 @@ struct conn {
   /* Under engine.lock. */
   unsigned n_dirty, n_reading;  /* its buffers in these states, READING also where dropped */
   struct stream_counted counted;
+  uint64_t look_ns;             /* when a waiting request last asked whether the client is there */
   GList link;                   /* in engine.conns */
 };
 

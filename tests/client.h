@@ -119,8 +119,12 @@ add_words (GPtrArray *arguments, const char *words)
       g_ptr_array_add (arguments, g_strdup (*word));
 }
 
+#ifndef GATE_MODULE
+#define GATE_MODULE "tests/gate.so"
+#endif
+
 /* nbdkit OPTIONS --filter=asyncpool BELOW PLUGIN PARAMETERS, words separated by blanks; filters
- * among the options are above asyncpool, BELOW is for those under it. PLUGIN NULL is gate.so. */
+ * among the options are above asyncpool, BELOW is for those under it. PLUGIN NULL is GATE_MODULE. */
 CLIENT_FUNCTION void
 server_start_with (struct server *s, const char *options, const char *below, const char *plugin,
                    const char *parameters)
@@ -141,7 +145,7 @@ server_start_with (struct server *s, const char *options, const char *below, con
   if (plugin)
     g_ptr_array_add (arguments, client_module ("PLUGIN", plugin));
   else {
-    g_ptr_array_add (arguments, client_module ("GATE", "tests/gate.so"));
+    g_ptr_array_add (arguments, client_module ("GATE", GATE_MODULE));
     g_ptr_array_add (arguments, g_strdup_printf ("gate=%s", s->gate_path));
     g_ptr_array_add (arguments, g_strdup_printf ("device=%s", s->device_path));
   }

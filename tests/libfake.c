@@ -24,6 +24,7 @@ struct rule {
 struct handle {
   struct fake *fake;
   unsigned conn;
+  struct nbdkit_async_driver driver;
 };
 
 struct fake {
@@ -415,18 +416,16 @@ give_up_abandon (struct nbdkit_async_io *io)
 }
 
 void
-fake_hook (struct backend *b, bool can_cancel)
+fake_hook (struct backend *b, bool can_cancel, uint64_t grace_ns)
 {
-  static const struct nbdkit_async_driver cancels = {
-    .can_read = true, .can_write = true, .can_cancel = true, .start = async_start,
-    .give_up = give_up_cancel
-  };
-  static const struct nbdkit_async_driver abandons = {
-    .can_read = true, .can_write = true, .start = async_start, .give_up = give_up_abandon
-  };
+  struct handle *h = b->handle;
 
-  b->hooks = can_cancel ? &cancels : &abandons;
-  b->hooks_handle = b->handle;
+  h->driver = (struct nbdkit_async_driver) {
+    .can_read = true, .can_write = true, .can_cancel = can_cancel, .grace_ns = grace_ns,
+    .start = async_start, .give_up = can_cancel ? give_up_cancel : give_up_abandon
+  };
+  b->hooks = &h->driver;
+  b->hooks_handle = h;
 }
 
 struct backend

@@ -1,0 +1,340 @@
+/* asyncpool over a plugin whose replies come wrong, late or never. async-gate.so says by commands how
+ * it replies; test-async.c has the same without asyncpool.
+ */
+#define GATE_MODULE "tests/async-gate.so"
+#include "client.h"
+
+#include "async-gate.h"
+
+#define UNIT (64 * KIB)
+#define BEHIND "asyncpool-buffers=16 asyncpool-buffer-size=64k asyncpool-write=behind "
+#define EVERYTHING 0, UINT64_MAX / 2
+#define UNITS 24                /* more than there are buffers */
+
+#define UNKNOWN "replied to before or is unknown"
+#define GIVEN_UP ": given up"
+#define NOT_WRITTEN "could not be written"
+
+static unsigned
+count_messages (const struct server *s, const char *text)
+{
+  g_autofree char *log = server_messages (s);
+  unsigned n = 0;
+
+  for (const char *p = log; (p = strstr (p, text)) != NULL; p++)
+    n++;
+  return n;
+}
+
+/* Starts over async-gate.so, whose operations take long enough to be handed over. */
+static struct nbd_handle *
+start (struct server *s, const char *parameters)
+{
+  g_autofree char *all = g_strconcat (BEHIND, parameters, NULL);
+  g_autofree char *data = g_malloc0 (UNIT);
+  struct nbd_handle *nbd;
+
+  alarm (CASE_SECONDS);
+  server_start_with (s, "-v", NULL, NULL, all);
+  nbd = client_connect (s);
+  nbd_ok (nbd_pwrite (nbd, data, UNIT, 60 * MIB, 0));
+  nbd_ok (nbd_pread (nbd, data, UNIT, 60 * MIB, 0));
+  gate_forget (s->gate);
+  g_assert_cmpuint (count_messages (s, "async hooks do the work of: reads writes"), ==, 1);
+  return nbd;
+}
+
+static void
+write_units (struct nbd_handle *nbd, const char *data, unsigned n, uint64_t offset)
+{
+  for (unsigned i = 0; i < n; i++)
+    nbd_ok (nbd_pwrite (nbd, data + i * UNIT, UNIT, offset + i * UNIT, 0));
+}
+
+/* One at a time, which is a stream. */
+static void
+read_units (struct nbd_handle *nbd, const char *data, unsigned n, uint64_t offset)
+{
+  for (unsigned i = 0; i < n; i++)
+    assert_reads (nbd, data + i * UNIT, UNIT, offset + i * UNIT);
+}
+
+/* All that the gate's log has of reads and writes in that range came by hooks. */
+static void
+assert_by_hook (struct server *s, uint64_t offset, uint64_t count)
+{
+  struct gate_op ops[1024];
+  unsigned n = gate_log (s->gate, GATE_READ | GATE_WRITE, offset, count, ops, G_N_ELEMENTS (ops));
+
+  g_assert_cmpuint (n, >, 0);
+  g_assert_cmpuint (n, <=, G_N_ELEMENTS (ops));
+  for (unsigned i = 0; i < n; i++)
+    g_assert_true (ops[i].flags & ASYNC_GATE_BY_HOOK);
+}
+
+/* The replies are right, or one too many, or others as well: the data is right. */
+static void
+strange_replies (const char *parameters, int command, const char *message)
+{
+  struct server s;
+  struct nbd_handle *nbd = start (&s, parameters);
+  g_autofree char *data = filled (UNITS * UNIT, command);
+  int rule = -1;
+
+  if (command)
+    rule = gate_fail (s.gate, GATE_READ | GATE_WRITE, EVERYTHING, command, -1);
+  write_units (nbd, data, UNITS, 0);
+  nbd_ok (nbd_flush (nbd, 0));
+  assert_same (server_device (&s), data, UNITS * UNIT);
+  read_units (nbd, data, UNITS, 0);
+  nbd_ok (nbd_pwrite (nbd, data, UNITS * UNIT, 8 * MIB, 0));
+  assert_reads (nbd, data, UNITS * UNIT, 8 * MIB);
+  assert_by_hook (&s, EVERYTHING);
+  if (command)
+    gate_release (s.gate, rule);
+  client_close (nbd);
+  server_terminate (&s);
+  server_wait (&s);
+  if (message)
+    g_assert_cmpuint (count_messages (&s, message), >, 0);
+  else
+    g_assert_cmpuint (count_messages (&s, ": error: async:"), ==, 0);
+  server_free (&s);
+}
+
+static void
+test_replies (void)
+{
+  static const char *const parameters[] = {
+    "", "reads=reply", "in=hook", "in=hook reads=reply", "cancel=0"
+  };
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (parameters); i++) {
+    strange_replies (parameters[i], 0, NULL);
+    strange_replies (parameters[i], ASYNC_TWICE, UNKNOWN);
+    strange_replies (parameters[i], ASYNC_RACE, UNKNOWN);
+    strange_replies (parameters[i], ASYNC_UNKNOWN, UNKNOWN);
+    strange_replies (parameters[i], ASYNC_FOREIGN, UNKNOWN);
+  }
+}
+
+/* Errors of what was deferred come with the flush, those of what was read ahead not at all. */
+static void
+errors_arrive (const char *parameters)
+{
+  static const int codes[] = { ENOSPC, EPERM, EIO, EINVAL, ENOMEM, ESHUTDOWN };
+  struct server s;
+  struct nbd_handle *nbd = start (&s, parameters);
+  g_autofree char *data = filled (4 * UNIT, 1);
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (codes); i++) {
+    uint64_t at = i * MIB;
+    int rule = gate_fail (s.gate, GATE_WRITE, at, MIB, codes[i], -1);
+
+    nbd_ok (nbd_pwrite (nbd, data, UNIT, at, 0));
+    nbd_fails (nbd_flush (nbd, 0), codes[i]);
+    nbd_fails (nbd_pwrite (nbd, data, UNIT, at + 2 * UNIT, 0), codes[i]);
+    nbd_fails (nbd_pwrite (nbd, data, 4 * UNIT, at + 4 * UNIT, 0), codes[i]);
+    assert_reads (nbd, data, UNIT, at);
+    gate_release (s.gate, rule);
+    nbd_ok (nbd_flush (nbd, 0));
+    assert_same (server_device (&s) + at, data, UNIT);
+
+    rule = gate_fail (s.gate, GATE_READ, at + 8 * UNIT, 4 * UNIT, codes[i], -1);
+    nbd_fails (nbd_pread (nbd, data, UNIT, at + 10 * UNIT, 0), codes[i]);
+    nbd_fails (nbd_pread (nbd, data, 4 * UNIT, at + 6 * UNIT, 0), codes[i]);
+    gate_release (s.gate, rule);
+    nbd_ok (nbd_pread (nbd, data, 4 * UNIT, at + 8 * UNIT, 0));
+    fill (data, 4 * UNIT, 1);
+  }
+  client_close (nbd);
+  server_stop (&s);
+}
+
+static void
+test_errors (void)
+{
+  errors_arrive ("");
+  errors_arrive ("errors=set");
+  errors_arrive ("errors=kept in=hook return=1");
+  errors_arrive ("errors=set cancel=0");
+}
+
+/* What is read ahead, with errors and with too little data: the client's own read has it. */
+static void
+test_ahead_fails (void)
+{
+  static const int commands[] = { ENOSPC, ASYNC_SHORT, ASYNC_LONG, ASYNC_NULL };
+  struct server s;
+  struct nbd_handle *nbd = start (&s, "");
+  g_autofree char *data = filled (UNITS * UNIT, 1);
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (commands); i++) {
+    uint64_t at = i * 4 * MIB;
+
+    write_units (nbd, data, UNITS, at);
+    nbd_ok (nbd_flush (nbd, 0));
+    gate_fail (s.gate, GATE_READ, at + 3 * UNIT, UNIT, commands[i], 1);
+    read_units (nbd, data, 2, at);
+    gate_wait_ended (s.gate, GATE_READ, at + 3 * UNIT, UNIT, 1);
+    read_units (nbd, data + 2 * UNIT, UNITS - 2, at + 2 * UNIT);
+  }
+  client_close (nbd);
+  server_stop (&s);
+}
+
+/* Missing replies. */
+
+static void
+leave (struct nbd_handle *nbd)
+{
+  nbd_ok (nbd_aio_disconnect (nbd, 0));
+  nbd_close (nbd);
+}
+
+enum missing { AHEAD, WAITED_FOR, BEHIND_WRITE, FLUSHED, LARGE_READ, LARGE_WRITE, MISSING };
+
+/* Something whose reply does not come. */
+static void
+begin_missing (struct server *s, struct nbd_handle *nbd, enum missing what, char *buf)
+{
+  unsigned kind = what == AHEAD || what == WAITED_FOR || what == LARGE_READ ? GATE_READ : GATE_WRITE;
+
+  gate_fail (s->gate, kind, 2 * UNIT, 6 * UNIT, ASYNC_NEVER, -1);
+  switch (what) {
+  case AHEAD: case WAITED_FOR:
+    nbd_ok (nbd_pread (nbd, buf, UNIT, 0, 0));
+    nbd_ok (nbd_pread (nbd, buf, UNIT, UNIT, 0));
+    gate_wait_ended (s->gate, GATE_READ, 2 * UNIT, UNIT, 1);
+    if (what == WAITED_FOR)
+      send_read (nbd, buf, UNIT, 2 * UNIT);
+    break;
+  case BEHIND_WRITE: case FLUSHED:
+    nbd_ok (nbd_pwrite (nbd, buf, UNIT, 2 * UNIT, 0));
+    gate_wait_ended (s->gate, GATE_WRITE, 2 * UNIT, UNIT, 1);
+    if (what == FLUSHED)
+      send_flush (nbd);
+    break;
+  case LARGE_READ:
+    send_read (nbd, buf, 8 * UNIT, 0);
+    gate_wait_ended (s->gate, GATE_READ, 2 * UNIT, UNIT, 1);
+    break;
+  case LARGE_WRITE:
+    send_write (nbd, buf, 8 * UNIT, 0, 0);
+    while (gate_log (s->gate, GATE_WRITE, 2 * UNIT, UNIT, NULL, 0) == 0)
+      nbd_ok (nbd_poll (nbd, 10));      /* sends what the socket did not take at once */
+    break;
+  case MISSING:
+    g_assert_not_reached ();
+  }
+}
+
+/* Its client goes, or the server ends: in bounded time, and another client is not disturbed. */
+static void
+missing_reply (enum missing what, const char *parameters, bool on_sigterm)
+{
+  struct server s;
+  struct nbd_handle *nbd = start (&s, parameters), *other;
+  g_autofree char *buf = filled (8 * UNIT, 1), *data = filled (UNITS * UNIT, 2);
+  bool is_deferred = what == BEHIND_WRITE || what == FLUSHED;
+
+  begin_missing (&s, nbd, what, buf);
+  if (on_sigterm) {             /* nbdkit still waits for idle clients to go */
+    server_terminate (&s);
+    leave (nbd);
+    server_wait (&s);
+  }
+  else {
+    leave (nbd);
+    other = client_connect (&s);
+    do {
+      write_units (other, data, UNITS, 8 * MIB);
+      read_units (other, data, UNITS, 8 * MIB);
+    } while (count_messages (&s, GIVEN_UP) == 0);
+    gate_release_all (s.gate);
+    nbd_ok (nbd_flush (other, 0));
+    assert_same (server_device (&s) + 8 * MIB, data, UNITS * UNIT);
+    /* The acknowledged write was kept, and the other connection's flush has written it. */
+    if (is_deferred) {
+      assert_reads (other, buf, UNIT, 2 * UNIT);
+      assert_same (server_device (&s) + 2 * UNIT, buf, UNIT);
+    }
+    client_close (other);
+    server_terminate (&s);
+    server_wait (&s);
+  }
+  g_assert_cmpuint (count_messages (&s, GIVEN_UP), >, 0);
+  /* With another client there it may have been written before it could be missed. */
+  if (is_deferred && on_sigterm)
+    g_assert_cmpuint (count_messages (&s, "offset 131072, length 65536, " NOT_WRITTEN), >, 0);
+  if (!is_deferred)
+    g_assert_cmpuint (count_messages (&s, NOT_WRITTEN), ==, 0);
+  server_free (&s);
+}
+
+static void
+test_missing (gconstpointer what)
+{
+  /* Only where writes go through is a large one cut into pieces that are waited for. */
+  const char *through = GPOINTER_TO_UINT (what) == LARGE_WRITE ? "asyncpool-write=through" : "";
+
+  for (int i = 0; i < 4; i++) {
+    g_autofree char *parameters = g_strdup_printf ("grace=50 cancel=%d %s", i % 2, through);
+
+    missing_reply (GPOINTER_TO_UINT (what), parameters, i / 2);
+  }
+}
+
+/* What was given up and could not be cancelled replies in the end, and touches its buffer: that is
+ * nobody else's.
+ */
+static void
+test_late (void)
+{
+  struct server s;
+  struct nbd_handle *nbd = start (&s, "grace=50 cancel=0"), *other;
+  g_autofree char *old = filled (16 * UNIT, 1), *data = filled (UNITS * UNIT, 2);
+  int held;
+
+  write_units (nbd, old, 16, 0);
+  nbd_ok (nbd_flush (nbd, 0));
+  held = gate_hold (s.gate, GATE_READ, 2 * UNIT, 14 * UNIT);
+  nbd_ok (nbd_pread (nbd, old, UNIT, 0, 0));
+  nbd_ok (nbd_pread (nbd, old + UNIT, UNIT, UNIT, 0));
+  gate_wait_held (s.gate, held, 1);
+  leave (nbd);
+  other = client_connect (&s);
+  while (count_messages (&s, GIVEN_UP) == 0)
+    write_units (other, data, UNITS, 8 * MIB);
+  write_units (other, data, UNITS, 8 * MIB);
+  gate_release (s.gate, held);
+  read_units (other, data, UNITS, 8 * MIB);
+  nbd_ok (nbd_flush (other, 0));
+  assert_same (server_device (&s) + 8 * MIB, data, UNITS * UNIT);
+  read_units (other, old, 16, 0);
+  client_close (other);
+  server_terminate (&s);
+  server_wait (&s);
+  g_assert_cmpuint (count_messages (&s, UNKNOWN), ==, 0);
+  server_free (&s);
+}
+
+int
+main (int argc, char **argv)
+{
+  static const char *const names[MISSING] = {
+    "ahead", "waited-for", "behind", "flushed", "large-read", "large-write"
+  };
+
+  g_test_init (&argc, &argv, NULL);
+  g_test_add_func ("/above/replies", test_replies);
+  g_test_add_func ("/above/errors", test_errors);
+  g_test_add_func ("/above/ahead-fails", test_ahead_fails);
+  for (unsigned i = 0; i < MISSING; i++) {
+    g_autofree char *path = g_strdup_printf ("/above/missing/%s", names[i]);
+
+    g_test_add_data_func (path, GUINT_TO_POINTER (i), test_missing);
+  }
+  g_test_add_func ("/above/late", test_late);
+  return g_test_run ();
+}

@@ -1,0 +1,3 @@
+/* All of test-safety again, over a plugin with async hooks. */
+#define GATE_MODULE "tests/async-gate.so"
+#include "test-safety.c"
