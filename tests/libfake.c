@@ -216,6 +216,13 @@ nap (uint64_t ns)
     ;
 }
 
+/* Then the memory is not ours any more. */
+static bool
+is_given_up (const struct async *async)
+{
+  return async && async->io == NULL;
+}
+
 /* ASYNC: NULL for an operation that its caller waits for. */
 static int
 operate (void *handle, struct fake_op op, void *read_to, const char *write_from,
@@ -230,10 +237,10 @@ operate (void *handle, struct fake_op op, void *read_to, const char *write_from,
   op.conn = h->conn;
   pthread_mutex_lock (&f->lock);
   i = op_start (f, op);
-  if (read_to)
+  if (read_to && !is_given_up (async))
     memcpy (read_to, f->data + op.offset, op.count);
   op_hold (f, i);
-  if (async && async->io == NULL)       /* given up: the memory is not ours any more */
+  if (is_given_up (async))
     read_to = NULL, write_from = NULL;
   err = op_error (f, &op);
   if (err == 0 && op_some_fail (f, &op)) {
