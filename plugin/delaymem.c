@@ -141,27 +141,6 @@ delaymem_config (const char *key, const char *value)
   return -1;
 }
 
-static uint64_t
-longest_delay (void)
-{
-  return rdelay_ns > wdelay_ns ? rdelay_ns : wdelay_ns;
-}
-
-/* How long replies are waited for when the client has gone or the server
- * shuts down.  Then the service threads get to know of the shutdown within
- * 250 ms, and what they answer is answered as done, not as given up: twice
- * that, to be sure.  Nobody tells them of a client that has gone, and asyncpool
- * may have data of its own on the way, so up to 2 s of delay are waited out.
- * Longer ones are cancelled, which does them.
- */
-static uint32_t
-grace_ms (void)
-{
-  const uint64_t delay_ms = longest_delay () / 1000000;
-
-  return 500 + (uint32_t) (delay_ms < 2000 ? delay_ms : 2000);
-}
-
 /* Here, not in config, so that the order on the command line is free. */
 static int
 delaymem_config_complete (void)
@@ -170,7 +149,6 @@ delaymem_config_complete (void)
     rdelay_ns = delay_ns;
   if (wdelay_ns == NOT_GIVEN)
     wdelay_ns = delay_ns;
-  hooks.grace_ms = grace_ms ();
   return io_threads > 0 ? 0 : nbdkit_async_disable ();
 }
 
@@ -622,16 +600,17 @@ hook_cache (void *conn, uint64_t reqid, void *handle,
     });
 }
 
-/* What was taken is done, although nobody waits for it. */
+/* What was taken is done, and answered, only sooner. */
 static void
 hook_cancel (void *conn, uint64_t reqid, void *handle)
 {
   struct service_op op;
 
   (void) handle;
-  if (service && service_cancel (service, conn, reqid, &op) &&
-      op.kind != READ)
+  if (service && service_cancel (service, conn, reqid, &op)) {
     apply (&op);
+    nbdkit_async_reply (conn, reqid);
+  }
 }
 
 static struct nbdkit_plugin plugin = {
@@ -670,6 +649,7 @@ static struct nbdkit_async hooks = {
   .async_trim        = hook_trim,
   .async_cache       = hook_cache,
   .async_cancel      = hook_cancel,
+  .grace_ms          = 1,       /* cancelled is done, so there is nothing to wait for */
 };
 
 NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)

@@ -9,6 +9,7 @@
  *   state      the plugin                     who ends it                   a reply
  *   FREE       owes nothing                   start_locked: OWED            is reported
  *   OWED       is to reply                    a reply, or giving up         ends it
+ *   CANCELLING is in async_cancel             a reply, or the hook's end    ends it
  *   COPYING    is in nbdkit_async_reply_read  that call                     is reported
  *   ANSWERED   has replied                    perform's thread: FREE        is reported
  *   ABANDONED  is to reply to nobody          a reply: FREE                 ends it
@@ -19,8 +20,9 @@
  * 1. A slot's memory stays until .unload, and the number of a request has its slot's index in it:
  *    the reply to any number is looked up without touching anything that may be gone.
  * 2. Numbers are not used again: 44 bits of them last 200 days at a million requests per second.
- * 3. OWED is left once for each request, under the lock: that is who wins of a reply and who gives
- *    up.  Who wins as a reply touches the requester's buffer and io, who loses does not.
+ * 3. OWED or CANCELLING is left once for COPYING, ANSWERED or FREE, or for ABANDONED or CANCELLED,
+ *    under the lock: that is who wins of a reply and who gives up.  Who wins as a reply touches the
+ *    requester's buffer and io, who loses does not.
  * 4. A request is not given up while its hook is running, so that a plugin can cancel whatever its
  *    hooks have started.
  *
@@ -59,7 +61,7 @@ enum kind { READ, WRITE, FLUSH, ZERO, TRIM, CACHE };
 
 static const char *const kind_names[] = { "read", "write", "flush", "zero", "trim", "cache" };
 
-enum state { FREE, OWED, COPYING, ANSWERED, ABANDONED, CANCELLED };
+enum state { FREE, OWED, CANCELLING, COPYING, ANSWERED, ABANDONED, CANCELLED };
 
 struct operation {
   enum kind kind;
@@ -314,6 +316,7 @@ find_owed_and_lock (const void *conn, uint64_t reqid)
   if (s && s->op.handle == conn)
     switch (s->state) {
     case OWED:
+    case CANCELLING:
       return s;
     case ABANDONED:
     case CANCELLED:
@@ -432,29 +435,37 @@ report_failed_after_reply (const struct operation *op)
                 kind_names[op->kind], op->offset, op->count);
 }
 
-/* Of a slot that is OWED. */
+/* Of a slot that is OWED.  A reply may still win, also one from inside async_cancel. */
 static enum nbdkit_async_given_up
 give_up_and_unlock (struct slot *s)
 {
+  bool is_cancelled = hooks->async_cancel;
   struct operation op = s->op;
   uint64_t reqid = s->reqid;
-  void *copy;
+  void *copy = NULL;
 
+  if (is_cancelled) {
+    s->state = CANCELLING;
+    pthread_mutex_unlock (&lock);
+    hooks->async_cancel (op.handle, reqid, op.handle);
+    pthread_mutex_lock (&lock);
+    if (s->reqid != reqid || s->state != CANCELLING) {
+      pthread_mutex_unlock (&lock);
+      return NBDKIT_ASYNC_REPLIED;
+    }
+    s->state = CANCELLED;
+    copy = s->copy;
+    s->copy = NULL;
+    add_free_last_locked (s);
+  }
+  else
+    s->state = ABANDONED;
   s->io = NULL;
-  s->state = hooks->async_cancel ? CANCELLED : ABANDONED;
-  pthread_mutex_unlock (&lock);
-  nbdkit_error ("async: the plugin did not reply to a %s, offset %" PRIu64 ", length %" PRIu32
-                ": given up", kind_names[op.kind], op.offset, op.count);
-  if (!hooks->async_cancel)
-    return NBDKIT_ASYNC_ABANDONED;
-  hooks->async_cancel (op.handle, reqid, op.handle);
-  pthread_mutex_lock (&lock);
-  copy = s->copy;
-  s->copy = NULL;
-  add_free_last_locked (s);
   pthread_mutex_unlock (&lock);
   free (copy);
-  return NBDKIT_ASYNC_CANCELLED;
+  nbdkit_error ("async: the plugin did not reply to a %s, offset %" PRIu64 ", length %" PRIu32
+                ": given up", kind_names[op.kind], op.offset, op.count);
+  return is_cancelled ? NBDKIT_ASYNC_CANCELLED : NBDKIT_ASYNC_ABANDONED;
 }
 
 /* Requests of nbdkit. */
@@ -561,10 +572,12 @@ perform_with (const struct operation *op, void *copy)
     report_failed_after_reply (op);
     pthread_mutex_lock (&lock);
   }
-  if (wait_for_reply_locked (s))
-    return collect_and_unlock (s);
-  give_up_and_unlock (s);
-  return ESHUTDOWN;
+  while (!wait_for_reply_locked (s)) {
+    if (give_up_and_unlock (s) != NBDKIT_ASYNC_REPLIED)
+      return ESHUTDOWN;
+    pthread_mutex_lock (&lock);
+  }
+  return collect_and_unlock (s);
 }
 
 static int

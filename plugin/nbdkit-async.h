@@ -72,9 +72,10 @@ struct nbdkit_async {
                      uint32_t count, uint64_t offset, uint32_t flags);
   int (*async_cache) (void *conn, uint64_t reqid, void *handle,
                       uint32_t count, uint64_t offset, uint32_t flags);
-  /* Nobody waits for this reply any more.  When it returns, the plugin does not touch the request's
-   * buf, and a reply that still comes is ignored.  Called after the request's hook has returned, from
-   * any thread, and only for requests that were not replied to when the call began.  Without it,
+  /* This reply is not waited for any longer.  It may be given now, from inside this hook, and counts
+   * then.  When the hook returns, the plugin does not touch the request's buf, and a reply that still
+   * comes is ignored.  Called after the request's hook has returned, from any thread, and only for
+   * requests that were not replied to when the call began.  Without it,
    * nbdkit's requests run on copies of their data, which are kept until the reply comes, however late.
    */
   void (*async_cancel) (void *conn, uint64_t reqid, void *handle);

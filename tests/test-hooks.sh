@@ -93,7 +93,22 @@ PYTHON
 )
   ok $((threads > 16 + 8)) "1024 buffers: $threads threads in the server, 24 at most"
   check "1024 buffers: ends" server_stop pool
+
+  # The client goes while acknowledged writes are on their way: delaymem does them when cancelled.
+  server_start pool --filter="$FILTER" "$DELAYMEM" size=4M rdelay=0 wdelay=400ms asyncpool-write=behind
+  check "client goes: writes are acknowledged" nbd_python "$uri" <<'PYTHON'
+for i in range(8):
+    h.pwrite(data(i), i * UNIT)
+h.shutdown()
+PYTHON
+  check "client goes: what was acknowledged is there" nbd_python "$uri" <<'PYTHON'
+for i in range(8):
+    assert h.pread(UNIT, i * UNIT) == data(i), i
+h.shutdown()
+PYTHON
+  check "client goes: ends" server_stop pool
+  is "client goes: nothing is reported" "$(grep -cE "given up|could not be written" pool.log)" 0
 else
-  skip "threads" "$missing is not installed"
+  skip "threads, and a client that goes" "$missing is not installed"
 fi
 done_testing
