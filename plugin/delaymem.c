@@ -53,8 +53,6 @@ static uint64_t wdelay_ns = NOT_GIVEN;
 static bool populate;
 static unsigned io_threads = DEFAULT_IO_THREADS;
 
-static struct nbdkit_async hooks;
-
 static struct store *store;
 static struct service *service; /* NULL without io-threads */
 

@@ -35,6 +35,7 @@ static bool client_is_gone;
 static bool is_hook_held, is_hook_waiting;
 static bool is_copy_held, is_copy_waiting;
 static unsigned n_cancelled;
+static bool cancel_replies;
 static uint64_t cancelled_in_hook;
 static uint64_t last_reqid;
 static void *last_buf;
@@ -184,12 +185,15 @@ hook_pwrite (void *conn, uint64_t reqid, bool flush, void *handle, const void *b
 static void
 hook_cancel (void *conn, uint64_t reqid, void *handle)
 {
-  (void) reqid;
-  LOCK_IN_SCOPE (&test_lock);
-  g_assert_true (conn == HANDLE);
-  g_assert_true (handle == HANDLE);
-  n_cancelled++;
-  cancelled_in_hook += is_in_hook;
+  {
+    LOCK_IN_SCOPE (&test_lock);
+    g_assert_true (conn == HANDLE);
+    g_assert_true (handle == HANDLE);
+    n_cancelled++;
+    cancelled_in_hook += is_in_hook;
+  }
+  if (cancel_replies)
+    nbdkit_async_reply_read (conn, reqid, COUNT, data);
 }
 
 static bool open_fails;
@@ -208,6 +212,7 @@ begin (bool can_cancel)
   is_copy_held = is_copy_waiting = false;
   client_is_gone = is_hook_held = is_hook_waiting = is_in_hook = memory_is_out = open_fails = false;
   hook_does = REPLY_LATER;
+  cancel_replies = false;
   n_cancelled = cancelled_in_hook = 0;
   last_reqid = 0;
   nbdkit_err = 0;
@@ -597,6 +602,35 @@ client_leaves (void)
   return left;
 }
 
+/* What async_cancel replies to was not given up: of a filter, and of nbdkit. */
+static void
+test_reply_in_cancel (void)
+{
+  static struct call c;
+  struct test_io t;
+
+  begin (true);
+  cancel_replies = true;
+  memset (data, 5, COUNT);
+  io_init (&t);
+  driver->start (&t.io);
+  g_assert_cmpint (driver->give_up (&t.io), ==, NBDKIT_ASYNC_REPLIED);
+  g_assert_cmpuint (n_done (&t), ==, 1);
+  g_assert_cmpint (t.err, ==, 0);
+  g_assert_cmpmem (t.buf, COUNT, data, COUNT);
+  g_assert_cmpint (driver->give_up (&t.io), ==, NBDKIT_ASYNC_REPLIED);
+  g_assert_cmpuint (n_done (&t), ==, 1);
+
+  call_start (&c);
+  client_leaves ();
+  pthread_join (c.thread, NULL);
+  g_assert_cmpint (c.result, ==, 0);
+  g_assert_cmpmem (c.buf, COUNT, data, COUNT);
+  g_assert_cmpuint (n_cancelled, ==, 2);
+  g_assert_cmpstr (messages, ==, "");
+  end ();
+}
+
 /* Replies to what was under way when the client left prolong its wait; others do not, or a busy
  * neighbour would prolong it for ever. */
 static void
@@ -729,6 +763,7 @@ main (int argc, char **argv)
   g_test_add_func ("/async-driver/reply-to-former", test_reply_to_former);
   g_test_add_func ("/async-driver/numbers", test_numbers);
   g_test_add_data_func ("/async-driver/give-up/cancel", can_cancel, test_give_up);
+  g_test_add_func ("/async-driver/give-up/cancel-replies", test_reply_in_cancel);
   g_test_add_data_func ("/async-driver/give-up/abandon", NULL, test_give_up);
   g_test_add_func ("/async-driver/give-up/in-hook", test_give_up_in_hook);
   g_test_add_func ("/async-driver/give-up/in-reply", test_give_up_in_reply);
