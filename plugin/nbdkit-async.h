@@ -90,9 +90,9 @@ struct nbdkit_async {
 /* nbdkit loads plugins with RTLD_GLOBAL: what is linked into this one stays its own. */
 #pragma GCC visibility push(hidden)
 
-/* The replies.  From any thread, also before the hook has returned, holding any lock that no hook
- * takes; exactly one for each request.  A second one, or one to an unknown request, is reported in
- * nbdkit's log and does nothing.  They never block for a client.
+/* The replies.  From any thread, also before the hook has returned, and holding any lock of the
+ * plugin's, as no reply calls a hook; exactly one for each request.  A second one, or one to an
+ * unknown request, is reported in nbdkit's log and does nothing.  They never block for a client.
  */
 
 /* Done.  Of a read: BUF of the hook has been filled. */
