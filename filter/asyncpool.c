@@ -16,6 +16,7 @@ static struct config config;
 static struct engine *engine;
 static bool pass_through;       /* the thread model does not allow anything beside the server */
 static const struct nbdkit_async_driver *hooks; /* NULL: we may not drive any */
+static bool threads_given;      /* asyncpool-threads=N: who asks for threads gets threads */
 
 /* With hooks for everything all that is left for the pool is what is handed over inside a reply. */
 enum { HOOKED_THREADS = 1 };
@@ -49,6 +50,7 @@ asyncpool_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 static int
 asyncpool_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata)
 {
+  threads_given = config.engine.threads != 0;
   config_complete (&config);
   return next (nxdata);
 }
@@ -59,6 +61,10 @@ find_hooks (void)
   const char *why_not;
 
   hooks = hooks_find (&why_not);
+  if (hooks && threads_given) {
+    hooks = NULL;
+    why_not = "asyncpool-threads is given";
+  }
   if (hooks == NULL) {
     nbdkit_debug ("asyncpool: the thread pool does the work: %s", why_not);
     return;
@@ -485,6 +491,7 @@ static struct nbdkit_filter filter = {
   .name = "asyncpool",
   .longname = "nbdkit asyncpool filter",
   .description = "many operations in flight on behalf of a client that sends few",
+  .load = hooks_load,
   .unload = asyncpool_unload,
   .config = asyncpool_config,
   .config_complete = asyncpool_config_complete,

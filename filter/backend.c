@@ -76,7 +76,7 @@ replied (struct nbdkit_async_io *h, int err)
   struct backend_io *io = (struct backend_io *) h;
   bool was = replying;          /* a hook may reply to another request from inside its own start */
 
-  atomic_store_explicit (&io->backend->replied_ns, stats_now_ns (), memory_order_relaxed);
+  atomic_store_explicit (&io->backend->alive_ns, stats_now_ns (), memory_order_relaxed);
   replying = true;
   ended (io, err);
   replying = was;
@@ -90,6 +90,8 @@ backend_io_start (struct backend_io *io)
   io->hook.handle = b->hooks_handle;
   io->hook.done = replied;
   io->start_ns = stats_begin_device (b->stats);
+  if (atomic_load (&b->gone_ns) != 0)
+    atomic_store (&b->alive_ns, io->start_ns);
   stats_add (b->stats, STATS_HOOKED, 1);
   b->hooks->start (&io->hook);
 }
@@ -104,27 +106,19 @@ backend_set_gone (struct backend *b)
 bool
 backend_is_hopeless (struct backend *b)
 {
-  uint64_t gone = atomic_load (&b->gone_ns), replied_ns = atomic_load (&b->replied_ns);
+  uint64_t gone = atomic_load (&b->gone_ns), alive = atomic_load (&b->alive_ns);
 
   if (gone == 0) {
     if (b->ops->is_gone (b->handle))
       backend_set_gone (b);
     return false;
   }
-  return stats_now_ns () >= (gone > replied_ns ? gone : replied_ns) + b->hooks->grace_ns;
+  return stats_now_ns () >= (gone > alive ? gone : alive) + b->hooks->grace_ns;
 }
 
 void
-backend_io_give_up (struct backend_io *io, void (*abandoned) (struct backend_io *))
+backend_io_give_up (struct backend_io *io)
 {
-  switch (io->backend->hooks->give_up (&io->hook)) {
-  case NBDKIT_ASYNC_REPLIED:
-    return;
-  case NBDKIT_ASYNC_ABANDONED:
-    abandoned (io);
-    break;
-  case NBDKIT_ASYNC_CANCELLED:
-    break;
-  }
-  ended (io, ESHUTDOWN);
+  if (io->backend->hooks->give_up (&io->hook))
+    ended (io, ESHUTDOWN);
 }

@@ -43,12 +43,14 @@ struct backend {
   bool can_write, can_flush;
   bool shared;                  /* all connections to this export see one device (multi-conn) */
   struct pace *pace_read, *pace_write;
+  atomic_uint *pieces;          /* of requests, that hooks are at, of all connections */
+  unsigned max_pieces;
   struct stats *stats;
   const struct nbdkit_async_driver *hooks;      /* NULL where we may not drive any */
   void *hooks_handle;
   /* Atomic. */
-  atomic_uint_fast64_t replied_ns;      /* time of the last reply of a hook */
   atomic_uint_fast64_t gone_ns;         /* is_gone became true, 0: has not */
+  atomic_uint_fast64_t alive_ns;        /* a hook's last reply, or start since then */
 };
 
 struct backend_io {
@@ -72,16 +74,14 @@ extern void backend_io_start (struct backend_io *);
 /* Whether this thread is inside a reply. */
 extern bool backend_is_replying (void);
 
-/* What waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: the client has gone, and
- * the plugin has not replied to anything for its grace time.  Call without locks, on a thread of the
- * connection.
+/* What waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: no more when the client
+ * has gone, and the plugin has had its grace time since then, since its last reply to any hook and since
+ * the last start.  Call without locks, on a thread of the connection or after backend_set_gone.
  */
 #define BACKEND_POLL_NS UINT64_C (250000000)
 extern void backend_set_gone (struct backend *);
 extern bool backend_is_hopeless (struct backend *);
-/* Then this ends what was started: calls done (io, ESHUTDOWN), unless the plugin replies just now; before
- * that ABANDONED, if the plugin may use the buffer for ever.
- */
-extern void backend_io_give_up (struct backend_io *, void (*abandoned) (struct backend_io *));
+/* Then this ends what was started: calls done (io, ESHUTDOWN), unless the plugin replies just now. */
+extern void backend_io_give_up (struct backend_io *);
 
 #endif

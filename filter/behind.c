@@ -227,7 +227,7 @@ wait_for_space (struct conn *c)
   struct engine *e = c->engine;
 
   submit_all (e);
-  if (e->failed.length + e->lost == e->config.buffers)
+  if (e->failed.length == e->config.buffers)
     return false;
   pool_hurry (e->pool);
   e->space_waiters++;
@@ -479,6 +479,13 @@ can_retry (struct conn *c, struct buf *b)
   return b->conn != NULL;
 }
 
+/* For want of a reply, and the client has gone: to try again would be to wait as long again. */
+static bool
+was_given_up (struct conn *c, const struct buf *b)
+{
+  return b->err == ESHUTDOWN && atomic_load (&c->backend.gone_ns) != 0;
+}
+
 /* Everything of the export that failed is tried again. */
 static void
 retry_failed (struct conn *c)
@@ -489,7 +496,7 @@ retry_failed (struct conn *c)
     struct buf *b = l->data;
 
     next = l->next;
-    if (b->export == c->export && can_retry (c, b))
+    if (b->export == c->export && !was_given_up (c, b) && can_retry (c, b))
       buffers_set_state (b, BUF_READY);
   }
   kick (e, 0, UINT64_MAX);
@@ -521,7 +528,7 @@ write_myself (struct conn *c, struct buf *b)
   uint64_t seq = b->seq;
   int err;
 
-  if (!can_retry (c, b))
+  if (was_given_up (c, b) || !can_retry (c, b))
     return b->err;
   /* READY, so that new mutators wait for it and the ones that run come to an end; one of these may
    * put its data in the place of ours, which is then gone.

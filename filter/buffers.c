@@ -33,19 +33,14 @@ buffers_init (struct engine *e)
   return 0;
 }
 
-bool
+void
 buffers_destroy (struct engine *e)
 {
-  bool abandoned = false;
-
-  for (unsigned i = 0; i < e->config.buffers && e->bufs; i++) {
-    abandoned |= e->bufs[i].abandoned;
+  for (unsigned i = 0; i < e->config.buffers && e->bufs; i++)
     pthread_cond_destroy (&e->bufs[i].changed);
-  }
   if (e->tree)
     g_tree_unref (e->tree);
   g_free (e->bufs);
-  return abandoned;
 }
 
 static struct buf *
@@ -139,12 +134,7 @@ buffers_put (struct buf *b)
 {
   b->dropped = false;
   b->conn = NULL;
-  if (b->abandoned) {
-    buffers_set_state (b, BUF_LOST);
-    b->engine->lost++;
-  }
-  else
-    buffers_set_state (b, BUF_FREE);
+  buffers_set_state (b, BUF_FREE);
   pthread_cond_signal (&b->engine->space);
 }
 

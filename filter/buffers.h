@@ -9,8 +9,7 @@
 #include "state.h"
 
 extern int buffers_init (struct engine *);
-/* True if the plugin may use the slab for ever. */
-extern bool buffers_destroy (struct engine *);
+extern void buffers_destroy (struct engine *);
 
 /* The buffers in the tree that overlap [OFFSET, END), by place and age.  Removing the buffer at hand
  * is allowed if the next one was asked for before.

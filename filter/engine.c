@@ -55,26 +55,36 @@ engine_start (struct engine *e)
   return err;
 }
 
-static bool
-is_hooked (struct conn *c)
+/* A connection that a hook still does something for. */
+static struct conn *
+first_hooked (struct engine *e)
 {
-  struct engine *e = c->engine;
-
   for (unsigned i = 0; i < e->config.buffers; i++)
-    if (e->bufs[i].hooked && e->bufs[i].conn == c)
-      return true;
-  return false;
+    if (e->bufs[i].hooked)
+      return e->bufs[i].conn;
+  return NULL;
 }
 
 /* nbdkit may leave connections open when it ends: what the plugin still does for them uses the slab. */
 static void
 wait_for_hooks (struct engine *e)
 {
+  struct conn *c;
+
   ENGINE_LOCK_IN_SCOPE (e);
-  for (GList *l = e->conns.head; l; l = l->next) {
-    backend_set_gone (&((struct conn *) l->data)->backend);
-    while (is_hooked (l->data))
-      engine_wait_plugin (l->data, &e->progress);
+  while ((c = first_hooked (e)) != NULL) {
+    backend_set_gone (&c->backend);
+    engine_wait_plugin (c, &e->progress);
+  }
+}
+
+static void
+report_lost (const GQueue *q, behind_report *report)
+{
+  for (GList *l = q->head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    report (b->export->name, buf_start (b), b->hi - b->lo, false);
   }
 }
 
@@ -83,20 +93,17 @@ engine_stop (struct engine *e, behind_report *report)
 {
   if (e->pool == NULL)
     return;
-  wait_for_hooks (e);
   {
     ENGINE_LOCK_IN_SCOPE (e);
     e->stopping = true;
     pthread_cond_signal (&e->linger);
   }
   pthread_join (e->linger_thread, NULL);
+  wait_for_hooks (e);
   pool_free (e->pool);
   e->pool = NULL;
-  for (GList *l = e->failed.head; l; l = l->next) {
-    struct buf *b = l->data;
-
-    report (b->export->name, buf_start (b), b->hi - b->lo, false);
-  }
+  report_lost (&e->failed, report);
+  report_lost (&e->dirty, report);      /* of connections that nbdkit did not close */
 }
 
 static void
@@ -122,8 +129,8 @@ engine_free (struct engine *e)
     free_conn (l->data);
   while ((l = g_queue_pop_head_link (&e->exports)) != NULL)
     free_export (l->data);
-  if (!buffers_destroy (e))     /* else the plugin may still use it */
-    slab_destroy (&e->slab);
+  buffers_destroy (e);
+  slab_destroy (&e->slab);
   stats_free (e->stats);
   pthread_cond_destroy (&e->linger);
   pthread_cond_destroy (&e->progress);
@@ -223,6 +230,8 @@ conn_open (struct engine *e, const char *export_name, bool tls, const struct bac
   c->backend = *backend;
   c->unit = x->unit;
   c->backend.stats = e->stats;
+  c->backend.pieces = &e->pieces;
+  c->backend.max_pieces = e->config.buffers;
   c->link.data = c;
   guard_init (&c->streams_lock);
 

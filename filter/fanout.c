@@ -1,5 +1,4 @@
 #include <pthread.h>
-#include <string.h>
 #include <glib.h>
 
 #include "backend.h"
@@ -19,7 +18,6 @@ struct request {
   char *buf;
   uint64_t offset;
   bool hooked;                  /* the plugin's async hooks do the pieces */
-  bool abandoned;               /* it may use buf for ever; only the caller's thread looks */
   /* Under the lock. */
   pthread_mutex_t lock;
   pthread_cond_t done;
@@ -55,6 +53,8 @@ piece_done (struct backend_io *io, int err)
 {
   struct piece *p = (struct piece *) ((char *) io - offsetof (struct piece, io));
 
+  if (p->request->hooked)
+    atomic_fetch_sub (io->backend->pieces, 1);
   LOCK_IN_SCOPE (&p->request->lock);
   p->err = err;
   if (--p->request->running == 0)
@@ -81,6 +81,16 @@ count_running (struct request *r, int n)
   r->running += n;
 }
 
+/* Of all requests there are no more pieces with hooks than there are buffers. */
+static bool
+may_start (struct backend *b)
+{
+  if (atomic_fetch_add (b->pieces, 1) < b->max_pieces)
+    return true;
+  atomic_fetch_sub (b->pieces, 1);
+  return false;
+}
+
 /* Gives pieces to hooks or idle workers, the last first.  Returns how many are left, from the front:
  * they are neighbours, and the caller does them as one.
  */
@@ -91,6 +101,8 @@ hand_out (struct pool *pool, struct request *r, struct piece *pieces, unsigned n
     struct piece *p = &pieces[n - 1];
 
     piece_init (p, r);
+    if (r->hooked && !may_start (r->backend))
+      break;
     count_running (r, 1);
     if (r->hooked)
       backend_io_start (&p->io);
@@ -100,14 +112,6 @@ hand_out (struct pool *pool, struct request *r, struct piece *pieces, unsigned n
     }
   }
   return n;
-}
-
-static void
-piece_abandoned (struct backend_io *io)
-{
-  struct piece *p = (struct piece *) ((char *) io - offsetof (struct piece, io));
-
-  p->request->abandoned = true;
 }
 
 /* The pieces from FROM to N are running, or have run. */
@@ -127,7 +131,7 @@ wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
     }
     if (backend_is_hopeless (r->backend))
       for (unsigned i = from; i < n; i++)
-        backend_io_give_up (&pieces[i].io, piece_abandoned);
+        backend_io_give_up (&pieces[i].io);
   }
 }
 
@@ -168,28 +172,6 @@ run (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
   return err;
 }
 
-/* For a plugin that cannot cancel, and so may use what it was given longer than the client's buffer
- * lives.
- */
-static int
-run_on_copy (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
-{
-  char *buf = r->buf, *copy = g_try_malloc (count);
-  int err;
-
-  if (copy == NULL)
-    return piece_do (r, (struct split_piece) { .offset = r->offset, .count = count });
-  if (r->is_write)
-    memcpy (copy, buf, count);
-  r->buf = copy;
-  err = run (pool, r, unit, count);
-  if (!r->is_write && err == 0)
-    memcpy (buf, copy, count);
-  if (!r->abandoned)
-    g_free (copy);
-  return err;
-}
-
 static int
 request_do (struct pool *pool, struct backend *b, bool is_write, uint32_t unit, char *buf,
             uint32_t count, uint64_t offset)
@@ -201,8 +183,6 @@ request_do (struct pool *pool, struct backend *b, bool is_write, uint32_t unit, 
 
   if (split_max (unit, count, offset) <= 1)
     return piece_do (&r, (struct split_piece) { .offset = offset, .count = count });
-  if (r.hooked && !b->hooks->can_cancel)
-    return run_on_copy (pool, &r, unit, count);
   return run (pool, &r, unit, count);
 }
 

@@ -8,8 +8,8 @@
  * what counts: nbdkit keeps a plugin's error code per thread of its own, and from any other thread
  * every error reads EIO.
  *
- * Where we may drive the plugin's async hooks, these do the pieces: no worker, as many as there are
- * units, and the errors are the plugin's own.
+ * Where we may drive the plugin's async hooks, these do the pieces: no worker, at most 64 of
+ * a request, of all requests as many as there are buffers, and the errors are the plugin's own.
  *
  * Returns 0, or the errno of the first piece in offset order that failed.
  */

@@ -85,16 +85,6 @@ engine_wait_until (struct engine *e, pthread_cond_t *cond, uint64_t until_ns)
 
 /* Giving up. */
 
-/* The plugin may read or write the buffer for ever: nobody else may have it. */
-static void
-abandoned (struct backend_io *io)
-{
-  struct buf *b = buf_of_io (io);
-
-  LOCK_IN_SCOPE (&b->engine->lock);
-  b->abandoned = true;
-}
-
 /* Wants the lock, lets go of it meanwhile. */
 static void
 give_up_all (struct conn *c)
@@ -106,9 +96,10 @@ give_up_all (struct conn *c)
 
     if (!b->hooked || b->conn != c)
       continue;
-    buffers_pin (b);            /* so that it is not reused for another operation */
+    /* So that it is not reused.  It may be a retry of the same write by now: given up all the same. */
+    buffers_pin (b);
     engine_unlock (e);
-    backend_io_give_up (&b->io, abandoned);
+    backend_io_give_up (&b->io);
     engine_lock (e);
     buffers_unpin (b);
   }

@@ -36,7 +36,7 @@ engine_unlock_scope (struct engine **e)
 /* These want the lock and let go of it meanwhile.  They may return early: look again. */
 extern void engine_wait (struct engine *, pthread_cond_t *);
 extern void engine_wait_until (struct engine *, pthread_cond_t *, uint64_t until_ns);
-/* For what the plugin does in the end, on a thread of the connection.  When its client has gone and
+/* For what the plugin does in the end; called as backend_is_hopeless is.  When its client has gone and
  * the plugin replies no more, this connection's operations are given up: they end with ESHUTDOWN.
  */
 extern void engine_wait_plugin (struct conn *, pthread_cond_t *);

@@ -1,12 +1,18 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <glib.h>
 
 #include "hooks.h"
+
+static bool is_lowest;          /* no other filter was loaded at hooks_load */
+
+struct found {
+  unsigned plugins, others;     /* others: filters but us, and what could not be looked into */
+  nbdkit_async_driver_function *get_driver;
+};
 
 /* The address of a symbol that this very object defines, not one that it depends on. */
 static void *
@@ -20,52 +26,65 @@ own_symbol (void *dl, const char *file, const char *name)
   return symbol;
 }
 
-/* Within dl_iterate_phdr the linker's lock is held: only collect. */
+/* Within dl_iterate_phdr the linker's lock is held: only collect.  The program itself has no name. */
 static int
 collect (struct dl_phdr_info *info, size_t size G_GNUC_UNUSED, void *files)
 {
-  if (info->dlpi_name[0] != '\0')
+  if (info->dlpi_name[0] != '\0' && !g_str_has_prefix (info->dlpi_name, "linux-vdso"))
     g_ptr_array_add (files, g_strdup (info->dlpi_name));
   return 0;
+}
+
+static void
+look_into (const char *file, const char *self, struct found *found)
+{
+  void *dl = dlopen (file, RTLD_LAZY | RTLD_NOLOAD);
+
+  if (dl == NULL) {
+    found->others++;
+    return;
+  }
+  if (own_symbol (dl, file, "plugin_init")) {
+    found->plugins++;
+    found->get_driver =
+      (nbdkit_async_driver_function *) own_symbol (dl, file, "nbdkit_async_driver_v1");
+  }
+  if (strcmp (file, self) != 0 && own_symbol (dl, file, "filter_init"))
+    found->others++;
+  dlclose (dl);                 /* nbdkit keeps it loaded */
+}
+
+static struct found
+look (void)
+{
+  g_autoptr (GPtrArray) files = g_ptr_array_new_with_free_func (g_free);
+  struct found found = { 0 };
+  Dl_info self;
+
+  if (dladdr (&is_lowest, &self) == 0)
+    self.dli_fname = "";
+  dl_iterate_phdr (collect, files);
+  for (unsigned i = 0; i < files->len; i++)
+    look_into (files->pdata[i], self.dli_fname, &found);
+  return found;
+}
+
+void
+hooks_load (void)
+{
+  is_lowest = look ().others == 0;
 }
 
 const struct nbdkit_async_driver *
 hooks_find (const char **why_not)
 {
-  g_autoptr (GPtrArray) files = g_ptr_array_new_with_free_func (g_free);
-  nbdkit_async_driver_function *get_driver = NULL;
-  const struct nbdkit_async_driver *driver;
-  unsigned plugins = 0, filters = 0;
-  bool us = false;
-  Dl_info self;
+  struct found found = look ();
+  const struct nbdkit_async_driver *driver = found.get_driver ? found.get_driver () : NULL;
 
-  if (dladdr (&hooks_find, &self) == 0)
-    self.dli_fname = "";
-  dl_iterate_phdr (collect, files);
-  for (unsigned i = 0; i < files->len && !us; i++) {
-    const char *file = files->pdata[i];
-    void *dl = dlopen (file, RTLD_LAZY | RTLD_NOLOAD);
-
-    if (dl == NULL)
-      continue;
-    if (own_symbol (dl, file, "plugin_init")) {
-      plugins++;
-      get_driver = (nbdkit_async_driver_function *) own_symbol (dl, file, "nbdkit_async_driver_v1");
-    }
-    us = strcmp (file, self.dli_fname) == 0;
-    if (!us && own_symbol (dl, file, "filter_init"))
-      filters++;
-    dlclose (dl);               /* nbdkit keeps it loaded */
-  }
-  *why_not = plugins != 1 || !us ? "the plugin is not found"
-    : get_driver == NULL ? "the plugin has no async hooks"
-    : filters > 0 ? "another filter is below"
+  *why_not = found.plugins != 1 ? "the plugin is not found"
+    : driver == NULL || !(driver->can_read || driver->can_write) ? "the plugin has no async hooks"
+    : !driver->can_cancel ? "the plugin has no async_cancel"
+    : !is_lowest ? "another filter is below"
     : NULL;
-  if (*why_not)
-    return NULL;
-  driver = get_driver ();
-  if (driver && (driver->can_read || driver->can_write))
-    return driver;
-  *why_not = "the plugin uses no async hooks";
-  return NULL;
+  return *why_not ? NULL : driver;
 }

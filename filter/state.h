@@ -12,13 +12,11 @@
  *   READY     acknowledged, waits for older overlapping ones    WRITING, FAILED
  *   WRITING   acknowledged, given to a worker                   TAKEN, FAILED
  *   FAILED    acknowledged, and the plugin refused it           READY, WRITING, TAKEN
- *   LOST      nothing, but the plugin never replied to an       none
- *             operation on it and may still use it
  *
  * OPEN, READY and WRITING are the dirty states.  "Waiting data" is dirty or FAILED.
  *
  * Invariants (engine_check in tests/libfake.c checks them):
- * 1. A buffer stands in the tree, ordered by (base, seq), if it is not FREE, TAKEN, LOST or dropped.
+ * 1. A buffer stands in the tree, ordered by (base, seq), if it is not FREE, TAKEN or dropped.
  * 2. Of one export, waiting data never overlaps a CLEAN buffer, nor a READING one in the tree: who
  *    makes data wait drops those first (buffers_drop), before the write is acknowledged.
  * 3. No two overlapping buffers are WRITING; a WRITING one overlaps no older waiting data.
@@ -67,8 +65,7 @@ struct engine_config {
 };
 
 enum buf_state {
-  BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN, BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED,
-  BUF_LOST
+  BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN, BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED
 };
 
 struct buf {
@@ -92,7 +89,6 @@ struct buf {
   int err;                      /* the plugin's last answer about it */
   bool claimed;                 /* READY: a flush will write it on its own thread */
   bool hooked;                  /* READING, WRITING: an async hook does it */
-  bool abandoned;               /* the plugin may use the memory for ever */
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */
   GList dirty_link;             /* in engine.dirty */
@@ -162,7 +158,6 @@ struct engine {
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
   GQueue mutators, conns, exports;
   GQueue starts;                /* see handover.h */
-  unsigned lost;                /* buffers in that state */
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
   struct stream_census census;
@@ -175,6 +170,7 @@ struct engine {
   atomic_uint in_tree;          /* buffers in the tree */
   atomic_uint deferring;        /* connections that may hold writes behind, and waiting data */
   atomic_uint unregistered;     /* writes, zeroes and trims under way that are no mutators */
+  atomic_uint pieces;           /* see backend.h */
 };
 
 static inline bool

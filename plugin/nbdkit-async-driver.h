@@ -20,21 +20,17 @@ struct nbdkit_async_io {
   uint32_t count;               /* bytes */
   uint64_t offset;
   bool is_write;
-  /* Called once, from any thread, also before start has returned.  ERR: 0 or a positive errno. */
+  /* Called once, from any thread, also before start has returned, but not before the hook has.  ERR:
+   * 0 or a positive errno.
+   */
   void (*done) (struct nbdkit_async_io *, int err);
   /* The plugin's side. */
   uint64_t reqid;
 };
 
-enum nbdkit_async_given_up {
-  NBDKIT_ASYNC_REPLIED,         /* too late: done is being, or will be, called */
-  NBDKIT_ASYNC_CANCELLED,       /* done will not be called, the buffer is not used any more */
-  NBDKIT_ASYNC_ABANDONED        /* done will not be called; the plugin may use the buffer for ever */
-};
-
 struct nbdkit_async_driver {
   bool can_read, can_write;     /* which hooks are there */
-  bool can_cancel;              /* give_up never says ABANDONED */
+  bool can_cancel;              /* without, start nothing: what does not reply could not be ended */
   uint64_t grace_ns;
   /* The handle of the connection that was opened last on this thread, once: a second call says
    * false.  A filter asks right after its next_open.
@@ -42,11 +38,12 @@ struct nbdkit_async_driver {
   bool (*claim) (void **handle);
   /* Starts an operation.  Called with no lock held that done takes. */
   void (*start) (struct nbdkit_async_io *);
-  /* Ends one that the plugin does not reply to, and logs that.  Only after start was called and while
-   * done has not returned; the caller sees to that, and holds no lock that done takes.  Waits for a
-   * hook that is still running.
+  /* Ends one that the plugin does not reply to, and logs that.  True: done will not be called, and
+   * the plugin is through with the buffer.  False: done is being, or was, or will be called, or start
+   * has not been.  The io must be there meanwhile.  Called with no lock held that done takes.  Waits for
+   * a hook that is still running.
    */
-  enum nbdkit_async_given_up (*give_up) (struct nbdkit_async_io *);
+  bool (*give_up) (struct nbdkit_async_io *);
 };
 
 typedef const struct nbdkit_async_driver *nbdkit_async_driver_function (void);

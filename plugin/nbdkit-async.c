@@ -15,7 +15,8 @@
  *   ABANDONED  is to reply to nobody          a reply: FREE                 ends it
  *   CANCELLED  was told (async_cancel)        start_locked: OWED            is ignored
  *
- * A filter's request is never ANSWERED: the reply makes it FREE and then calls done.
+ * A filter's request is ANSWERED only while its hook runs: else the reply makes it FREE and then
+ * calls done.
  *
  * 1. A slot's memory stays until .unload, and the number of a request has its slot's index in it:
  *    the reply to any number is looked up without touching anything that may be gone.
@@ -53,7 +54,7 @@
 #define CHUNKS ((1 << INDEX_BITS) / CHUNK)
 
 #define MS UINT64_C (1000000)
-#define DEFAULT_GRACE_MS 60000
+#define DEFAULT_GRACE_MS 30000
 /* How often a request that waits asks whether its client is still there. */
 #define LOOK_NS (250 * MS)
 
@@ -274,7 +275,8 @@ report_unknown (uint64_t reqid)
 static void
 settle_and_unlock (struct slot *s, int err)
 {
-  struct nbdkit_async_io *io = s->io;
+  /* While its hook runs a filter's request goes on, for the handle is not closed before it ends. */
+  struct nbdkit_async_io *io = s->in_hook ? NULL : s->io;
 
   note_progress_locked (s->reqid);
   if (io)
@@ -435,8 +437,8 @@ report_failed_after_reply (const struct operation *op)
                 kind_names[op->kind], op->offset, op->count);
 }
 
-/* Of a slot that is OWED.  A reply may still win, also one from inside async_cancel. */
-static enum nbdkit_async_given_up
+/* Of a slot that is OWED.  False: a reply has won after all, perhaps from inside async_cancel. */
+static bool
 give_up_and_unlock (struct slot *s)
 {
   bool is_cancelled = hooks->async_cancel;
@@ -451,7 +453,7 @@ give_up_and_unlock (struct slot *s)
     pthread_mutex_lock (&lock);
     if (s->reqid != reqid || s->state != CANCELLING) {
       pthread_mutex_unlock (&lock);
-      return NBDKIT_ASYNC_REPLIED;
+      return false;
     }
     s->state = CANCELLED;
     copy = s->copy;
@@ -465,7 +467,7 @@ give_up_and_unlock (struct slot *s)
   free (copy);
   nbdkit_error ("async: the plugin did not reply to a %s, offset %" PRIu64 ", length %" PRIu32
                 ": given up", kind_names[op.kind], op.offset, op.count);
-  return is_cancelled ? NBDKIT_ASYNC_CANCELLED : NBDKIT_ASYNC_ABANDONED;
+  return true;
 }
 
 /* Requests of nbdkit. */
@@ -573,7 +575,7 @@ perform_with (const struct operation *op, void *copy)
     pthread_mutex_lock (&lock);
   }
   while (!wait_for_reply_locked (s)) {
-    if (give_up_and_unlock (s) != NBDKIT_ASYNC_REPLIED)
+    if (give_up_and_unlock (s))
       return ESHUTDOWN;
     pthread_mutex_lock (&lock);
   }
@@ -662,37 +664,36 @@ driver_start (struct nbdkit_async_io *io)
   struct operation op = { io->is_write ? WRITE : READ, io->handle, io->buf, io->count,
                           io->offset, 0 };
   struct slot *s;
-  uint64_t reqid;
-  bool is_owed;
+  bool is_owed, is_over, has_failed_late;
   int err;
 
   pthread_mutex_lock (&lock);
   s = start_locked (&op, NULL, io);
-  reqid = io->reqid = s ? s->reqid : 0;
+  io->reqid = s ? s->reqid : 0;
   pthread_mutex_unlock (&lock);
   if (!s) {
     io->done (io, ENOMEM);
     return;
   }
-  err = call_hook (&op, op.buf, reqid);
-  /* It may have been replied to: then io is gone, and the slot may be another request's. */
+  err = call_hook (&op, op.buf, s->reqid);
   pthread_mutex_lock (&lock);
-  s = find_locked (reqid);
-  is_owed = s && s->state == OWED;
-  if (s)
-    s->in_hook = false;
-  if (is_owed && err)
-    end_locked (s);
+  s->in_hook = false;
+  is_owed = s->state == OWED;
+  is_over = s->state == ANSWERED || (is_owed && err);
+  has_failed_late = err && !is_owed;
+  if (s->state == ANSWERED)
+    err = s->err;
+  if (is_over)
+    end_locked (s);             /* else io is the replier's, and may be gone */
   pthread_mutex_unlock (&lock);
-  if (s)
-    pthread_cond_broadcast (&s->changed);
-  if (err && is_owed)
-    io->done (io, err);
-  else if (err)
+  pthread_cond_broadcast (&s->changed);
+  if (has_failed_late)
     report_failed_after_reply (&op);
+  if (is_over)
+    io->done (io, err);
 }
 
-static enum nbdkit_async_given_up
+static bool
 driver_give_up (struct nbdkit_async_io *io)
 {
   struct slot *s;
@@ -705,7 +706,7 @@ driver_give_up (struct nbdkit_async_io *io)
   if (s && s->state == OWED)
     return give_up_and_unlock (s);
   pthread_mutex_unlock (&lock);
-  return NBDKIT_ASYNC_REPLIED;
+  return false;
 }
 
 const struct nbdkit_async_driver *

@@ -73,16 +73,17 @@ struct nbdkit_async {
   int (*async_cache) (void *conn, uint64_t reqid, void *handle,
                       uint32_t count, uint64_t offset, uint32_t flags);
   /* This reply is not waited for any longer.  It may be given now, from inside this hook, and counts
-   * then.  When the hook returns, the plugin does not touch the request's buf, and a reply that still
-   * comes is ignored.  Called after the request's hook has returned, from any thread, and only for
-   * requests that were not replied to when the call began.  Without it,
-   * nbdkit's requests run on copies of their data, which are kept until the reply comes, however late.
+   * then.  When the hook returns, the plugin does not touch the request's buf, a write, zero or trim
+   * has taken effect or never will, and a reply that still comes is ignored.  Called after the
+   * request's hook has returned, from any thread, and only for requests that were not replied to when
+   * the call began.  Without this hook nbdkit's requests run on copies of their data, which are kept
+   * until the reply comes, however late, and asyncpool does not drive the hooks.
    */
   void (*async_cancel) (void *conn, uint64_t reqid, void *handle);
 
   /* How long, in ms, replies are waited for on behalf of a client that has gone or while the server
    * shuts down, counted from then or from the last reply to any request of the time before, whichever
-   * was later.  0: 60000.  .config may set it.
+   * was later.  0: 30000.  .config may set it.
    */
   uint32_t grace_ms;
 };

@@ -393,8 +393,8 @@ async_start (struct nbdkit_async_io *io)
   }
 }
 
-static enum nbdkit_async_given_up
-give_up (struct nbdkit_async_io *io, enum nbdkit_async_given_up how)
+static bool
+async_give_up (struct nbdkit_async_io *io)
 {
   struct handle *h = io->handle;
 
@@ -404,32 +404,20 @@ give_up (struct nbdkit_async_io *io, enum nbdkit_async_given_up how)
 
     if (a->io == io) {
       a->io = NULL;
-      return how;
+      return true;
     }
   }
-  return NBDKIT_ASYNC_REPLIED;
-}
-
-static enum nbdkit_async_given_up
-give_up_cancel (struct nbdkit_async_io *io)
-{
-  return give_up (io, NBDKIT_ASYNC_CANCELLED);
-}
-
-static enum nbdkit_async_given_up
-give_up_abandon (struct nbdkit_async_io *io)
-{
-  return give_up (io, NBDKIT_ASYNC_ABANDONED);
+  return false;
 }
 
 void
-fake_hook (struct backend *b, bool can_cancel, uint64_t grace_ns)
+fake_hook (struct backend *b, uint64_t grace_ns)
 {
   struct handle *h = b->handle;
 
   h->driver = (struct nbdkit_async_driver) {
-    .can_read = true, .can_write = true, .can_cancel = can_cancel, .grace_ns = grace_ns,
-    .start = async_start, .give_up = can_cancel ? give_up_cancel : give_up_abandon
+    .can_read = true, .can_write = true, .can_cancel = true, .grace_ns = grace_ns,
+    .start = async_start, .give_up = async_give_up
   };
   b->hooks = &h->driver;
   b->hooks_handle = h;
@@ -638,8 +626,7 @@ check_tree (struct engine *e)
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     struct buf *b = &e->bufs[i];
-    bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && b->state != BUF_LOST
-      && !b->dropped;
+    bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && !b->dropped;
 
     g_assert_true (should == (b->node != NULL));
     g_assert_true (!b->dropped || b->state == BUF_TAKEN || b->state == BUF_READING);
@@ -711,7 +698,7 @@ check_sorted (const GQueue *q)
 static void
 check_queues (struct engine *e)
 {
-  unsigned n[BUF_LOST + 1] = { 0 }, waiting = 0, behind = 0;
+  unsigned n[BUF_FAILED + 1] = { 0 }, waiting = 0, behind = 0;
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     n[e->bufs[i].state]++;
@@ -723,7 +710,6 @@ check_queues (struct engine *e)
   g_assert_cmpuint (e->open.length, ==, n[BUF_OPEN]);
   g_assert_cmpuint (e->failed.length, ==, n[BUF_FAILED]);
   g_assert_cmpuint (e->dirty.length, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
-  g_assert_cmpuint (e->lost, ==, n[BUF_LOST]);
   g_assert_cmpuint (e->starts.length, ==, 0);
   check_sorted (&e->dirty);
   check_sorted (&e->failed);
