@@ -153,8 +153,10 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
     ENGINE_LOCK_IN_SCOPE (c->engine);
     buffers_drop_conn (c, left.from, left.to);
   }
-  /* Before a read that has to wait in the plugin; any other sets buffers free first. */
-  if (s && first)
-    ahead_answered (c, s, 0, true, now_ns);
+  /* Before a read that has to wait in the plugin, or with what a jump has set free; any other sets
+   * buffers free first.
+   */
+  if (s && (first || left.from < left.to))
+    ahead_answered (c, s, 0, first, now_ns);
   return s;
 }

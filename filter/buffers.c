@@ -170,29 +170,38 @@ buffers_remove (struct buf *b)
   put_if_unused (b);
 }
 
-/* C: only what this connection has begun, NULL: all. */
-static void
-drop (struct engine *e, const struct conn *c, uint64_t offset, uint64_t end)
+static bool
+is_ahead (const struct buf *b)
 {
-  struct buf *b, *next;
-
-  for (b = buffers_first (e, offset, end); b; b = next) {
-    next = buffers_next (b, offset, end);
-    if ((b->state == BUF_READING || b->state == BUF_CLEAN) && (c == NULL || b->conn == c))
-      buffers_remove (b);
-  }
+  return b->state == BUF_READING || b->state == BUF_CLEAN;
 }
 
 void
 buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 {
-  drop (e, NULL, offset, end);
+  struct buf *b, *next;
+
+  for (b = buffers_first (e, offset, end); b; b = next) {
+    next = buffers_next (b, offset, end);
+    if (is_ahead (b))
+      buffers_remove (b);
+  }
 }
 
 void
 buffers_drop_conn (struct conn *c, uint64_t offset, uint64_t end)
 {
-  drop (c->engine, c, offset, end);
+  struct buf *b, *next;
+
+  for (b = buffers_first (c->engine, offset, end); b; b = next) {
+    next = buffers_next (b, offset, end);
+    if (b->conn != c || !is_ahead (b))
+      continue;
+    if (buf_end (b) > end)
+      b->used += end - MAX (buf_start (b), offset);
+    if (buf_end (b) <= end || (b->state == BUF_CLEAN && b->used >= b->hi))
+      buffers_remove (b);
+  }
 }
 
 static struct buf *

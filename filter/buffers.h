@@ -34,7 +34,9 @@ extern void buffers_set_state (struct buf *, enum buf_state);
 extern void buffers_remove (struct buf *);
 /* Removes all that was or is being read ahead there: the plugin's data there has changed. */
 extern void buffers_drop (struct engine *, uint64_t offset, uint64_t end);
-/* Removes what this connection reads or has read ahead there. */
+/* This connection wants nothing there of what it reads or has read ahead: removes it.  Of a buffer
+ * that goes on behind END that part has been used.
+ */
 extern void buffers_drop_conn (struct conn *, uint64_t offset, uint64_t end);
 
 extern void buffers_pin (struct buf *);

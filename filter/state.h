@@ -83,7 +83,7 @@ struct buf {
   uint32_t lo, hi;
   uint64_t seq;                 /* age */
   uint64_t since_ns;            /* CLEAN: read at; OPEN: begun at */
-  uint32_t used;                /* CLEAN: bytes that clients have read */
+  uint32_t used;                /* bytes that clients have read, or skipped */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
   int err;                      /* the plugin's last answer about it */

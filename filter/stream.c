@@ -2,6 +2,13 @@
 
 #include "stream.h"
 
+/* Of two that end in one place one has only looked ahead there: the one without a window. */
+static bool
+is_better (const struct stream *s, uint64_t gap, const struct stream *best, uint64_t least)
+{
+  return gap < least || (gap == least && best && s->window > best->window);
+}
+
 static struct stream *
 find (struct streams *t, uint64_t offset, uint64_t slack)
 {
@@ -12,12 +19,50 @@ find (struct streams *t, uint64_t offset, uint64_t slack)
     struct stream *s = &t->s[i];
     uint64_t gap = offset > s->end ? offset - s->end : s->end - offset;
 
-    if (s->used && gap <= slack && gap < least) {
+    if (s->used && gap <= slack && is_better (s, gap, best, least)) {
       best = s;
       least = gap;
     }
   }
   return best;
+}
+
+/* Where the stream ends in whose window OFFSET is, 0 if in none. */
+static uint64_t
+end_before (const struct streams *t, uint64_t offset)
+{
+  uint64_t nearest = 0;
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    const struct stream *s = &t->s[i];
+
+    if (s->used && s->window > 0 && s->end < offset && offset < s->ahead && s->end > nearest)
+      nearest = s->end;
+  }
+  return nearest;
+}
+
+/* The second read of TARGET: is it where a stream has jumped to?  Then returns that stream, which
+ * goes on from there; nobody but the table knows TARGET yet.
+ */
+static struct stream *
+jump (struct streams *t, struct stream *target, uint64_t slack, struct stream_range *left)
+{
+  uint64_t start = target->end - target->answered;
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    struct stream *s = &t->s[i];
+
+    if (s->used && s->window > 0 && s->end == target->jumped) {
+      if (start - s->end > slack)
+        *left = (struct stream_range) { .from = s->end, .to = start - slack };
+      s->end = target->end;
+      s->answered = target->answered;
+      *target = (struct stream) { 0 };
+      return s;
+    }
+  }
+  return target;
 }
 
 /* A free place, or the one that was longest unused. */
@@ -44,12 +89,17 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
 
   *left = (struct stream_range) { 0 };
   if (s == NULL) {
+    uint64_t jumped = end_before (t, offset);
+
     s = take_place (t);
     if (s->used && s->ahead > s->end)
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
-    *s = (struct stream) { .used = true, .end = end, .answered = count, .last_ns = now_ns };
+    *s = (struct stream) { .used = true, .end = end, .answered = count, .last_ns = now_ns,
+                           .jumped = jumped };
     return NULL;
   }
+  if (s->window == 0 && s->jumped > 0)
+    s = jump (t, s, slack, left);
   if (end > s->end)
     s->end = end;
   s->last_ns = now_ns;

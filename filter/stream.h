@@ -12,9 +12,17 @@
  * a small window, and a client that sends many requests at once shows how many before it is taken
  * for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts small again.
  *
- * Invariants: end and answered only grow in the life of a stream, the window too while the caller
- * allows no less; ahead is a multiple of the unit; all that the stream wants below it has been
- * handed out by stream_plan.
+ * jump: a read that continues no stream may begin in what was read ahead for one that has a window,
+ * the nearest if there are several.  That changes nothing yet: it may be a random read, or a look
+ * ahead, and takes a place as any other does.  When a second read continues it, and the stream has
+ * stayed where it was, then the stream has jumped: it goes on there with its window, and what it
+ * skipped is left, but for SLACK bytes.  answered begins again: a window grows by nothing but what
+ * was read in sequence since the last jump.  So single reads, however many, neither take a window
+ * nor end one.
+ *
+ * Invariants: end only grows in the life of a stream, answered too but for jumps, the window too
+ * while the caller allows no less; ahead is a multiple of the unit; all that the stream wants below
+ * it has been handed out by stream_plan.
  *
  * Not its job: buffers, locks.  The caller serializes.
  */
@@ -34,6 +42,7 @@ struct stream {
   uint64_t last_ns;             /* time of the last read */
   uint32_t window;              /* units; 0 = not sequential yet */
   bool waited;                  /* a read had to wait since the window was doubled */
+  uint64_t jumped;              /* end of the stream in whose window it began; 0 = in none */
   bool used;
 };
 
@@ -45,8 +54,8 @@ struct stream_range {
   uint64_t from, to;            /* bytes; empty if from == to */
 };
 
-/* A read.  Returns the stream that it continues, or NULL.  *LEFT is what was read ahead for another
- * stream whose place was taken, and which nobody will ask for.
+/* A read.  Returns the stream that it continues, or NULL.  *LEFT is what was read ahead and nobody
+ * will ask for: for another stream whose place was taken, or what this one has skipped.
  */
 extern struct stream *stream_note (struct streams *, uint64_t offset, uint32_t count,
                                    uint64_t slack, uint64_t now_ns, struct stream_range *left);

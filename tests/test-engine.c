@@ -1190,6 +1190,72 @@ test_ahead_fails (void)
   world_end_clean (&w);
 }
 
+static void
+wait_free (struct world *w, unsigned n)
+{
+  for (unsigned i = 0;; i++) {
+    {
+      LOCK_IN_SCOPE (&w->e->lock);
+      if (w->e->free.length >= n)
+        break;
+    }
+    if (i > 100000)
+      g_error ("no %u free buffers", n);
+    g_usleep (1000);
+  }
+  engine_check (w->e);
+}
+
+/* The stream jumps over five and a half units, all buffers being in flight: what it comes to is not
+ * read again, what it skipped gives its buffers for what comes.
+ */
+static void
+test_ahead_jump (void)
+{
+  struct world w;
+  struct task *read;
+  int skipped, rest, next;
+
+  world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
+  skipped = fake_hold (w.f, FAKE_READ, 2 * U, 5 * U);
+  rest = fake_hold (w.f, FAKE_READ, 7 * U, 0);
+  next = fake_hold (w.f, FAKE_READ, 9 * U, U);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, skipped, 5);
+  fake_wait_held (w.f, rest, 11);
+  read = task_start (&w, 0, READ, U, 7 * U + U / 2, OLD);
+  task_wait_blocked (read);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, 0), ==, 16);
+  g_assert_cmpuint (count_state (&w, BUF_READING, 2 * U, 5 * U), ==, 5);        /* may come back */
+  fake_release (w.f, rest);
+  g_assert_cmpint (task_end (read), ==, 0);
+  wait_state (&w, BUF_CLEAN, 7 * U, 11 * U, 10);
+
+  /* Now it is a jump.  The skipped ones are in flight still, but for the half one: that is used at
+   * once.
+   */
+  read = task_start (&w, 0, READ, U, 8 * U + U / 2, OLD);
+  wait_state (&w, BUF_CLEAN, 18 * U, U, 1);
+  task_wait_blocked (read);
+  fake_release (w.f, next);
+  g_assert_cmpint (task_end (read), ==, 0);
+  g_assert_cmpuint (count_state (&w, BUF_READING, 2 * U, 5 * U), ==, 0);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 7 * U, 2 * U), ==, 0);
+  wait_state (&w, BUF_CLEAN, 18 * U, 2 * U, 2);
+  fake_release (w.f, skipped);
+  wait_free (&w, 5);
+  do_request (&w, 0, READ, U, 9 * U + U / 2, OLD);
+  wait_state (&w, BUF_CLEAN, 20 * U, 6 * U, 6);         /* the window is what it was */
+  /* Into one whose rest is still wanted. */
+  do_request (&w, 0, READ, U / 4, 11 * U + U / 2, OLD);
+  do_request (&w, 0, READ, U / 4, 11 * U + 3 * U / 4, OLD);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, 12 * U), ==, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, 18 * U), ==, 18);      /* each once */
+  do_request (&w, 1, READ, 6 * U, 2 * U, OLD);
+  do_request (&w, 0, READ, 20 * U, 12 * U, OLD);
+  world_end_clean (&w);
+}
+
 /* Requests that nothing helps: the plugin's error code, on the thread that asked. */
 static void
 test_errors (void)
@@ -2691,6 +2757,7 @@ main (int argc, char *argv[])
   if (!hooked)                  /* hooks leave nothing queued */
     g_test_add_func ("/engine/ahead/takes-over", test_ahead_takes_over);
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
+  g_test_add_func ("/engine/ahead/jump", test_ahead_jump);
   add_stale ();
   g_test_add_func ("/engine/stale/pinned", test_stale_pinned);
   g_test_add_func ("/engine/errors", test_errors);

@@ -346,6 +346,186 @@ test_stream_end (gconstpointer data)
   g_assert_cmpuint (s->window, ==, WINDOW_MIN);
 }
 
+/* Jumps.  The stream has read units 0 and 1, and 2 to 9 are read ahead: its window is 8. */
+
+#define U (64 * KIB)
+
+static struct stream *
+begin_to_jump (struct streams *t)
+{
+  struct stream *s = begin_stream (t, 0, U);
+  struct stream_range r = stream_plan (s, U, 8, 10000 * MIB);
+
+  g_assert_cmpuint (r.to, ==, 10 * U);
+  g_assert_cmpuint (s->window, ==, 8);
+  return s;
+}
+
+struct jump {
+  const char *name;
+  uint64_t to, slack;
+  bool taken;
+  struct stream_range left;
+};
+
+static const struct jump jumps[] = {
+  { "inside", 5 * U, 0, true, { 2 * U, 5 * U } },
+  { "odd", 5 * U + 512, 0, true, { 2 * U, 5 * U + 512 } },
+  { "first-byte", 2 * U + 1, 0, true, { 2 * U, 2 * U + 1 } },
+  { "last-byte", 10 * U - 1, 0, true, { 2 * U, 10 * U - 1 } },
+  { "edge", 10 * U, 0, false, { 0 } },
+  { "beyond", 1000 * U, 0, false, { 0 } },
+  { "backwards", 0, 0, false, { 0 } },
+  { "slack", 5 * U, U, true, { 2 * U, 4 * U } },
+  { "slack-most", 5 * U, 3 * U - 1, true, { 2 * U, 2 * U + 1 } },
+};
+
+static void
+test_stream_jump (gconstpointer data)
+{
+  const struct jump *j = data;
+  struct streams t = { 0 };
+  struct stream *s = begin_to_jump (&t), *got;
+  struct stream_range left, r;
+
+  g_assert_null (stream_note (&t, j->to, U, j->slack, 3, &left));
+  g_assert_cmpuint (left.from, ==, left.to);
+  g_assert_cmpuint (s->end, ==, 2 * U);                 /* nothing yet */
+  g_assert_cmpuint (stream_active (&t, 3), ==, 1);
+  got = stream_note (&t, j->to + U, U, j->slack, 4, &left);
+  g_assert_cmpuint (left.from, ==, j->left.from);
+  g_assert_cmpuint (left.to, ==, j->left.to);
+  g_assert_true ((got == s) == j->taken);
+  g_assert_cmpuint (stream_active (&t, 4), ==, j->taken ? 1 : 2);
+  g_assert_cmpuint (got->window, ==, j->taken ? 8 : WINDOW_MIN);
+  g_assert_cmpuint (got->end, ==, j->to + 2 * U);
+  g_assert_cmpuint (got->answered, ==, U);              /* not what was skipped or before */
+  if (!j->taken)
+    return;
+  stream_answered (s, U, false);
+  r = stream_plan (s, U, 8, 10000 * MIB);
+  g_assert_cmpuint (r.from, ==, MAX (10, s->end / U) * U);
+  g_assert_cmpuint (r.to, ==, (s->end / U + 8) * U);
+  g_assert_true (note (&t, s->end, U, j->slack, 5) == s);
+  g_assert_null (note (&t, j->to + U, U, 0, 6));        /* none is left there */
+}
+
+/* With enough slack it is no jump, and nothing is left. */
+static void
+test_stream_jump_slack (void)
+{
+  struct streams t = { 0 };
+  struct stream *s = begin_to_jump (&t);
+
+  g_assert_true (note (&t, 5 * U, U, 3 * U, 3) == s);
+  g_assert_cmpuint (s->end, ==, 6 * U);
+  g_assert_true (note (&t, 3 * U, U, 3 * U, 4) == s);   /* was overtaken */
+  g_assert_cmpuint (s->end, ==, 6 * U);
+  /* It may be more for the second read of a jump. */
+  stream_plan (s, U, 8, 10000 * MIB);
+  g_assert_null (note (&t, 9 * U, U, 0, 5));
+  g_assert_true (note (&t, 10 * U, U, 10 * U, 6) == s);
+}
+
+/* In the windows of two streams: of the nearer one, unless it continues one. */
+static void
+test_stream_jump_two (void)
+{
+  struct streams t = { 0 };
+  struct stream *b = begin_stream (&t, 6 * U, U), *a;
+  struct stream_range left;
+
+  stream_plan (b, U, 8, 10000 * MIB);
+  a = begin_to_jump (&t);
+  g_assert_true (note (&t, 8 * U, U, 0, 4) == b);       /* inside what is ahead of the other one */
+  g_assert_true (note (&t, 2 * U, U, 0, 5) == a);
+  g_assert_null (note (&t, 9 * U + 512, 512, 0, 6));
+  g_assert_true (stream_note (&t, 9 * U + 1024, 512, 0, 7, &left) == b);
+  g_assert_cmpuint (left.from, ==, 9 * U);
+  g_assert_cmpuint (left.to, ==, 9 * U + 512);
+  g_assert_null (note (&t, 8 * U, 512, 0, 8));          /* behind that one now */
+  g_assert_true (stream_note (&t, 8 * U + 512, 512, 0, 9, &left) == a);
+  g_assert_cmpuint (left.from, ==, 3 * U);
+  g_assert_cmpuint (left.to, ==, 8 * U);
+}
+
+/* Single reads ahead leave the stream where it is; the first that is continued is the jump. */
+static void
+test_stream_jump_again (void)
+{
+  struct streams t = { 0 };
+  struct stream *s = begin_to_jump (&t), *other;
+  struct stream_range left;
+
+  g_assert_null (note (&t, 4 * U, U, 0, 3));
+  g_assert_null (note (&t, 6 * U, U, 0, 4));
+  g_assert_null (note (&t, 8 * U, U, 0, 5));
+  g_assert_cmpuint (s->end, ==, 2 * U);
+  g_assert_true (stream_note (&t, 7 * U, U, 0, 6, &left) == s);
+  g_assert_cmpuint (left.from, ==, 2 * U);
+  g_assert_cmpuint (left.to, ==, 6 * U);
+  g_assert_cmpuint (s->window, ==, 8);
+  other = note (&t, 5 * U, U, 0, 7);                    /* it has gone from there */
+  g_assert_true (other && other != s);
+  g_assert_cmpuint (other->window, ==, WINDOW_MIN);
+  g_assert_cmpuint (s->end, ==, 8 * U);
+}
+
+/* Who goes on in his own place keeps his window, whoever begins to read in it; and where he comes to
+ * what he has looked at before.
+ */
+static void
+test_stream_jump_beside (void)
+{
+  struct streams t = { 0 };
+  struct stream *s, *other;
+
+  note (&t, 5 * U, U, 0, 0);                            /* gets the first place */
+  s = begin_to_jump (&t);
+  g_assert_null (note (&t, 8 * U, U, 0, 3));
+  for (unsigned i = 2; i < 6; i++)
+    g_assert_true (note (&t, i * U, U, 0, 2 + i) == s);
+  g_assert_true (note (&t, 6 * U, U, 0, 8) == s);       /* both ended there */
+  g_assert_cmpuint (s->window, ==, 8);
+  other = note (&t, 9 * U, U, 0, 9);
+  g_assert_true (other && other != s);
+  g_assert_cmpuint (other->window, ==, WINDOW_MIN);
+  g_assert_true (note (&t, 7 * U, U, 0, 10) == s);
+}
+
+/* Random reads in a window, also in pairs, cost nobody the window, nor make one grow. */
+static void
+test_stream_jump_random (gconstpointer data)
+{
+  unsigned reads = GPOINTER_TO_UINT (data);             /* in a row */
+  struct streams t = { 0 };
+  struct stream *s = begin_to_jump (&t);
+  unsigned now_ns = 10;
+
+  for (unsigned i = 0; i < 1000; i++) {
+    uint64_t offset = s->end + g_test_rand_int_range (1, 15) * UINT64_C (16384) + 4096;
+
+    for (unsigned n = 0; n < reads; n++, offset += 2048) {
+      struct stream_range left;
+      struct stream *got = stream_note (&t, offset, 2048, 0, ++now_ns, &left);
+
+      g_assert_true (got == (n > 0 ? s : NULL));
+      if (got) {
+        stream_answered (s, 2048, true);
+        (void) stream_plan (s, U, 64, 10000 * MIB);
+      }
+    }
+    g_assert_cmpuint (s->window, ==, 8);
+    if (reads == 1) {
+      g_assert_true (stream_note (&t, s->end, U, 0, ++now_ns, &(struct stream_range) { 0 }) == s);
+      (void) stream_plan (s, U, 8, 10000 * MIB);
+    }
+  }
+  g_assert_cmpuint (stream_active (&t, now_ns), ==, 1);
+}
+
+#undef U
+
 /* Every stream is counted, whoever reads, at the turn of an epoch too, and forgotten after two. */
 static void
 test_stream_census (void)
@@ -679,6 +859,17 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/stream/end/units", GUINT_TO_POINTER (65536), test_stream_end);
   g_test_add_data_func ("/stream/end/small", GUINT_TO_POINTER (4096), test_stream_end);
   g_test_add_func ("/stream/recycling", test_stream_recycling);
+  for (unsigned i = 0; i < G_N_ELEMENTS (jumps); i++) {
+    g_autofree char *path = g_strdup_printf ("/stream/jump/%s", jumps[i].name);
+
+    g_test_add_data_func (path, &jumps[i], test_stream_jump);
+  }
+  g_test_add_func ("/stream/jump/within-slack", test_stream_jump_slack);
+  g_test_add_func ("/stream/jump/two", test_stream_jump_two);
+  g_test_add_func ("/stream/jump/again", test_stream_jump_again);
+  g_test_add_func ("/stream/jump/beside", test_stream_jump_beside);
+  g_test_add_data_func ("/stream/jump/random", GUINT_TO_POINTER (1), test_stream_jump_random);
+  g_test_add_data_func ("/stream/jump/random-pairs", GUINT_TO_POINTER (2), test_stream_jump_random);
   g_test_add_func ("/pace", test_pace);
   g_test_add_func ("/depth", test_depth);
   g_test_add_func ("/stats/quantiles", test_stats_quantiles);
