@@ -87,9 +87,10 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
 }
 
 /* The most that one stream of this connection may have ahead of it: its part of the connection's
- * share of the slab, less what the client itself keeps in flight beyond one request per stream.  So
- * the sum stays at what was configured.  A client that keeps three quarters of its share in flight
- * itself is not helped any more: there is less to win than the copies and wake-ups would cost it.
+ * share of the slab, less the reads that are in the plugin for the client itself.  So the sum stays at
+ * what was configured.  (Its reads that wait for what is read ahead add nothing to it.)  A client that
+ * keeps three quarters of its share in flight itself is not helped any more: there is less to win than
+ * the copies and wake-ups would cost it.
  */
 static uint32_t
 max_window (struct conn *c, unsigned mine, uint64_t now_ns)
@@ -97,12 +98,16 @@ max_window (struct conn *c, unsigned mine, uint64_t now_ns)
   struct engine *e = c->engine;
   unsigned depth = depth_peak (&c->depth);
   unsigned surplus = depth > mine ? depth - mine : 0;
+  unsigned direct = atomic_load_explicit (&c->direct_reads, memory_order_relaxed);
   unsigned share;
 
   ENGINE_LOCK_IN_SCOPE (e);
   share = (uint64_t) e->config.buffers * mine
     / stream_census (&e->census, &c->counted, mine, now_ns);
-  return surplus > 0 && surplus >= share - share / 4 ? 0 : (share - surplus) / mine;
+  if (surplus > 0 && surplus >= share - share / 4)
+    return 0;
+  /* One direct read per stream is what a client with one request at a time has. */
+  return (share - (direct > mine ? MIN (direct - mine, share) : 0)) / mine;
 }
 
 void

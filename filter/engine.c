@@ -389,9 +389,15 @@ others_dirty (struct read *r)
 static int
 read_device (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
+  int err;
+
+  atomic_fetch_add_explicit (&c->direct_reads, 1, memory_order_relaxed);
   if (is_worth (c, c->backend.pace_read))
-    return fanout_pread (c->engine->pool, &c->backend, c->unit, buf, count, offset);
-  return backend_pread (&c->backend, buf, count, offset);
+    err = fanout_pread (c->engine->pool, &c->backend, c->unit, buf, count, offset);
+  else
+    err = backend_pread (&c->backend, buf, count, offset);
+  atomic_fetch_sub_explicit (&c->direct_reads, 1, memory_order_relaxed);
+  return err;
 }
 
 /* A part of the request, from the plugin. */

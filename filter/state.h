@@ -125,6 +125,7 @@ struct conn {
   uint32_t unit;
   /* Atomic. */
   atomic_bool behind;           /* its writes may wait */
+  atomic_uint direct_reads;     /* reads that the plugin does for the client itself */
   struct depth depth;
   /* Under streams_lock. */
   pthread_mutex_t streams_lock;

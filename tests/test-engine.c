@@ -1136,6 +1136,26 @@ test_stale_pinned (void)
   world_end_clean (&w);
 }
 
+/* A client with several requests in flight, that all wait for what is read ahead, has the whole slab
+ * read ahead: its requests put nothing into the plugin.
+ */
+static void
+test_ahead_deep (void)
+{
+  struct world w;
+  int hold;
+
+  world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
+  for (unsigned i = 0; i < 7; i++)      /* as if */
+    depth_begin (&w.c[0]->depth, stats_now_ns (), UINT64_MAX / 2);
+  hold = fake_hold (w.f, FAKE_READ, 24 * U, 0);
+  for (unsigned i = 0; i < 24; i++)
+    do_request (&w, 0, READ, U, i * U, OLD);
+  wait_state (&w, BUF_READING, 24 * U, 40 * U, 12);
+  fake_release (w.f, hold);
+  world_end_clean (&w);
+}
+
 /* A read does not wait behind queued background work: it does it itself. */
 static void
 test_ahead_takes_over (void)
@@ -2754,6 +2774,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/read/pins", test_read_pins);
   g_test_add_func ("/engine/ahead/used", test_ahead);
   g_test_add_func ("/engine/ahead/mixed", test_ahead_mixed);
+  g_test_add_func ("/engine/ahead/deep", test_ahead_deep);
   if (!hooked)                  /* hooks leave nothing queued */
     g_test_add_func ("/engine/ahead/takes-over", test_ahead_takes_over);
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
