@@ -8,9 +8,11 @@
 # (only the summary goes to the terminal), and defines
 #   plan_NAME                      one call of `plan' for each run of a round; runs that are to
 #                                  be compared stand next to each other
+#   rows_NAME                      (in place of it) rows for the CSV, measured in its own way
 #   extra_NAME                     (optional) rows for the CSV that are not measured
 #   notes_NAME                     text below the table
 #   summary_NAME CSV MEDIANS       (optional) text above the table
+#   table_NAME MEDIANS             (optional) in place of the usual table
 #   plot_NAME MEDIANS CSV          (optional) a gnuplot script
 
 die () {

@@ -1,0 +1,150 @@
+# A Linux guest for tests and benchmarks that need a kernel of their own: Debian's kernel package,
+# unpacked beside the build and never installed, an initramfs made of this machine's programs, and
+# QEMU without a disk, bounded in time.
+# shellcheck shell=bash
+#
+#   guest_fetch                          download and unpack the kernel; may need the network
+#   guest_require                        is all there? else the reason is in $guest_missing
+#   guest_image IMAGE MODULES JOB FILE.. an initramfs in which JOB runs as /job
+#   guest_accel                          probe: QEMU's options for the accelerator in $guest_accel
+#   guest_boot SECONDS IMAGE LOG OPTION..  boot, run the job, power off; 0 if the job succeeded
+#
+# The job prints what it found as lines that begin with `@ ', as the console carries other text, too.
+# Where FILE is PATH=NAME it becomes NAME in the guest. The files' shared libraries come along.
+
+guest_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/build/guest
+guest_source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+guest_missing=""
+guest_accel=()
+
+guest_kernel () { ls "$guest_dir"/kernel/boot/vmlinuz-* 2>/dev/null; }
+
+# The package that the metapackage stands for today.
+guest_package () {
+  apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+    awk '$1 == "Depends:" && /linux-image-[0-9]/ { print $2; exit }'
+}
+
+guest_fetch () {
+  local package new=$guest_dir/new
+  [ -z "$(guest_kernel)" ] || return 0
+  if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null ||
+     [ "$(dpkg --print-architecture)" != amd64 ]; then
+    guest_missing="the guest's kernel is a Debian package for amd64, this machine has no apt for it"
+    return 1
+  fi
+  package=$(guest_package)
+  [ -n "$package" ] ||
+    { guest_missing="apt knows no linux-image-cloud-amd64 (apt-get update?)"; return 1; }
+  rm -rf "$new" && mkdir -p "$new/kernel"
+  # As root apt would download as a user who cannot write here.
+  (cd "$new" && timeout 300 apt-get -q -o APT::Sandbox::User="$(id -un)" download "$package") \
+    >"$guest_dir/download.log" 2>&1 ||
+    { guest_missing="apt-get download $package failed, see build/guest/download.log"; return 1; }
+  dpkg-deb -x "$new"/*.deb "$new/kernel"
+  rm -rf "$guest_dir/kernel"
+  mv "$new/kernel" "$guest_dir/kernel"
+  rm -rf "$new"
+}
+
+guest_require () {
+  local program
+  for program in qemu-system-x86_64 busybox nbd-client mke2fs cpio dash modprobe xz timeout; do
+    PATH=$PATH:/usr/sbin:/sbin command -v $program >/dev/null ||
+      { guest_missing="$program is not installed (make deps)"; return 1; }
+  done
+  # A dynamic one would do as well, but would have to find its libraries to report their absence.
+  ! ldd "$(type -P busybox)" >/dev/null 2>&1 ||
+    { guest_missing="busybox is not linked statically (package busybox-static)"; return 1; }
+  [ -n "$(guest_kernel)" ] ||
+    { guest_missing="no guest kernel in build/guest (make deps downloads it)"; return 1; }
+}
+
+# Module files in the order of insertion; those that the kernel has built in are none.
+guest_modules () { # NAME...
+  local version name
+  version=$(guest_kernel) version=${version##*/vmlinuz-}
+  PATH=$PATH:/usr/sbin:/sbin
+  [ -e "$guest_dir/kernel/lib/modules/$version/modules.dep" ] ||
+    depmod -b "$guest_dir/kernel" "$version"
+  for name; do modprobe -d "$guest_dir/kernel" -S "$version" --show-depends "$name"; done |
+    awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
+}
+
+guest_copy_modules () { # ROOT NAME...
+  local root=$1 file name
+  shift
+  mkdir -p "$root/modules"
+  guest_modules "$@" | while read -r file; do
+    name=$(basename "${file%.xz}")
+    if [ "$name" = "$(basename "$file")" ]; then cp "$file" "$root/modules/"
+    else xz -dc "$file" >"$root/modules/$name"; fi
+    echo "$name" >>"$root/modules/list"
+  done
+}
+
+# Debian's layout: everything below /usr, with links in place of the old directories.
+guest_copy_file () { # ROOT FILE=NAME
+  local file=${2%%=*} name=${2#*=} library
+  case $name in /bin/* | /sbin/* | /lib/* | /lib64/*) name=/usr$name;; esac
+  mkdir -p "$1$(dirname "$name")"
+  cp -L "$file" "$1$name"
+  { ldd "$file" 2>/dev/null || :; } | awk '$2 == "=>" { print $3 } $1 ~ /^\// { print $1 }' |
+    while read -r library; do
+      case $library in /lib*) name=/usr$library;; *) name=$library;; esac
+      [ -e "$1$name" ] || { mkdir -p "$1$(dirname "$name")"; cp -L "$library" "$1$name"; }
+    done
+}
+
+guest_image () { # IMAGE MODULES JOB FILE...
+  local image=$1 modules=$2 job=$3 root file
+  shift 3
+  root=$(mktemp -d)
+  mkdir -p "$root"/{usr/bin,usr/sbin,usr/lib,usr/lib64,bb,dev,proc,sys,tmp,mnt,run,etc}
+  for file in bin sbin lib lib64; do ln -s "usr/$file" "$root/$file"; done
+  cp "$(type -P busybox)" "$root/usr/bin/busybox"
+  # busybox's own shell takes its applets before the programs that were copied.
+  guest_copy_file "$root" "$(type -P dash)=/usr/bin/sh"
+  : >"$root/etc/mtab"
+  : >"$root/modules.none"
+  # shellcheck disable=SC2086
+  [ -z "$modules" ] || guest_copy_modules "$root" $modules
+  cp "$guest_source/init" "$root/init"
+  cp "$job" "$root/job"
+  chmod +x "$root/init" "$root/job"
+  for file; do guest_copy_file "$root" "$file"; done
+  (cd "$root" && find . | cpio -o -H newc -R 0:0 --quiet) >"$image"
+  rm -rf "$root"
+}
+
+guest_qemu () { # SECONDS IMAGE LOG OPTION...
+  local seconds=$1 image=$2 log=$3
+  shift 3
+  # panic=-1 and -no-reboot: a kernel that panics ends QEMU at once.
+  timeout -k 5 "$seconds" qemu-system-x86_64 -display none -monitor none -serial "file:$log" \
+    -nodefaults -no-user-config -no-reboot -kernel "$(guest_kernel)" -initrd "$image" \
+    "$@" </dev/null
+}
+
+guest_append="console=ttyS0 loglevel=4 panic=-1 mitigations=off"
+
+# A kernel can hang under KVM where /dev/kvm is there and looks well, so only a boot tells.
+guest_accel () {
+  local tmp
+  guest_accel=(-accel "tcg,thread=multi" -smp 2 -cpu max)
+  [ -r /dev/kvm ] && [ -w /dev/kvm ] || return 0
+  tmp=$(mktemp -d)
+  echo 'exit 0' >"$tmp/job"
+  guest_image "$tmp/image" "" "$tmp/job"
+  if guest_qemu 10 "$tmp/image" "$tmp/log" -accel kvm -cpu host -m 256 -nic none \
+       -append "$guest_append" 2>/dev/null && grep -q '^@ status 0' "$tmp/log"; then
+    guest_accel=(-accel kvm -cpu host -smp 2)
+  fi
+  rm -rf "$tmp"
+}
+
+guest_boot () { # SECONDS IMAGE LOG OPTION...
+  local rc=0
+  guest_qemu "$1" "$2" "$3" "${guest_accel[@]}" -append "$guest_append" "${@:4}" || rc=$?
+  [ $rc = 0 ] && grep -q '^@ status 0' "$3"
+}

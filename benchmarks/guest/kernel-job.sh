@@ -1,0 +1,160 @@
+#!/bin/sh
+# The experiment of 2017, for a machine whose kernel has nbd: in the guest of `make bench-kernel',
+# or as root on the machine itself. One nbdkit, one nbd device and one ext4 for each contestant.
+#
+# In $JOB_DIR (or /): asyncpool.so, delaymem.so, tree.tar, plan. A line of the plan:
+#   CLIENT|CONTESTANT|MIB|OTHER|FILES|ARGUMENTS OF NBDKIT
+# CLIENT is `default' or `tuned'; MIB the size of the file written, OTHER of the three beside it;
+# FILES how many files of the tree. What is found goes out as `@ row,...', see row ().
+set -u
+dir=${JOB_DIR:-}
+work=$(mktemp -d /tmp/kernel-job.XXXXXX)
+mnt=$work/mnt
+device=/dev/nbd0
+queue=/sys/block/nbd0/queue
+read_seconds=5                  # what is not through by then is as good as read: the rate is known
+tree_seconds=8
+
+now_ms () { awk '{ printf "%d", $1 * 1000 }' /proc/uptime; }
+sectors_read () { awk '{ print $3 }' /sys/block/nbd0/stat; }
+fail () { echo "@ fail $client, $contestant: $*"; failed=1; }
+
+# row WORKLOAD BYTES MS [OPERATIONS]
+row () { echo "@ row,$client,$contestant,$1,$2,$3,${4:-}"; }
+
+drop_caches () { # 1: the page cache, as in 2017. 3: also inodes and directories.
+  sync -f "$mnt"
+  echo "$1" >/proc/sys/vm/drop_caches
+}
+
+# The queue's values outlive the connection: the next contestant shall find the kernel's own.
+tune () {
+  for i in read_ahead_kb wbt_lat_usec nr_requests; do
+    [ -e "$work/default.$i" ] || cat $queue/$i >"$work/default.$i"
+  done
+  [ "$client" = tuned ] || return 0
+  echo 16384 >$queue/read_ahead_kb
+  echo 0 >$queue/wbt_lat_usec
+  # What the scheduler may hold; nbd itself takes 128 for each connection.
+  echo 1024 >$queue/nr_requests
+}
+untune () {
+  [ "$client" = tuned ] || return 0
+  for i in read_ahead_kb wbt_lat_usec nr_requests; do cat "$work/default.$i" >$queue/$i; done
+}
+
+start () { # NBDKIT ARGUMENTS
+  rm -f "$work/pid"
+  # shellcheck disable=SC2086
+  (cd "$dir/" && exec nbdkit -f -U "$work/sock" -P "$work/pid" "$@") >"$work/log" 2>&1 &
+  server=$!
+  while [ ! -s "$work/pid" ]; do
+    kill -0 $server 2>/dev/null || { cat "$work/log"; return 1; }
+    sleep 0.1
+  done
+  nbd-client -unix "$work/sock" $device >"$work/client.log" 2>&1 ||
+    { cat "$work/client.log"; return 1; }
+}
+
+stop () {
+  umount "$mnt" || fail "umount"
+  e2fsck -f -n $device >"$work/fsck" 2>&1 || { fail "e2fsck"; cat "$work/fsck"; }
+  untune
+  nbd-client -d $device >/dev/null 2>&1
+  kill $server
+  wait $server || { fail "nbdkit's status $?"; cat "$work/log"; }
+  rm -f "$work/sock"
+}
+
+write_file () { # NAME MIB: for `zeros' with its time
+  local from to
+  from=$(now_ms)
+  dd if=/dev/zero of="$mnt/$1" bs=128k count=$(($2 * 8)) conv=fsync 2>"$work/dd" ||
+    { fail "dd"; cat "$work/dd"; }
+  to=$(now_ms)
+  [ "$1" != zeros ] || row write+fsync $(($2 << 20)) $((to - from))
+}
+
+read_files () { # WORKLOAD NAME...
+  local workload=$1 from to start pids="" file
+  shift
+  drop_caches 1
+  start=$(sectors_read) from=$(now_ms)
+  for file; do
+    timeout $read_seconds cat "$mnt/$file" >/dev/null &
+    pids="$pids $!"
+  done
+  # shellcheck disable=SC2086
+  wait $pids
+  to=$(now_ms)
+  # What the kernel has read: of a file that was not finished no one else knows how much.
+  row "$workload" $((($(sectors_read) - start) * 512)) $((to - from))
+}
+
+# The tree, FILES of it. Reading back compares checksums, and may stop early: files per second are
+# known then. The job's time is for all files of the tree, so that contestants can be compared.
+tree () { # FILES
+  local from to read=0 list
+  head -n "$1" "$work/names" >"$work/some"
+  drop_caches 3
+  from=$(now_ms)
+  mkdir "$mnt/tree"
+  tar -x -C "$mnt/tree" -T "$work/some" -f "$dir/tree.tar" || fail "tar"
+  sync -f "$mnt"
+  to=$(now_ms)
+  row "untar+sync" 0 $((to - from)) "$1"
+  drop_caches 3
+  rm -f "$work"/part.*
+  head -n "$1" "$work/sums" | split -l 50 - "$work/part."
+  from=$(now_ms)
+  for list in "$work"/part.*; do
+    (cd "$mnt/tree" && md5sum -c "$list" >"$work/sum.log" 2>&1) ||
+      { fail "a checksum"; grep -v OK "$work/sum.log"; }
+    read=$((read + $(wc -l <"$list")))
+    [ $(($(now_ms) - from)) -lt $((tree_seconds * 1000)) ] || break
+  done
+  to=$(now_ms)
+  row "read back" 0 $((to - from)) $read
+  drop_caches 3
+  from=$(now_ms)
+  rm -rf "$mnt/tree"
+  sync -f "$mnt"
+  to=$(now_ms)
+  row "delete" 0 $((to - from)) "$1"
+}
+
+contestant () { # MIB OTHER FILES ARGUMENTS
+  local mib=$1 other=$2 files=$3 i from
+  shift 3
+  start "$@" || { fail "no device"; return; }
+  tune
+  from=$(now_ms)
+  mkfs.ext4 -q -b 4096 $device >"$work/mkfs" 2>&1 || { fail mkfs; cat "$work/mkfs"; }
+  mount $device "$mnt" || { fail mount; return; }
+  row mkfs+mount 0 $(($(now_ms) - from)) 1
+  write_file zeros "$mib"
+  for i in 1 2 3; do write_file zeros$i "$other"; done
+  read_files "read 1 file" zeros
+  # What is in the page cache now is what the reads got.
+  cmp -n "$(($(stat -c %s "$mnt/zeros")))" "$mnt/zeros" /dev/zero || fail "zeros differ"
+  read_files "read 2 files" zeros zeros1
+  read_files "read 4 files" zeros zeros1 zeros2 zeros3
+  rm "$mnt"/zeros*
+  tree "$files"
+  stop
+  sed 's/^/# /' "$work/log"       # statistics, where the plan asks for them
+}
+
+failed=0
+mkdir "$mnt"
+tar -x -C "$work" -f "$dir/tree.tar" ./sums
+cut -d' ' -f3- "$work/sums" >"$work/names"
+while IFS='|' read -r client contestant mib other files arguments; do
+  echo "@ begin $client, $contestant, $(cut -d' ' -f1 /proc/uptime) s"
+  # shellcheck disable=SC2086
+  contestant "$mib" "$other" "$files" $arguments <&-
+done <"$dir/plan"
+for i in "$work"/default.*; do echo "@ default,${i##*/default.},$(cat "$i")"; done
+rmdir "$mnt"
+rm -rf "$work"
+exit $failed
