@@ -77,14 +77,18 @@ done_testing ()
 # server_start NAME ARGUMENT...: nbdkit in the foreground as our child, on $TEST_DIR/NAME.sock.
 # Its log is NAME.log, its address $uri. Two events can come through the FIFO that it takes for
 # its pidfile: its process id once it is ready, or its end.
+# With server_port set it listens on this port of 127.0.0.1 in place of the socket.
 declare -A server_pid server_job
+server_port=
 server_start ()
 {
-  local name=$1 line=
+  local name=$1 line='' listen
   shift
+  listen=(-U "$TEST_DIR/$name.sock")
+  [ -z "$server_port" ] || listen=(-i 127.0.0.1 -p "$server_port")
   rm -f "$name.fifo" "$name.sock"
   mkfifo "$name.fifo"
-  { "$NBDKIT" -f -U "$TEST_DIR/$name.sock" -P "$TEST_DIR/$name.fifo" "$@" >"$name.log" 2>&1 </dev/null
+  { "$NBDKIT" -f "${listen[@]}" -P "$TEST_DIR/$name.fifo" "$@" >"$name.log" 2>&1 </dev/null
     rc=$?
     # Nobody may read any more: opened both ways, this does not wait.
     echo "ended $rc" 1<>"$name.fifo"

@@ -1,0 +1,93 @@
+#!/bin/sh
+# The guest's part of test-kernel.sh. On the kernel's command line: job=, port=, connections=.
+#   plain     a new file system: write, fsync, unmount, e2fsck, mount again, compare
+#   reset     the first time: write, fsync, go on writing, reset; the second time as `compare'
+#   cut       write, fsync, say so, go on writing until somebody pulls the plug
+#   compare   mount what is there, compare with what `reset' and `cut' had fsynced, e2fsck
+set -u
+for word in $(cat /proc/cmdline); do
+  case $word in job=* | port=* | connections=*) eval "$word";; esac
+done
+: "${job:?}" "${port:?}" "${connections:?}"
+ifconfig eth0 10.0.2.15 up
+
+# Data that can be told without having been kept: file N consists of numbers of its own.
+big () { seq $(($1 * 1000000)) $(($1 * 1000000 + 150000)); }
+small () { seq $(($1 * 1000)) $(($1 * 1000 + $1)); }
+files=6 names=120
+
+write ()
+{
+  n=1
+  while [ $n -le $files ]; do big $n | dd of=/mnt/big$n bs=64k conv=fsync 2>/dev/null || return 1; n=$((n + 1)); done
+  mkdir /mnt/small
+  n=1
+  while [ $n -le $names ]; do small $n >/mnt/small/$n || return 1; n=$((n + 1)); done
+  # All of them, and the directory.
+  sync
+}
+
+compare ()
+{
+  n=1
+  while [ $n -le $files ]; do big $n | cmp - /mnt/big$n || return 1; n=$((n + 1)); done
+  n=1
+  while [ $n -le $names ]; do small $n | cmp - /mnt/small/$n || return 1; n=$((n + 1)); done
+}
+
+# For ever, in the background: new names, data, and removal of them, nothing of it flushed on demand.
+go_on ()
+{
+  while :; do
+    mkdir /mnt/more
+    for n in 11 12 13 14; do big $n >/mnt/more/$n; done
+    rm -rf /mnt/more
+  done &
+}
+
+checked () { umount /mnt && e2fsck -f -n /dev/nbd0; }
+
+has_ext4 ()
+{
+  [ "$(dd if=/dev/nbd0 bs=2 skip=540 count=1 2>/dev/null | od -An -tx1 | tr -d ' ')" = 53ef ]
+}
+
+try () { echo "@ $*"; "$@" || { echo "@ failed: $*"; exit 1; }; }
+
+try nbd-client 10.0.2.2 "$port" /dev/nbd0 -connections "$connections"
+# A reset is done once: the second start finds a file system.
+[ "$job" != reset ] || ! has_ext4 || job=compare
+if [ "$job" != compare ]; then
+  try mkfs.ext4 -q -b 4096 /dev/nbd0
+  try mount /dev/nbd0 /mnt
+  try write
+fi
+case $job in
+  plain)
+    try checked
+    echo 3 >/proc/sys/vm/drop_caches
+    try mount /dev/nbd0 /mnt
+    try compare
+    try checked
+    ;;
+  reset)
+    go_on
+    sleep 1
+    echo b >/proc/sysrq-trigger
+    sleep 30
+    ;;
+  cut)
+    go_on
+    sleep 1
+    echo "
+@ synced"
+    wait
+    ;;
+  compare)
+    try mount /dev/nbd0 /mnt
+    dmesg | grep EXT4-fs
+    try compare
+    try checked
+    ;;
+esac
+try nbd-client -d /dev/nbd0

@@ -1,0 +1,86 @@
+# Linux's own NBD client and ext4 in a guest, asyncpool here: what has been fsynced is there after an
+# unmount, after a reset of the guest, and after a loss of guest and server at once.
+. "$TESTS_DIR/functions.sh"
+. "$TESTS_DIR/../benchmarks/guest/guest.sh"
+guest_require || skip_all "$guest_missing"
+
+boot_seconds=60
+guest_image image "nbd virtio_net virtio_pci" "$TESTS_DIR/guest-kernel.sh" \
+  "$(PATH=$PATH:/usr/sbin:/sbin type -P nbd-client)" \
+  "$(PATH=$PATH:/usr/sbin:/sbin type -P mkfs.ext4)" "$(PATH=$PATH:/usr/sbin:/sbin type -P e2fsck)" \
+  "$(type -P timeout)" || skip_all "no image for the guest"
+guest_accel
+echo "# guest: $(basename "$(guest_kernel)"), QEMU ${guest_accel[*]}"
+kernel_arguments=$guest_append
+
+# tcp_server NAME ARGUMENT...: on a port that nobody has; the guest sees it at 10.0.2.2.
+tcp_server ()
+{
+  local try
+  for try in 1 2 3 4 5; do
+    server_port=$((20000 + RANDOM % 12000))
+    ! server_start "$@" || return 0
+    echo "# port $server_port, try $try"
+  done
+  return 1
+}
+
+# boot PHASE [CONNECTIONS [OPTION...]]: the guest with that part of its job, see guest-kernel.sh.
+boot ()
+{
+  local phase=$1 connections=${2:-1} rc=0
+  shift; [ $# = 0 ] || shift
+  guest_append="$kernel_arguments job=$phase port=$server_port connections=$connections"
+  guest_boot $boot_seconds image "$phase.log" -m 384 -nic user,model=virtio-net-pci "$@" || rc=$?
+  tr -d '\r' <"$phase.log" | tail -n 60
+  return $rc
+}
+
+said () { grep -aq "$1" "$2"; }
+
+# In the guest: write, fsync, unmount, e2fsck, mount again, compare.
+for connections in 1 4; do
+  check "asyncpool on delaymem starts" tcp_server "plain$connections" --filter="$FILTER" "$DELAYMEM" \
+    size=192M delay=10ms asyncpool-stats="stats$connections"
+  check "ext4 over $connections connections: write, fsync, unmount, e2fsck, compare" boot plain $connections
+  check "the server ends well" server_stop "plain$connections"
+  # Otherwise this has not tested what it is for.
+  check "writes were held behind" grep -E '^write-behind: [1-9]' "stats$connections"
+done
+
+# The guest is reset while it writes; the server and its memory live on. QEMU does not end.
+check "asyncpool on delaymem starts" tcp_server reset --filter="$FILTER" "$DELAYMEM" \
+  size=192M delay=10ms
+check "a reset guest finds what it had fsynced" boot reset 1 -action reboot=reset
+check "the journal was replayed" said 'EXT4-fs (nbd0): recovery complete' reset.log
+check "the server ends well" server_stop reset
+
+# Guest and server are killed at once: only what the plugin had is left.
+disk_server ()
+{
+  tcp_server "$1" --filter="$FILTER" --filter=delay file disk wdelay=20ms
+}
+cut ()
+{
+  local n=0 qemu
+  guest_append="$kernel_arguments job=cut port=$server_port connections=1"
+  guest_boot $boot_seconds image cut.log -m 384 -nic user,model=virtio-net-pci -pidfile qemu.pid &
+  until said '^@ synced' cut.log 2>/dev/null; do
+    n=$((n + 1))
+    [ $n -lt $((boot_seconds * 10)) ] && kill -0 $! || { cat cut.log; return 1; }
+    sleep 0.1
+  done
+  read -r qemu <qemu.pid
+  kill -KILL "${server_pid[disk1]}" "$qemu"
+  wait $! "${server_job[disk1]}"
+  ! said '^@ status' cut.log
+}
+truncate -s 192M disk
+check "asyncpool on a file starts" disk_server disk1
+check "guest and server are killed after an fsync, in the middle of writes" cut
+check "the server starts again" disk_server disk2
+check "what had been fsynced is on the disk" boot compare
+check "the journal was replayed" said 'EXT4-fs (nbd0): recovery complete' compare.log
+check "the server ends well" server_stop disk2
+check "e2fsck of the file" env PATH="$PATH:/usr/sbin:/sbin" e2fsck -f -n disk
+done_testing
