@@ -5,6 +5,7 @@
 #   make demo         one table in under a minute: what asyncpool does for a 64 ms device
 #   make check        all tests; check-asan, check-tsan, check-valgrind: the same under a tool
 #   make bench        the whole benchmark, benchmarks/README says what it writes
+#   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
 #   make install      into nbdkit's own directories; DESTDIR is respected, and prefix where given
 #
 # A variant (plain, asan, tsan) is built in build/VARIANT; the plain one is linked to the top.
@@ -103,6 +104,8 @@ demo: all
 	benchmarks/run demo
 bench: all
 	benchmarks/run all
+bench-kernel: all
+	benchmarks/run kernel
 
 # Manuals.
 POD_RELEASE = --release=nbdkit-async --center="nbdkit-async"
@@ -140,10 +143,12 @@ install: all
 	sed $(ASYNC_PC) plugin/nbdkit-async.pc.in >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
 
 DEPS_DEB := gcc g++ make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
-  python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time
+  python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
+  qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash
 DEPS_RPM := gcc gcc-c++ make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
   python3-libnbd fio fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
-  perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan time
+  perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan time \
+  qemu-system-x86-core busybox nbd cpio kmod xz dash
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 deps:
 	@if command -v apt-get >/dev/null; then \
@@ -152,9 +157,10 @@ deps:
 	    apt-get install -q -y --no-install-recommends $(DEPS_DEB); \
 	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y $(DEPS_RPM); \
 	else echo "make deps knows apt-get and dnf; install by hand: $(DEPS_DEB)"; exit 1; fi
+	benchmarks/guest/fetch
 
 clean:
 	rm -rf build $(TOP)
 
-.PHONY: all tests-build check check-asan check-tsan check-valgrind demo bench install deps clean
+.PHONY: all tests-build check check-asan check-tsan check-valgrind demo bench bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
