@@ -5,7 +5,8 @@
 #   cut       write, fsync, say so, go on writing until somebody pulls the plug
 #   compare   mount what is there, compare with what `reset' and `cut' had fsynced, e2fsck
 set -u
-for word in $(cat /proc/cmdline); do
+read -r words </proc/cmdline
+for word in $words; do
   case $word in job=* | port=* | connections=*) eval "$word";; esac
 done
 : "${job:?}" "${port:?}" "${connections:?}"

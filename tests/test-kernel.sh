@@ -67,7 +67,7 @@ cut ()
   guest_boot $boot_seconds image cut.log -m 384 -nic user,model=virtio-net-pci -pidfile qemu.pid &
   until said '^@ synced' cut.log 2>/dev/null; do
     n=$((n + 1))
-    [ $n -lt $((boot_seconds * 10)) ] && kill -0 $! || { cat cut.log; return 1; }
+    if [ $n -ge $((boot_seconds * 10)) ] || ! kill -0 $!; then cat cut.log; return 1; fi
     sleep 0.1
   done
   read -r qemu <qemu.pid

@@ -1,7 +1,7 @@
 # A Linux guest for tests and benchmarks that need a kernel of their own: Debian's kernel package,
 # unpacked beside the build and never installed, an initramfs made of this machine's programs, and
 # QEMU without a disk, bounded in time.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034  # the caller reads $guest_missing
 #
 #   guest_fetch                          download and unpack the kernel; may need the network
 #   guest_require                        is all there? else the reason is in $guest_missing
@@ -9,7 +9,7 @@
 #   guest_accel                          probe: QEMU's options for the accelerator in $guest_accel
 #   guest_boot SECONDS IMAGE LOG OPTION..  boot, run the job, power off; 0 if the job succeeded
 #
-# The job prints what it found as lines that begin with `@ ', as the console carries other text, too.
+# The job prints what it found as lines that begin with `@ ', as the console carries other text.
 # Where FILE is PATH=NAME it becomes NAME in the guest. The files' shared libraries come along.
 
 guest_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/build/guest
