@@ -65,7 +65,7 @@ kernel_guest () { # DIRECTORY
   # shellcheck source=guest/guest.sh
   . benchmarks/guest/guest.sh
   mkdir -p "$guest_dir"
-  guest_fetch && guest_require || die "no guest: $guest_missing"
+  { guest_fetch && guest_require; } || die "no guest: $guest_missing"
   for program in nbd-client mkfs.ext4 e2fsck nbdkit dd cat cmp tar timeout md5sum sync stat split; do
     files+=("$(PATH=$PATH:/usr/sbin:/sbin type -P $program)") ||
       die "$program is missing: make deps"

@@ -85,7 +85,7 @@ write_file () { # NAME MIB: for `zeros' with its time
 }
 
 read_files () { # WORKLOAD NAME...
-  local workload=$1 from to start pids="" pid file
+  local workload="$1" from to start pids="" pid file
   shift
   drop_caches 1
   start=$(sectors_read)
@@ -134,7 +134,7 @@ tree () { # FILES
 }
 
 contestant () { # MIB OTHER FILES ARGUMENTS
-  local mib=$1 other=$2 files=$3 i from
+  local mib="$1" other="$2" files="$3" i from
   shift 3
   start "$@" || { fail "no device"; return; }
   tune
