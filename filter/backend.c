@@ -116,9 +116,12 @@ backend_is_hopeless (struct backend *b)
   return stats_now_ns () >= (gone > alive ? gone : alive) + b->hooks->grace_ns;
 }
 
-void
+bool
 backend_io_give_up (struct backend_io *io)
 {
-  if (io->backend->hooks->give_up (&io->hook))
+  bool given_up = io->backend->hooks->give_up (&io->hook);
+
+  if (given_up)
     ended (io, ESHUTDOWN);
+  return given_up;
 }

@@ -81,7 +81,7 @@ extern bool backend_is_replying (void);
 #define BACKEND_POLL_NS UINT64_C (250000000)
 extern void backend_set_gone (struct backend *);
 extern bool backend_is_hopeless (struct backend *);
-/* Then this ends what was started: calls done (io, ESHUTDOWN), unless the plugin replies just now. */
-extern void backend_io_give_up (struct backend_io *);
+/* Then this ends what was started: calls done (io, ESHUTDOWN); false: the plugin replies just now. */
+extern bool backend_io_give_up (struct backend_io *);
 
 #endif

@@ -479,13 +479,6 @@ can_retry (struct conn *c, struct buf *b)
   return b->conn != NULL;
 }
 
-/* For want of a reply, and the client has gone: to try again would be to wait as long again. */
-static bool
-was_given_up (struct conn *c, const struct buf *b)
-{
-  return b->err == ESHUTDOWN && atomic_load (&c->backend.gone_ns) != 0;
-}
-
 /* Everything of the export that failed is tried again. */
 static void
 retry_failed (struct conn *c)
@@ -540,6 +533,7 @@ write_myself (struct conn *c, struct buf *b)
   if (!b->claimed || b->seq != seq)
     return 0;
   b->claimed = false;
+  b->given_up = false;
   buffers_set_state (b, BUF_WRITING);
   engine_unlock (e);
   err = backend_pwrite (&b->conn->backend, b->data + b->lo, b->hi - b->lo, buf_start (b), 0);

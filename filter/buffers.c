@@ -289,6 +289,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t bas
   b->seq = ++e->seq;
   b->used = 0;
   b->err = 0;
+  b->given_up = false;
   buffers_set_state (b, state);
   if (state == BUF_READING)
     c->n_reading++;

@@ -456,16 +456,17 @@ read_pins (struct read *r, bool *waited)
 
   for (unsigned i = 0; i < r->n && err == 0; i++) {
     struct pin *p = &r->pins[i];
-    bool good = true;
+    bool good = true, given_up = false;
 
     if (p->reading) {
       ENGINE_LOCK_IN_SCOPE (e);
       *waited |= p->b->state == BUF_READING;
       good = ahead_wait (r->c, p->b);
+      given_up = was_given_up (r->c, p->b);
     }
     if (good)
       memcpy (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
-    else if (p->b->err == ESHUTDOWN && atomic_load (&r->c->backend.gone_ns) != 0)
+    else if (given_up)
       err = ESHUTDOWN;
     else
       err = read_part (r, p->from, p->to);

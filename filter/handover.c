@@ -29,6 +29,7 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
   b->io.hook.count = b->hi - b->lo;
   b->io.hook.offset = buf_start (b);
   b->hooked = backend_has_hook (b->io.backend, is_write);
+  b->given_up = false;
   b->job.run = do_job;
   if (b->hooked) {
     b->job.link.data = b;
@@ -93,14 +94,18 @@ give_up_all (struct conn *c)
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     struct buf *b = &e->bufs[i];
+    bool given_up;
 
-    if (!b->hooked || b->conn != c)
+    if (!b->hooked || b->given_up || b->conn != c)
       continue;
     /* So that it is not reused.  It may be a retry of the same write by now: given up all the same. */
     buffers_pin (b);
+    b->given_up = true;         /* before anyone sees that it has ended */
     engine_unlock (e);
-    backend_io_give_up (&b->io);
+    given_up = backend_io_give_up (&b->io);
     engine_lock (e);
+    if (!given_up)
+      b->given_up = false;
     buffers_unpin (b);
   }
 }

@@ -41,6 +41,13 @@ extern void engine_wait_until (struct engine *, pthread_cond_t *, uint64_t until
  */
 extern void engine_wait_plugin (struct conn *, pthread_cond_t *);
 
+/* What became of that: to try again for the same connection would be to wait as long again. */
+static inline bool
+was_given_up (const struct conn *c, const struct buf *b)
+{
+  return b->given_up && b->conn == c;
+}
+
 /* Has bytes [lo, hi) of the buffer read or written, for its connection; then calls DONE, without the
  * lock, on some other thread.  Wants the lock.  DONE clears buf.hooked under the lock.
  */

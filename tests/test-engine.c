@@ -1972,6 +1972,20 @@ test_close_drains (void)
   world_end_clean (&w);
 }
 
+/* The end of a connection is one more try, whatever the error was. */
+static void
+test_close_retries (gconstpointer data)
+{
+  int err = GPOINTER_TO_INT (data);
+  struct world w;
+
+  world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, U, U, 1, err);
+  world_close (&w, 0);
+  assert_device (w.f, U, U, 1);
+  world_end_clean (&w);
+}
+
 /* Sizes. */
 
 static void
@@ -2322,6 +2336,57 @@ test_hooks_lost_write (void)
   g_assert_cmpuint (reports->len, ==, 1);
 }
 
+/* What was not replied to in time is not waited for twice: neither the flush nor the end tries again.
+ * Not so what the plugin itself has refused with that very code, see test_close_retries.
+ */
+static void
+test_hooks_lost_once (void)
+{
+  struct world w;
+  int hold;
+
+  world_init_hasty (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_WRITE, U, U);
+  do_request (&w, 0, WRITE, U, U, 1);
+  fake_wait_held (w.f, hold, 1);
+  fake_set_gone (w.f, true);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, ESHUTDOWN);
+  world_close (&w, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, U, U), ==, 1);
+  g_assert_cmpuint (reports->len, ==, 1);
+  fake_set_gone (w.f, false);
+  fake_release (w.f, hold);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_device (w.f, U, U, 1);
+  world_end (&w);
+  g_assert_cmpuint (reports->len, ==, 1);
+}
+
+/* The grace time is each operation's own: what failed and is tried once more at the end has all of it,
+ * however long ago the client has gone.
+ */
+static void
+test_hooks_grace (void)
+{
+  struct world w;
+  struct task *close;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, U, U, 1, EIO);
+  atomic_store (&w.c[0]->backend.gone_ns, 1);
+  atomic_store (&w.c[0]->backend.alive_ns, 1);
+  fake_hook (&w.c[0]->backend, stats_now_ns () / 2);
+  hold = fake_hold (w.f, FAKE_WRITE, U, U);
+  close = task_start (&w, 0, CLOSE, 0, 0, 0);
+  fake_wait_held (w.f, hold, 1);
+  task_wait_blocked (close);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (close), ==, 0);
+  assert_device (w.f, U, U, 1);
+  world_end_clean (&w);
+}
+
 /* A piece of a request that waits. */
 static void
 test_hooks_lost_piece (void)
@@ -2366,6 +2431,8 @@ add_hooks (void)
   g_test_add_func ("/engine/hooks/patient", test_hooks_patient);
   g_test_add_func ("/engine/hooks/lost-read", test_hooks_lost_read);
   g_test_add_func ("/engine/hooks/lost-write", test_hooks_lost_write);
+  g_test_add_func ("/engine/hooks/lost-once", test_hooks_lost_once);
+  g_test_add_func ("/engine/hooks/grace", test_hooks_grace);
   g_test_add_func ("/engine/hooks/lost-piece", test_hooks_lost_piece);
   g_test_add_func ("/engine/hooks/stop", test_hooks_stop);
 }
@@ -2811,7 +2878,10 @@ main (int argc, char *argv[])
     g_test_add_func ("/engine/slab/evict-reading", test_evict_reading);
   g_test_add_func ("/engine/slab/writer-first", test_writer_first);
   g_test_add_func ("/engine/slab/too-large", test_too_large);
-  g_test_add_func ("/engine/close", test_close_drains);
+  g_test_add_func ("/engine/close/drains", test_close_drains);
+  g_test_add_data_func ("/engine/close/retries/EIO", GINT_TO_POINTER (EIO), test_close_retries);
+  g_test_add_data_func ("/engine/close/retries/ESHUTDOWN", GINT_TO_POINTER (ESHUTDOWN),
+                        test_close_retries);
   g_test_add_func ("/engine/size/max-block", test_max_block);
   g_test_add_func ("/engine/size/min-block", test_min_block);
   g_test_add_func ("/engine/size/odd", test_odd_size);
