@@ -2376,6 +2376,7 @@ test_hooks_grace (void)
   make_failed (&w, 0, U, U, 1, EIO);
   atomic_store (&w.c[0]->backend.gone_ns, 1);
   atomic_store (&w.c[0]->backend.alive_ns, 1);
+  w.c[0]->look_ns = 0;          /* so that it looks before it waits */
   fake_hook (&w.c[0]->backend, stats_now_ns () / 2);
   hold = fake_hold (w.f, FAKE_WRITE, U, U);
   close = task_start (&w, 0, CLOSE, 0, 0, 0);
