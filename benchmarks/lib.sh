@@ -35,7 +35,8 @@ PLAN=()
 
 # plan CLIENT CONTESTANT WORKLOAD LIMIT SERVER COMMAND
 # LIMIT in MB/s, empty where there is none. SERVER: what follows `nbdkit'. COMMAND: the client,
-# fio's options without engine, address and output, or `nbdcopy MIB write|read'.
+# fio's options without engine, address and output, `nbdcopy MIB write|read', or `qemu COUNT KIB
+# COMMAND', see client_qemu.
 plan () {
   local IFS='|'
   [ $# = 6 ] || die "plan: $# arguments: $*"
@@ -221,22 +222,41 @@ client_beside () { # OPTIONS
   [ $rc = 0 ] || die "the writer's exit status $rc: $(cat "$tmp/writer.log")"
 }
 
-# A copy as a whole: its operations are counted from its size, its latencies are not known.
+# A command as a whole, from start to exit. Its latencies are not known.
+client_timed () { # BYTES OPERATIONS COMMAND...
+  local bytes=$1 operations=$2
+  shift 2
+  {
+    from=${EPOCHREALTIME/[.,]/}
+    timeout $((seconds * 2 + 180)) "$@"
+    echo $((${EPOCHREALTIME/[.,]/} - from)) >"$tmp/us"
+  } >"$tmp/client.log" 2>&1 &
+  client_pid=$!
+  client_wait
+  result=$(awk -v b="$bytes" -v n="$operations" -v us="$(cat "$tmp/us")" \
+    'BEGIN { print b / us, "-", "-", n, b, us / 1e6 }')
+}
+
 client_nbdcopy () { # MIB write|read
   local mib=$1 uri="nbd+unix:///?socket=$tmp/socket"
   case $2 in
     write) head -c "${mib}M" /dev/urandom >"$tmp/data"; set -- --flush "$tmp/data" "$uri";;
     read) set -- --no-extents "$uri" null:;;
   esac
-  {
-    from=${EPOCHREALTIME/[.,]/}
-    timeout $((seconds * 2 + 180)) nbdcopy --synchronous "$@"
-    echo $((${EPOCHREALTIME/[.,]/} - from)) >"$tmp/us"
-  } >"$tmp/client.log" 2>&1 &
-  client_pid=$!
-  client_wait
-  result=$(awk -v mib="$mib" -v us="$(cat "$tmp/us")" 'BEGIN { b = mib * 1048576
-    print b / us, "-", "-", b / 262144, b, us / 1e6 }')
+  client_timed $((mib << 20)) $((mib * 4)) nbdcopy --synchronous "$@"
+}
+
+# qemu-img, COUNT requests of KIB each. URI, IMAGE (that much data) and COPY are put in.
+client_qemu () { # COUNT KIB COMMAND...
+  local count=$1 kib=$2 image
+  shift 2
+  image=$tmp/image.$((count * kib))
+  if [[ " $* " = *" IMAGE "* ]] && [ ! -e "$image" ]; then
+    head -c "$((count * kib))K" /dev/urandom >"$image"
+  fi
+  set -- "${@/#URI/nbd+unix:///?socket=$tmp/socket}"
+  set -- "${@/#IMAGE/$image}"
+  client_timed $((count * kib * 1024)) "$count" qemu-img "${@/#COPY/$tmp/copy}"
 }
 
 # One run.
