@@ -36,14 +36,21 @@ compare ()
   while [ $n -le $names ]; do small $n | cmp - /mnt/small/$n || return 1; n=$((n + 1)); done
 }
 
+writes () { read -r _ _ _ _ count _ </sys/block/nbd0/stat; echo "$count"; }
+
 # For ever, in the background: new names, data, and removal of them, nothing of it flushed on demand.
+# Returns when the device has got some of it; the kernel's default is to wait for seconds with that.
 go_on ()
 {
+  echo 10 >/proc/sys/vm/dirty_writeback_centisecs
+  echo 10 >/proc/sys/vm/dirty_expire_centisecs
+  before=$(writes)
   while :; do
     mkdir /mnt/more
     for n in 11 12 13 14; do big $n >/mnt/more/$n; done
     rm -rf /mnt/more
   done &
+  until [ "$(writes)" -ge $((before + 20)) ]; do sleep 0.1; done
 }
 
 checked () { umount /mnt && e2fsck -f -n /dev/nbd0; }
@@ -73,13 +80,12 @@ case $job in
     ;;
   reset)
     go_on
-    sleep 1
+    # This does not return.
     echo b >/proc/sysrq-trigger
-    sleep 30
+    try false
     ;;
   cut)
     go_on
-    sleep 1
     echo "
 @ synced"
     wait
