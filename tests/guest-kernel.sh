@@ -1,9 +1,10 @@
 #!/bin/sh
 # The guest's part of test-kernel.sh. On the kernel's command line: job=, port=, connections=.
-#   plain     a new file system: write, fsync, unmount, e2fsck, mount again, compare
+#   plain     write, fsync, unmount, e2fsck, mount again, compare
 #   reset     the first time: write, fsync, go on writing, reset; the second time as `compare'
 #   cut       write, fsync, say so, go on writing until somebody pulls the plug
 #   compare   mount what is there, compare with what `reset' and `cut' had fsynced, e2fsck
+# All but `compare' make a file system where there is none.
 set -u
 read -r words </proc/cmdline
 for word in $words; do
@@ -66,7 +67,7 @@ try nbd-client 10.0.2.2 "$port" /dev/nbd0 -connections "$connections"
 # A reset is done once: the second start finds a file system.
 [ "$job" != reset ] || ! has_ext4 || job=compare
 if [ "$job" != compare ]; then
-  try mkfs.ext4 -q -b 4096 /dev/nbd0
+  has_ext4 || try mkfs.ext4 -q -b 4096 /dev/nbd0
   try mount /dev/nbd0 /mnt
   try write
 fi

@@ -36,6 +36,7 @@ boot ()
   return $rc
 }
 
+not () { ! "$@"; }
 said () { grep -aq "$1" "$2"; }
 
 # In the guest: write, fsync, unmount, e2fsck, mount again, compare.
@@ -60,10 +61,11 @@ disk_server ()
 {
   tcp_server "$1" --filter="$FILTER" --filter=delay file disk wdelay=20ms
 }
-cut ()
+cut () # SERVER
 {
   local n=0 qemu
   guest_append="$kernel_arguments job=cut port=$server_port connections=1"
+  rm -f cut.log
   guest_boot $boot_seconds image cut.log -m 384 -nic user,model=virtio-net-pci -pidfile qemu.pid &
   until said '^@ synced' cut.log 2>/dev/null; do
     n=$((n + 1))
@@ -71,16 +73,28 @@ cut ()
     sleep 0.1
   done
   read -r qemu <qemu.pid
-  kill -KILL "${server_pid[disk1]}" "$qemu"
-  wait $! "${server_job[disk1]}"
+  kill -KILL "${server_pid[$1]}" "$qemu"
+  wait $! "${server_job[$1]}"
   ! said '^@ status' cut.log
 }
 truncate -s 192M disk
 check "asyncpool on a file starts" disk_server disk1
-check "guest and server are killed after an fsync, in the middle of writes" cut
+check "guest and server are killed after an fsync, in the middle of writes" cut disk1
 check "the server starts again" disk_server disk2
 check "what had been fsynced is on the disk" boot compare
 check "the journal was replayed" said 'EXT4-fs (nbd0): recovery complete' compare.log
 check "the server ends well" server_stop disk2
 check "e2fsck of the file" env PATH="$PATH:/usr/sbin:/sbin" e2fsck -f -n disk
+
+# The same with a server that answers flushes and does nothing must fail, or the above shows nothing.
+# It gets an empty file system that the guest uses, so that it is the comparison that fails, not the
+# mount.
+truncate -s 192M lie
+check "an empty file system" env PATH="$PATH:/usr/sbin:/sbin" mke2fs -q -t ext4 -b 4096 lie
+check "a server that lies starts" tcp_server lie1 --filter="$FILTER" --filter=cache file lie cache=unsafe
+check "guest and server are killed after an fsync that was a lie" cut lie1
+check "the server starts again" tcp_server lie2 file lie
+check "what had been fsynced is missed" not boot compare
+check "by the comparison" said '^@ failed: compare' compare.log
+check "the server ends well" server_stop lie2
 done_testing
