@@ -43,22 +43,31 @@ rows_kernel () {
   for ((round = 1; round <= rounds; round++)); do
     echo "kernel: round $round/$rounds, in $([ $where = here ] && echo "this machine's kernel" ||
       echo "a guest, ${guest_accel[*]}"); minutes" >&2
+    : >"$tmp/console"
     "kernel_run_$where" "$dir" || rc=$?
     cp "$tmp/console" "$out/kernel.console"
-    [ $rc = 0 ] || die "kernel: $(grep -a '^@ fail' "$tmp/console" || tail -n 30 "$tmp/console")"
+    [ $rc = 0 ] || die "kernel, status $rc: $(grep -a '^@ fail' "$tmp/console" || tail -n 30 "$tmp/console")"
     kernel_rows "$round" <"$tmp/console"
   done
   kernel_describe $where >>"$out/kernel.machine"
 }
 
-# Only where nobody uses the device.
+# Only where nobody uses the device, and where it can be used: a container may see it in /sys, and no
+# more than that.
 kernel_is_ours () {
-  [ "$(id -u)" = 0 ] && [ -z "${KERNEL_GUEST:-}" ] && type -P nbd-client >/dev/null &&
+  [ "$(id -u)" = 0 ] && [ -z "${KERNEL_GUEST:-}" ] || return 1
+  PATH=$PATH:/usr/sbin:/sbin
+  type -P nbd-client >/dev/null && type -P mkfs.ext4 >/dev/null && type -P e2fsck >/dev/null &&
     { [ -e /sys/block/nbd0 ] || modprobe nbd 2>/dev/null; } &&
-    [ -e /sys/block/nbd0 ] && [ ! -e /sys/block/nbd0/pid ]
+    [ -w /sys/block/nbd0/queue/read_ahead_kb ] && [ -b /dev/nbd0 ] &&
+    [ -w /proc/sys/vm/drop_caches ] && [ ! -e /sys/block/nbd0/pid ]
 }
 
-kernel_run_here () { JOB_DIR=$1 sh benchmarks/guest/kernel-job.sh >"$tmp/console" 2>&1; }
+# In the foreground: what is typed to end the benchmark ends the job, too, and it cleans up.
+kernel_run_here () {
+  JOB_DIR=$1 timeout --foreground -k 60 $kernel_guest_seconds sh benchmarks/guest/kernel-job.sh \
+    >"$tmp/console" 2>&1 </dev/null
+}
 
 kernel_guest () { # DIRECTORY
   local program files=()

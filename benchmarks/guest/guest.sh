@@ -120,8 +120,9 @@ guest_image () { # IMAGE MODULES JOB FILE...
 guest_qemu () { # SECONDS IMAGE LOG OPTION...
   local seconds=$1 image=$2 log=$3
   shift 3
-  # panic=-1 and -no-reboot: a kernel that panics ends QEMU at once.
-  timeout -k 5 "$seconds" qemu-system-x86_64 -display none -monitor none -serial "file:$log" \
+  # panic=-1 and -no-reboot: a kernel that panics ends QEMU at once. In the foreground: who ends our
+  # process group ends QEMU.
+  timeout --foreground -k 5 "$seconds" qemu-system-x86_64 -display none -monitor none -serial "file:$log" \
     -nodefaults -no-user-config -no-reboot -kernel "$(guest_kernel)" -initrd "$image" \
     "$@" </dev/null
 }

@@ -49,8 +49,22 @@ tune () {
 }
 untune () {
   [ "$client" = tuned ] || return 0
-  for i in read_ahead_kb wbt_lat_usec nr_requests; do cat "$work/default.$i" >$queue/$i; done
+  for i in "$work"/default.*; do [ ! -e "$i" ] || cat "$i" >"$queue/${i##*/default.}"; done
 }
+
+# Also where it is interrupted, or a contestant fails: this may be somebody's machine.
+server=
+clean () {
+  ! grep -q " $mnt " /proc/mounts || umount "$mnt" || umount -l "$mnt"
+  [ -n "$server" ] || return 0
+  untune
+  nbd-client -d $device >/dev/null 2>&1
+  kill "$server" 2>/dev/null && wait "$server"
+  server=
+  rm -f "$work/sock"
+}
+trap 'clean; rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
 
 start () { # NBDKIT ARGUMENTS
   rm -f "$work/pid"
@@ -58,7 +72,7 @@ start () { # NBDKIT ARGUMENTS
   (cd "$dir/" && exec nbdkit -f -U "$work/sock" -P "$work/pid" "$@") >"$work/log" 2>&1 &
   server=$!
   while [ ! -s "$work/pid" ]; do
-    kill -0 $server 2>/dev/null || { cat "$work/log"; return 1; }
+    kill -0 "$server" 2>/dev/null || { cat "$work/log"; return 1; }
     sleep 0.1
   done
   nbd-client -unix "$work/sock" $device >"$work/client.log" 2>&1 ||
@@ -70,8 +84,9 @@ stop () {
   e2fsck -f -n $device >"$work/fsck" 2>&1 || { fail "e2fsck"; cat "$work/fsck"; }
   untune
   nbd-client -d $device >/dev/null 2>&1
-  kill $server
-  wait $server || { fail "nbdkit's status $?"; cat "$work/log"; }
+  kill "$server"
+  wait "$server" || { fail "nbdkit's status $?"; cat "$work/log"; }
+  server=
   rm -f "$work/sock"
 }
 
@@ -136,11 +151,11 @@ tree () { # FILES
 contestant () { # MIB OTHER FILES ARGUMENTS
   local mib="$1" other="$2" files="$3" i from
   shift 3
-  start "$@" || { fail "no device"; return; }
+  start "$@" || { fail "no device"; clean; return; }
   tune
   mark
   mkfs.ext4 -q -b 4096 $device >"$work/mkfs" 2>&1 || { fail mkfs; cat "$work/mkfs"; }
-  mount $device "$mnt" || { fail mount; return; }
+  mount $device "$mnt" || { fail mount; clean; return; }
   row mkfs+mount 0 $(($(now_ms) - from)) 1
   write_file zeros "$mib"
   for i in 1 2 3; do write_file zeros$i "$other"; done
@@ -165,6 +180,4 @@ while IFS='|' read -r client contestant mib other files arguments; do
   contestant "$mib" "$other" "$files" $arguments <&-
 done <"$dir/plan"
 for i in "$work"/default.*; do echo "@ default,${i##*/default.},$(cat "$i")"; done
-rmdir "$mnt"
-rm -rf "$work"
 exit $failed
