@@ -38,6 +38,47 @@ static unsigned n_replied;
 static bool is_down;
 static unsigned n_asked;
 
+/* Threads that sleep until they are called, and until a moment: in place of the C library's, as nothing
+ * else tells which of them a service does.
+ */
+static unsigned n_asleep, n_napping;    /* under the lock */
+
+static void
+count (unsigned *counter, int n)
+{
+  pthread_mutex_lock (&lock);
+  *counter += n;
+  pthread_cond_broadcast (&changed);
+  pthread_mutex_unlock (&lock);
+}
+
+int
+pthread_cond_wait (pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+  struct timespec never;
+  int r;
+
+  clock_gettime (CLOCK_MONOTONIC, &never);
+  never.tv_sec += 24 * 3600;
+  if (cond != &changed)
+    count (&n_asleep, 1);
+  r = pthread_cond_clockwait (cond, mutex, CLOCK_MONOTONIC, &never);
+  if (cond != &changed)
+    count (&n_asleep, -1);
+  return r;
+}
+
+int
+pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until)
+{
+  int r;
+
+  count (&n_napping, 1);
+  r = pthread_cond_clockwait (cond, mutex, CLOCK_MONOTONIC, until);
+  count (&n_napping, -1);
+  return r;
+}
+
 static void
 set (bool *flag, bool value)
 {
@@ -407,7 +448,7 @@ test_shutdown (void)
 {
   struct service *sv = start_with (&asking_calls, 3);
   struct job jobs[50] = { 0 }, later = { 0 };
-  unsigned asked;
+  unsigned asked, napping;
 
   for (unsigned i = 0; i < 50; i++)
     submit_long (sv, &jobs[i], i, HOUR_NS + i);
@@ -419,7 +460,13 @@ test_shutdown (void)
   asked = get (&n_asked);
   submit_long (sv, &later, 50, HOUR_NS);
   wait_for (&later.replied, 1);
-  g_usleep (600000);
+  /* Who naps would ask again. */
+  pthread_mutex_lock (&lock);
+  while (n_asleep + n_napping < 3)
+    pthread_cond_wait (&changed, &lock);
+  napping = n_napping;
+  pthread_mutex_unlock (&lock);
+  g_assert_cmpuint (napping, ==, 0);
   g_assert_cmpuint (get (&n_asked), ==, asked);
   service_free (sv);
 }
