@@ -18,13 +18,20 @@ static void *test_memcpy (void *to, const void *from, size_t n);
 #include <string.h>
 #include <time.h>
 
+static int test_clock_gettime (clockid_t id, struct timespec *t);
+static int test_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until);
+
 #define malloc test_malloc
 #define calloc test_calloc
 #define memcpy test_memcpy
+#define clock_gettime test_clock_gettime
+#define pthread_cond_timedwait test_timedwait
 #include "../plugin/nbdkit-async.c"
 #undef malloc
 #undef calloc
 #undef memcpy
+#undef clock_gettime
+#undef pthread_cond_timedwait
 
 #define COUNT 4096
 
@@ -40,6 +47,10 @@ static uint64_t cancelled_in_hook;
 static uint64_t last_reqid;
 static void *last_buf;
 static bool is_in_hook;
+static unsigned n_asked;        /* whether the client has gone */
+static unsigned timeouts_left;
+static bool is_time_still;
+static uint64_t fake_ns;        /* 0: time is real */
 /* Set before. */
 static bool memory_is_out;
 static enum { REPLY_LATER, REPLY_AT_ONCE, REPLY_READ_AT_ONCE, FAIL, FAIL_AFTER_REPLY } hook_does;
@@ -94,8 +105,42 @@ nbdkit_nanosleep (unsigned sec, unsigned nsec)
   LOCK_IN_SCOPE (&test_lock);
   g_assert_cmpuint (sec, ==, 0);
   g_assert_cmpuint (nsec, ==, 1);
+  n_asked++;
   errno = ESHUTDOWN;
   return client_is_gone ? -1 : 0;
+}
+
+/* Time. */
+
+static int
+test_clock_gettime (clockid_t id, struct timespec *t)
+{
+  LOCK_IN_SCOPE (&test_lock);
+  if (fake_ns == 0)
+    return clock_gettime (id, t);
+  *t = (struct timespec) { .tv_sec = (time_t) (fake_ns / (1000 * MS)),
+                           .tv_nsec = (long) (fake_ns % (1000 * MS)) };
+  return 0;
+}
+
+/* Fake time goes by at once, until there are no timeouts left: then it stands still. */
+static int
+test_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until)
+{
+  bool is_real, is_over;
+
+  pthread_mutex_lock (&test_lock);
+  is_real = fake_ns == 0;
+  is_over = !is_real && timeouts_left > 0;
+  is_time_still = !is_real && !is_over;
+  if (is_over) {
+    timeouts_left--;
+    fake_ns = (uint64_t) until->tv_sec * 1000 * MS + (uint64_t) until->tv_nsec;
+  }
+  pthread_mutex_unlock (&test_lock);
+  if (is_over)
+    return ETIMEDOUT;
+  return is_real ? pthread_cond_timedwait (cond, mutex, until) : pthread_cond_wait (cond, mutex);
 }
 
 static bool
@@ -132,18 +177,8 @@ test_memcpy (void *to, const void *from, size_t n)
 /* The plugin. */
 
 static int
-hook (void *conn, uint64_t reqid, void *buf)
+answer (void *conn, uint64_t reqid)
 {
-  pthread_mutex_lock (&test_lock);
-  last_reqid = reqid;
-  last_buf = buf;
-  is_in_hook = true;
-  is_hook_waiting = is_hook_held;
-  pthread_mutex_unlock (&test_lock);
-  WAIT_UNTIL (!is_hook_held);
-  pthread_mutex_lock (&test_lock);
-  is_in_hook = false;
-  pthread_mutex_unlock (&test_lock);
   switch (hook_does) {
   case REPLY_LATER:
     return 0;
@@ -162,6 +197,24 @@ hook (void *conn, uint64_t reqid, void *buf)
     return -1;
   }
   return -1;
+}
+
+static int
+hook (void *conn, uint64_t reqid, void *buf)
+{
+  int result;
+
+  pthread_mutex_lock (&test_lock);
+  last_reqid = reqid;
+  last_buf = buf;
+  is_in_hook = true;
+  is_hook_waiting = is_hook_held;
+  pthread_mutex_unlock (&test_lock);
+  WAIT_UNTIL (!is_hook_held);
+  result = answer (conn, reqid);
+  LOCK_IN_SCOPE (&test_lock);
+  is_in_hook = false;
+  return result;
 }
 
 static int
@@ -215,6 +268,9 @@ begin (bool can_cancel)
   cancel_replies = false;
   n_cancelled = cancelled_in_hook = 0;
   last_reqid = 0;
+  n_asked = timeouts_left = 0;
+  fake_ns = 0;
+  is_time_still = false;
   nbdkit_err = 0;
   opened = NULL;
   test_plugin = (struct nbdkit_plugin) { ._struct_size = sizeof test_plugin, ._api_version = 2,
@@ -314,13 +370,16 @@ test_start (void)
 static void
 free_io (struct nbdkit_async_io *io, int err)
 {
+  LOCK_IN_SCOPE (&test_lock);
+  g_assert_false (is_in_hook);
   g_assert_cmpint (err, ==, hook_does == FAIL ? ENOSPC : 0);
   g_free (io);
 }
 
-/* done ends the io, before start has returned. */
+/* What is replied to inside its hook is done when that has returned, and before start has: nobody
+ * touches the io any more. */
 static void
-test_done_in_hook (void)
+test_reply_in_hook (void)
 {
   begin (true);
   for (hook_does = REPLY_AT_ONCE; hook_does <= FAIL_AFTER_REPLY; hook_does++) {
@@ -331,6 +390,102 @@ test_done_in_hook (void)
     driver->start (&t->io);
     g_assert_cmpint (was_said ("failed after the reply"), ==, hook_does == FAIL_AFTER_REPLY);
   }
+  end ();
+}
+
+static void *
+start_in_thread (void *io)
+{
+  driver->start (io);
+  return NULL;
+}
+
+static void
+start_and_hold (struct test_io *t, pthread_t *starter)
+{
+  is_hook_held = true;
+  is_hook_waiting = false;
+  io_init (t);
+  pthread_create (starter, NULL, start_in_thread, t);
+  WAIT_UNTIL (is_hook_waiting);
+}
+
+static void
+release_hook (pthread_t starter)
+{
+  pthread_mutex_lock (&test_lock);
+  is_hook_held = false;
+  pthread_mutex_unlock (&test_lock);
+  pthread_join (starter, NULL);
+}
+
+/* Another thread replies while the hook still runs.  It goes on with the handle, which the filter lets
+ * be closed after done: so that is called when the hook has returned. */
+static void
+test_reply_beside_hook (void)
+{
+  struct test_io t;
+  pthread_t starter;
+
+  begin (true);
+  for (int is_error = 0; is_error < 2; is_error++)
+    for (int fails = 0; fails < 2; fails++) {
+      hook_does = fails ? FAIL : REPLY_LATER;
+      start_and_hold (&t, &starter);
+      if (is_error)
+        nbdkit_async_reply_errno (HANDLE, last_reqid, EPERM);
+      else
+        nbdkit_async_reply_read (HANDLE, last_reqid, COUNT, memset (data, 7, COUNT));
+      g_assert_cmpuint (n_done (&t), ==, 0);
+      g_assert_false (driver->give_up (&t.io));
+      g_assert_cmpuint (n_done (&t), ==, 0);
+      release_hook (starter);
+      g_assert_cmpuint (n_done (&t), ==, 1);
+      g_assert_cmpint (t.err, ==, is_error ? EPERM : 0);
+      if (!is_error)
+        g_assert_cmpmem (t.buf, COUNT, data, COUNT);
+      g_assert_cmpint (was_said ("failed after the reply"), ==, is_error || fails);
+      g_assert_false (driver->give_up (&t.io));
+      nbdkit_async_reply (HANDLE, last_reqid);
+      g_assert_cmpuint (n_done (&t), ==, 1);
+    }
+  g_assert_cmpuint (n_cancelled, ==, 0);
+  end ();
+}
+
+static pthread_barrier_t barrier;
+
+static void *
+reply_in_thread (void *reqid)
+{
+  pthread_barrier_wait (&barrier);
+  nbdkit_async_reply_read (HANDLE, *(uint64_t *) reqid, COUNT, data);
+  return NULL;
+}
+
+/* The reply begins while the hook runs, and ends after it. */
+static void
+test_reply_past_hook (void)
+{
+  struct test_io t;
+  pthread_t starter, replier;
+
+  begin (true);
+  pthread_barrier_init (&barrier, NULL, 2);
+  start_and_hold (&t, &starter);
+  is_copy_held = true;
+  pthread_create (&replier, NULL, reply_in_thread, &last_reqid);
+  pthread_barrier_wait (&barrier);
+  WAIT_UNTIL (is_copy_waiting);
+  release_hook (starter);
+  g_assert_cmpuint (n_done (&t), ==, 0);
+  pthread_mutex_lock (&test_lock);
+  is_copy_held = false;
+  pthread_mutex_unlock (&test_lock);
+  pthread_join (replier, NULL);
+  g_assert_cmpuint (n_done (&t), ==, 1);
+  g_assert_cmpint (t.err, ==, 0);
+  pthread_barrier_destroy (&barrier);
   end ();
 }
 
@@ -417,13 +572,6 @@ test_give_up (gconstpointer can_cancel)
 }
 
 static void *
-start_in_thread (void *io)
-{
-  driver->start (io);
-  return NULL;
-}
-
-static void *
 give_up_in_thread (void *io)
 {
   return GINT_TO_POINTER (driver->give_up (io));
@@ -440,34 +588,17 @@ test_give_up_in_hook (void)
   begin (true);
   for (int fails = 0; fails < 2; fails++) {
     hook_does = fails ? FAIL : REPLY_LATER;
-    is_hook_held = true;
-    io_init (&t);
-    pthread_create (&starter, NULL, start_in_thread, &t);
-    WAIT_UNTIL (is_hook_waiting);
+    start_and_hold (&t, &starter);
     pthread_create (&other, NULL, give_up_in_thread, &t);
     g_usleep (20000);           /* if it does not wait, this shows it */
-    pthread_mutex_lock (&test_lock);
-    is_hook_held = false;
-    pthread_mutex_unlock (&test_lock);
-    pthread_join (starter, NULL);
+    release_hook (starter);
     pthread_join (other, &answer);
-    g_assert_cmpint (GPOINTER_TO_INT (answer), ==,
-                     !fails);
+    g_assert_cmpint (GPOINTER_TO_INT (answer), ==, !fails);
     g_assert_cmpuint (n_done (&t), ==, fails);
   }
   g_assert_cmpuint (n_cancelled, ==, 1);
   g_assert_cmpuint (cancelled_in_hook, ==, 0);
   end ();
-}
-
-static pthread_barrier_t barrier;
-
-static void *
-reply_in_thread (void *reqid)
-{
-  pthread_barrier_wait (&barrier);
-  nbdkit_async_reply_read (HANDLE, *(uint64_t *) reqid, COUNT, data);
-  return NULL;
 }
 
 /* The data of a reply is on its way into the buffer: too late to give up, or to reply. */
@@ -557,8 +688,8 @@ call_in_thread (void *arg)
 
   c->result = test_plugin.pread (HANDLE, c->buf, COUNT, c->offset, 0);
   c->err = errno;
-  LOCK_IN_SCOPE (&test_lock);
   c->over_ns = now_ns ();
+  LOCK_IN_SCOPE (&test_lock);
   c->is_over = true;
   return NULL;
 }
@@ -678,6 +809,33 @@ test_grace (void)
   end ();
 }
 
+/* While the client and the server are there, a reply may take as long as it likes; and they are asked
+ * about every LOOK_NS, not more. */
+static void
+test_slow_reply (gconstpointer can_cancel)
+{
+  const unsigned looks = 1000;
+  const uint64_t start_ns = 1000 * MS;
+  static struct call c;
+  uint64_t reqid;
+
+  begin (can_cancel);
+  fake_ns = start_ns;
+  timeouts_left = looks;
+  reqid = call_start (&c);
+  WAIT_UNTIL (is_time_still || c.is_over);
+  g_assert_false (is_over (&c));
+  g_assert_cmpuint (n_asked, ==, looks);
+  g_assert_cmpuint (now_ns (), ==, start_ns + looks * LOOK_NS);
+  nbdkit_async_reply_read (HANDLE, reqid, COUNT, memset (data, 8, COUNT));
+  pthread_join (c.thread, NULL);
+  g_assert_cmpint (c.result, ==, 0);
+  g_assert_cmpmem (c.buf, COUNT, data, COUNT);
+  g_assert_cmpuint (n_cancelled, ==, 0);
+  g_assert_cmpstr (messages, ==, "");
+  end ();
+}
+
 /* Whoever waits again after its client has left gets the reply, too. */
 static void
 test_reply_in_grace (gconstpointer can_cancel)
@@ -758,7 +916,9 @@ main (int argc, char **argv)
   g_test_init (&argc, &argv, NULL);
   g_test_add_func ("/async-driver/claim", test_claim);
   g_test_add_func ("/async-driver/start", test_start);
-  g_test_add_func ("/async-driver/done-in-hook", test_done_in_hook);
+  g_test_add_func ("/async-driver/reply-in-hook", test_reply_in_hook);
+  g_test_add_func ("/async-driver/reply-beside-hook", test_reply_beside_hook);
+  g_test_add_func ("/async-driver/reply-past-hook", test_reply_past_hook);
   g_test_add_func ("/async-driver/reply-to-former", test_reply_to_former);
   g_test_add_func ("/async-driver/numbers", test_numbers);
   g_test_add_data_func ("/async-driver/give-up/cancel", can_cancel, test_give_up);
@@ -769,6 +929,8 @@ main (int argc, char **argv)
   g_test_add_data_func ("/async-driver/race/cancel", can_cancel, test_race);
   g_test_add_data_func ("/async-driver/race/abandon", NULL, test_race);
   g_test_add_func ("/async-driver/grace", test_grace);
+  g_test_add_data_func ("/async-driver/slow-reply/cancel", can_cancel, test_slow_reply);
+  g_test_add_data_func ("/async-driver/slow-reply/copy", NULL, test_slow_reply);
   g_test_add_data_func ("/async-driver/reply-in-grace/cancel", can_cancel, test_reply_in_grace);
   g_test_add_data_func ("/async-driver/reply-in-grace/copy", NULL, test_reply_in_grace);
   g_test_add_func ("/async-driver/out-of-memory", test_out_of_memory);

@@ -612,25 +612,6 @@ test_missing (void)
   }
 }
 
-/* While the client and the server are there, a reply may take as long as it likes. */
-static void
-test_slow_reply (void)
-{
-  struct server s;
-  struct nbd_handle *nbd = start (&s, "grace=1");
-  char sector[512] = { 0 };
-  int held = gate_hold (s.gate, GATE_WRITE, EVERYTHING);
-  struct request write = send_write (nbd, sector, sizeof sector, 0, 0);
-
-  gate_wait_held (s.gate, held, 1);
-  g_usleep (800000);            /* three looks after the client, and many graces */
-  g_assert_false (request_is_done (&write));
-  gate_release (s.gate, held);
-  g_assert_cmpint (request_wait (&write), ==, 0);
-  assert_messages (&s, GIVEN_UP, 0);
-  stop (&s, nbd);
-}
-
 /* A reply owed at the end is not lost: the server waits for it. */
 static void
 test_end_waits (void)
@@ -664,7 +645,6 @@ main (int argc, char **argv)
   g_test_add_func ("/async/replies/wrong", test_wrong_replies);
   g_test_add_func ("/async/replies/late", test_late);
   g_test_add_func ("/async/replies/missing", test_missing);
-  g_test_add_func ("/async/replies/slow", test_slow_reply);
   g_test_add_func ("/async/replies/end-waits", test_end_waits);
   g_test_add_func ("/async/cancel", test_cancel);
   g_test_add_func ("/async/errors/codes", test_errors);
