@@ -29,6 +29,8 @@
 
 #define KIB UINT64_C (1024)
 #define MIB (KIB * KIB)
+#define UNIT (64 * KIB)         /* what tests give asyncpool-buffer-size */
+#define EVERYTHING 0, UINT64_MAX / 2    /* of gate.h's ranges */
 
 /* What ends a hang; valgrind on a busy machine is far from it. */
 #define CASE_SECONDS 120
@@ -179,6 +181,36 @@ server_print_messages (const struct server *s)
     fprintf (stderr, "# nbdkit: %s\n", *line);
 }
 
+CLIENT_FUNCTION unsigned
+count_messages (const struct server *s, const char *text)
+{
+  g_autofree char *log = server_messages (s);
+  unsigned n = 0;
+
+  for (const char *p = log; (p = strstr (p, text)) != NULL; p++)
+    n++;
+  return n;
+}
+
+/* The server's log is the only sign of some events. */
+CLIENT_FUNCTION void
+wait_message (const struct server *s, const char *text, unsigned n)
+{
+  while (count_messages (s, text) < n)
+    g_usleep (10000);
+}
+
+#define assert_messages(s, text, n) \
+  do { \
+    if (count_messages (s, text) != (n)) \
+      server_print_messages (s); \
+    g_assert_cmpuint (count_messages (s, text), ==, n); \
+  } while (0)
+
+/* What nbdkit-async's library says of replies. */
+#define UNKNOWN "replied to before or is unknown"
+#define GIVEN_UP ": given up"
+
 /* gate.so's memory as a file: there once somebody has connected. */
 CLIENT_FUNCTION const char *
 server_device (struct server *s)
@@ -301,6 +333,14 @@ CLIENT_FUNCTION void
 client_close (struct nbd_handle *nbd)
 {
   nbd_ok (nbd_shutdown (nbd, 0));
+  nbd_close (nbd);
+}
+
+/* Politely, but perhaps with a request in flight. */
+CLIENT_FUNCTION void
+client_leave (struct nbd_handle *nbd)
+{
+  nbd_ok (nbd_aio_disconnect (nbd, 0));
   nbd_close (nbd);
 }
 

@@ -6,25 +6,9 @@
 
 #include "async-gate.h"
 
-#define UNIT (64 * KIB)
 #define BEHIND "asyncpool-buffers=16 asyncpool-buffer-size=64k asyncpool-write=behind "
-#define EVERYTHING 0, UINT64_MAX / 2
 #define UNITS 24                /* more than there are buffers */
-
-#define UNKNOWN "replied to before or is unknown"
-#define GIVEN_UP ": given up"
 #define NOT_WRITTEN "could not be written"
-
-static unsigned
-count_messages (const struct server *s, const char *text)
-{
-  g_autofree char *log = server_messages (s);
-  unsigned n = 0;
-
-  for (const char *p = log; (p = strstr (p, text)) != NULL; p++)
-    n++;
-  return n;
-}
 
 /* Starts over async-gate.so, whose operations take long enough to be handed over. */
 static struct nbd_handle *
@@ -173,13 +157,6 @@ test_ahead_fails (void)
 
 /* Missing replies. */
 
-static void
-leave (struct nbd_handle *nbd)
-{
-  nbd_ok (nbd_aio_disconnect (nbd, 0));
-  nbd_close (nbd);
-}
-
 enum missing { AHEAD, WAITED_FOR, BEHIND_WRITE, FLUSHED, LARGE_READ, LARGE_WRITE, MISSING };
 
 /* Something whose reply does not come. */
@@ -229,11 +206,11 @@ missing_reply (enum missing what, const char *parameters, bool on_sigterm)
   begin_missing (&s, nbd, what, buf);
   if (on_sigterm) {             /* nbdkit still waits for idle clients to go */
     server_terminate (&s);
-    leave (nbd);
+    client_leave (nbd);
     server_wait (&s);
   }
   else {
-    leave (nbd);
+    client_leave (nbd);
     other = client_connect (&s);
     do {
       write_units (other, data, UNITS, 8 * MIB);
@@ -290,7 +267,7 @@ test_late (void)
   nbd_ok (nbd_pread (nbd, old, UNIT, 0, 0));
   nbd_ok (nbd_pread (nbd, old + UNIT, UNIT, UNIT, 0));
   gate_wait_held (s.gate, held, 1);
-  leave (nbd);
+  client_leave (nbd);
   other = client_connect (&s);
   while (count_messages (&s, GIVEN_UP) == 0)
     write_units (other, data, UNITS, 8 * MIB);

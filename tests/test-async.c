@@ -5,8 +5,6 @@
 
 #include "async-gate.h"
 
-#define UNIT (64 * KIB)
-#define EVERYTHING 0, UINT64_MAX / 2
 #define N 12                    /* requests in flight, of nbdkit's 16 */
 
 /* PLUGIN NULL: async-gate.so, without what is named in WITHOUT. */
@@ -46,35 +44,6 @@ stop (struct server *s, struct nbd_handle *nbd)
   client_close (nbd);
   server_stop (s);
 }
-
-static unsigned
-count_messages (const struct server *s, const char *text)
-{
-  g_autofree char *log = server_messages (s);
-  unsigned n = 0;
-
-  for (const char *p = log; (p = strstr (p, text)) != NULL; p++)
-    n++;
-  return n;
-}
-
-/* The server's log is the only sign of some events. */
-static void
-wait_message (const struct server *s, const char *text, unsigned n)
-{
-  while (count_messages (s, text) < n)
-    g_usleep (10000);
-}
-
-#define assert_messages(s, text, n) \
-  do { \
-    if (count_messages (s, text) != (n)) \
-      server_print_messages (s); \
-    g_assert_cmpuint (count_messages (s, text), ==, n); \
-  } while (0)
-
-#define UNKNOWN "replied to before or is unknown"
-#define GIVEN_UP ": given up"
 
 /* All that the log has is by hooks, or by callbacks. */
 static void
@@ -487,14 +456,6 @@ test_slow_reader (void)
 
 /* Replies that are missing or late. */
 
-/* Politely, but with a request in flight. */
-static void
-leave (struct nbd_handle *nbd)
-{
-  nbd_ok (nbd_aio_disconnect (nbd, 0));
-  nbd_close (nbd);
-}
-
 /* What is held when its client goes is given up, and comes in later. */
 static void
 late_reply (const char *parameters)
@@ -520,7 +481,7 @@ late_reply (const char *parameters)
     else
       send_flush (gone);
     gate_wait_held (s.gate, held, 1);
-    leave (gone);
+    client_leave (gone);
     wait_message (&s, lines[i], 1);
     round_trips (nbd);
     gate_release (s.gate, held);
@@ -560,7 +521,7 @@ test_cancel (void)
 
     send_write (nbd, data, UNIT, 0, 0);
     gate_wait_held (s.gate, held, 1);
-    leave (nbd);
+    client_leave (nbd);
     wait_message (&s, GIVEN_UP, 1);
     gate_release (s.gate, held);
     /* One thread, or the next write of another could come first. */
@@ -590,7 +551,7 @@ missing_reply (const char *parameters, unsigned kind, bool on_sigterm)
   if (on_sigterm)
     server_terminate (&s);
   else
-    leave (nbd);
+    client_leave (nbd);
   wait_message (&s, GIVEN_UP, 1);
   if (on_sigterm)
     nbd_close (nbd);

@@ -3,12 +3,10 @@
  */
 #include "client.h"
 
-/* The unit of the slab in these tests, and the parameters of most of them. */
-#define UNIT (64 * KIB)
+/* The parameters of most of these tests. */
 #define SLAB "asyncpool-buffers=16 asyncpool-buffer-size=64k"
 #define BEHIND SLAB " asyncpool-write=behind"
 #define THROUGH SLAB " asyncpool-write=through"
-#define EVERYTHING 0, UINT64_MAX / 2
 
 /* The device's last megabyte is for warming up and round trips. */
 #define WARM (63 * MIB)
