@@ -132,25 +132,44 @@ test_errors (void)
   errors_arrive ("errors=set cancel=0");
 }
 
-/* What is read ahead, with errors and with too little data: the client's own read has it. */
+/* What is read ahead, with errors and with too little data: the client's own read has it, also one
+ * that waits just then. */
+static void
+ahead_fails (struct server *s, struct nbd_handle *nbd, int command, bool is_waited_for, uint64_t at)
+{
+  g_autofree char *data = filled (UNITS * UNIT, command + is_waited_for);
+  g_autofree char *got = g_malloc0 (UNIT);
+  struct request read;
+  int held = -1;
+
+  write_units (nbd, data, UNITS, at);
+  nbd_ok (nbd_flush (nbd, 0));
+  gate_fail (s->gate, GATE_READ, at + 3 * UNIT, UNIT, command, 1);
+  if (is_waited_for)
+    held = gate_hold (s->gate, GATE_READ, at + 3 * UNIT, UNIT);
+  read_units (nbd, data, 2, at);
+  if (is_waited_for) {
+    gate_wait_held (s->gate, held, 1);
+    read = send_read (nbd, got, UNIT, at + 3 * UNIT);
+    round_trips (nbd);
+    gate_release (s->gate, held);
+    g_assert_cmpint (request_wait (&read), ==, 0);
+    assert_same (got, data + 3 * UNIT, UNIT);
+  }
+  gate_wait_ended (s->gate, GATE_READ, at + 3 * UNIT, UNIT, 1);
+  read_units (nbd, data + 2 * UNIT, UNITS - 2, at + 2 * UNIT);
+}
+
 static void
 test_ahead_fails (void)
 {
   static const int commands[] = { ENOSPC, ASYNC_SHORT, ASYNC_LONG, ASYNC_NULL };
   struct server s;
-  struct nbd_handle *nbd = start (&s, "");
-  g_autofree char *data = filled (UNITS * UNIT, 1);
+  /* By reply, or the buffer is filled in spite of a wrong one. */
+  struct nbd_handle *nbd = start (&s, "reads=reply");
 
-  for (unsigned i = 0; i < G_N_ELEMENTS (commands); i++) {
-    uint64_t at = i * 4 * MIB;
-
-    write_units (nbd, data, UNITS, at);
-    nbd_ok (nbd_flush (nbd, 0));
-    gate_fail (s.gate, GATE_READ, at + 3 * UNIT, UNIT, commands[i], 1);
-    read_units (nbd, data, 2, at);
-    gate_wait_ended (s.gate, GATE_READ, at + 3 * UNIT, UNIT, 1);
-    read_units (nbd, data + 2 * UNIT, UNITS - 2, at + 2 * UNIT);
-  }
+  for (unsigned i = 0; i < 2 * G_N_ELEMENTS (commands); i++)
+    ahead_fails (&s, nbd, commands[i / 2], i % 2, i * 4 * MIB);
   client_close (nbd);
   server_stop (&s);
 }
