@@ -3,6 +3,10 @@
  */
 #include "client.h"
 
+#ifndef HOOKED
+#define HOOKED 0
+#endif
+
 /* The parameters of most of these tests. */
 #define SLAB "asyncpool-buffers=16 asyncpool-buffer-size=64k"
 #define BEHIND SLAB " asyncpool-write=behind"
@@ -1232,11 +1236,28 @@ test_block_sizes (void)
   server_stop (&s);
 }
 
+/* Or what runs over async-gate.so would show nothing that gate.so does not. */
+static void
+test_who_works (void)
+{
+  const bool is_hooked = HOOKED && !g_getenv ("FILTER");
+  struct server s;
+  struct nbd_handle *nbd;
+
+  alarm (CASE_SECONDS);
+  server_start (&s, "-v", BEHIND);
+  nbd = client_connect (&s);
+  assert_messages (&s, "async hooks do the work of: reads writes", is_hooked);
+  client_close (nbd);
+  server_stop (&s);
+}
+
 int
 main (int argc, char **argv)
 {
   g_test_init (&argc, &argv, NULL);
 
+  g_test_add_func ("/safety/who-works", test_who_works);
   g_test_add_func ("/safety/flush/waits", test_flush_waits);
   g_test_add_func ("/safety/flush/waits-partial", test_flush_waits_partial);
   g_test_add_func ("/safety/flush/covers-other-connections", test_flush_covers_others);
