@@ -2424,6 +2424,24 @@ test_hooks_stop (void)
   world_end_clean (&w);
 }
 
+/* Buffers that hooks have been at, and are not any more: there is nothing to wait for. */
+static void
+test_hooks_stop_idle (void)
+{
+  struct world w;
+
+  world_init_hasty (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, U, 1);
+  make_failed (&w, 1, U, 6 * U, 1, ENOSPC);
+  w.c[0] = w.c[1] = NULL;
+  engine_stop (w.e, report);
+  g_assert_cmpuint (reports->len, ==, 1);
+  g_assert_cmpstr (reports->pdata[0], ==, ":393216+65536:lost");
+  g_ptr_array_set_size (reports, 0);
+  world_end_clean (&w);
+}
+
 static void
 add_hooks (void)
 {
@@ -2436,6 +2454,7 @@ add_hooks (void)
   g_test_add_func ("/engine/hooks/grace", test_hooks_grace);
   g_test_add_func ("/engine/hooks/lost-piece", test_hooks_lost_piece);
   g_test_add_func ("/engine/hooks/stop", test_hooks_stop);
+  g_test_add_func ("/engine/hooks/stop-idle", test_hooks_stop_idle);
 }
 
 /* At random: threads that use all connections, each in its own part of the device, beside what only
