@@ -135,4 +135,11 @@ exec(sys.stdin.read())
 sys.stdout.flush()
 os._exit(0)' "$1"
 }
+# A client that breaks off with requests in flight makes nbdkit before 1.33.10 abort.
+survives_break ()
+{
+  local minor
+  minor=$("$NBDKIT" --version | sed 's/.* 1\.\([0-9]*\).*/\1/')
+  [ "$minor" -ge 34 ] || { missing="an nbdkit that survives it (1.$minor aborts)"; return 1; }
+}
 have_python () { "$PYTHON" -c 'import nbd' 2>/dev/null || { missing="python3 with libnbd"; return 1; }; }

@@ -105,19 +105,28 @@ PYTHON
   check "1024 buffers: ends" server_stop pool
 
   # The client goes while acknowledged writes are on their way: delaymem does them when cancelled.
-  server_start pool --filter="$FILTER" "$DELAYMEM" size=4M rdelay=0 wdelay=400ms asyncpool-write=behind
-  check "client goes: writes are acknowledged" nbd_python "$uri" <<'PYTHON'
+  for goes in "takes its leave" "breaks off"; do
+    if [ "$goes" = "breaks off" ] && ! survives_break; then
+      skip "client $goes" "$missing is not installed"
+      continue
+    fi
+    server_start pool --filter="$FILTER" "$DELAYMEM" size=4M rdelay=50ms wdelay=400ms asyncpool-write=behind
+    check "client $goes: writes are acknowledged" nbd_python "$uri" <<PYTHON
 for i in range(8):
     h.pwrite(data(i), i * UNIT)
-h.shutdown()
+for i in range(32):             # beside them, a stream of reads and what is read ahead for it
+    h.aio_pread(nbd.Buffer(UNIT), (i + 16) * UNIT)
+if "$goes" == "takes its leave":
+    h.shutdown()
 PYTHON
-  check "client goes: what was acknowledged is there" nbd_python "$uri" <<'PYTHON'
+    check "client $goes: what was acknowledged is there" nbd_python "$uri" <<'PYTHON'
 for i in range(8):
     assert h.pread(UNIT, i * UNIT) == data(i), i
 h.shutdown()
 PYTHON
-  check "client goes: ends" server_stop pool
-  is "client goes: nothing is reported" "$(grep -cE "given up|could not be written" pool.log)" 0
+    check "client $goes: the server ends" server_stop pool
+    is "client $goes: nothing is reported" "$(grep -cE "given up|could not be written" pool.log)" 0
+  done
 else
   skip "threads, and a client that goes" "$missing is not installed"
 fi
