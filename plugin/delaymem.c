@@ -339,14 +339,18 @@ delaymem_after_fork (void)
   return io_threads > 0 ? start_threads () : 0;
 }
 
+/* Before nbdkit 1.26 there is no .cleanup, and .unload ends the threads. */
+#define HAS_CLEANUP (NBDKIT_VERSION_MAJOR > 1 || NBDKIT_VERSION_MINOR >= 26)
+
+#if HAS_CLEANUP
 static void
 delaymem_cleanup (void)
 {
   if (service)
     service_stop (service);
 }
+#endif
 
-/* Before nbdkit 1.26 there is no .cleanup: this ends the threads as well. */
 static void
 delaymem_unload (void)
 {
@@ -616,7 +620,9 @@ static struct nbdkit_plugin plugin = {
   .longname          = "nbdkit in-memory device with latency",
   .description       = "A device in memory where each operation takes a while.",
   .unload            = delaymem_unload,
+#if HAS_CLEANUP
   .cleanup           = delaymem_cleanup,
+#endif
   .config            = delaymem_config,
   .config_complete   = delaymem_config_complete,
   .config_help       = delaymem_config_help,

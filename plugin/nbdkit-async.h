@@ -125,9 +125,10 @@ extern const struct nbdkit_async_driver *nbdkit_async_get_driver (void);
 
 #pragma GCC visibility pop
 
-/* What the macro below defines. */
-NBDKIT_DLL_PUBLIC extern struct nbdkit_plugin *plugin_init (void);
-NBDKIT_DLL_PUBLIC extern const struct nbdkit_async_driver *nbdkit_async_driver_v1 (void);
+/* What the macro below defines.  nbdkit 1.24 has no name for this attribute. */
+#define NBDKIT_ASYNC_PUBLIC __attribute__ ((visibility ("default")))
+NBDKIT_ASYNC_PUBLIC extern struct nbdkit_plugin *plugin_init (void);
+NBDKIT_ASYNC_PUBLIC extern const struct nbdkit_async_driver *nbdkit_async_driver_v1 (void);
 
 #ifdef __cplusplus
 }
@@ -137,7 +138,7 @@ NBDKIT_DLL_PUBLIC extern const struct nbdkit_async_driver *nbdkit_async_driver_v
  * plugin_init, as that does, and the one symbol by which asyncpool finds the hooks.
  */
 #define NBDKIT_REGISTER_ASYNC_PLUGIN(plugin, hooks)                             \
-  NBDKIT_CXX_LANG_C NBDKIT_DLL_PUBLIC                                           \
+  NBDKIT_CXX_LANG_C NBDKIT_ASYNC_PUBLIC                                         \
   struct nbdkit_plugin *                                                        \
   plugin_init (void)                                                            \
   {                                                                             \
@@ -146,7 +147,7 @@ NBDKIT_DLL_PUBLIC extern const struct nbdkit_async_driver *nbdkit_async_driver_v
     (plugin)._thread_model = THREAD_MODEL;                                      \
     return nbdkit_async_register (&(plugin), &(hooks));                         \
   }                                                                             \
-  NBDKIT_CXX_LANG_C NBDKIT_DLL_PUBLIC                                           \
+  NBDKIT_CXX_LANG_C NBDKIT_ASYNC_PUBLIC                                         \
   const struct nbdkit_async_driver *                                            \
   nbdkit_async_driver_v1 (void)                                                 \
   {                                                                             \
