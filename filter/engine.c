@@ -285,20 +285,26 @@ knows_flush (struct conn *c)
 
 /* Every request is between these two. */
 
+/* Bursts come once per latency; 1 ms covers what the scheduler does. */
+static uint64_t
+epoch_ns (struct pace *pace)
+{
+  return 1000000 + 4 * pace_wait_ns (pace);
+}
+
 static uint64_t
 begin (struct conn *c, struct pace *pace)
 {
   uint64_t now = stats_now_ns ();
 
-  /* Bursts come once per latency; 1 ms covers what the scheduler does. */
-  depth_begin (&c->depth, now, 1000000 + 4 * pace_wait_ns (pace));
+  depth_begin (&c->depth, 1, now, epoch_ns (pace));
   return now;
 }
 
 static void
 end (struct conn *c, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
 {
-  depth_end (&c->depth);
+  depth_end (&c->depth, 1);
   stats_end (c->engine->stats, kind, start_ns, bytes);
 }
 
@@ -570,25 +576,22 @@ write_through (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
   return err;
 }
 
+/* Clients that keep more in flight than the buffers hold would only wait for these. */
 static bool
 may_wait (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 {
   uint32_t mask = c->backend.min_block - 1;
 
   return atomic_load (&c->behind) && flags == 0 && ((count | offset) & mask) == 0
-    && !atomic_load (&c->export->failing) && is_worth (c, c->backend.pace_write);
+    && !atomic_load (&c->export->failing) && is_worth (c, c->backend.pace_write)
+    && depth_peak (&c->engine->filling) <= c->engine->config.buffers;
 }
 
-int
-engine_write (struct conn *c, const void *vbuf, uint32_t count, uint64_t offset, unsigned flags)
+static int
+write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset, unsigned flags)
 {
-  uint64_t now = begin (c, c->backend.pace_write);
-  const char *buf = vbuf;
   uint32_t done = 0;
-  int err = 0;
 
-  if (flags & BACKEND_FUA)
-    knows_flush (c);
   if (may_wait (c, count, offset, flags))
     while (done < count) {
       uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
@@ -597,8 +600,24 @@ engine_write (struct conn *c, const void *vbuf, uint32_t count, uint64_t offset,
         break;
       done += n;
     }
-  if (done < count)
-    err = write_through (c, buf + done, count - done, offset + done, flags);
+  return done < count ? write_through (c, buf + done, count - done, offset + done, flags) : 0;
+}
+
+int
+engine_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
+{
+  uint64_t now = begin (c, c->backend.pace_write);
+  /* Of a device that does not wait nothing is held: it is spared the shared counter. */
+  bool waits = pace_wait_ns (c->backend.pace_write) > 0;
+  int err;
+
+  if (flags & BACKEND_FUA)
+    knows_flush (c);
+  if (waits)
+    depth_begin (&c->engine->filling, count / c->unit, now, epoch_ns (c->backend.pace_write));
+  err = write_all (c, buf, count, offset, flags);
+  if (waits)
+    depth_end (&c->engine->filling, count / c->unit);
   end (c, STATS_WRITE, now, count);
   return err;
 }

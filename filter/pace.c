@@ -30,9 +30,9 @@ pace_wait_ns (struct pace *p)
 }
 
 void
-depth_begin (struct depth *d, uint64_t now_ns, uint64_t epoch_ns)
+depth_begin (struct depth *d, unsigned more, uint64_t now_ns, uint64_t epoch_ns)
 {
-  unsigned n = atomic_fetch_add_explicit (&d->in_flight, 1, memory_order_relaxed) + 1;
+  unsigned n = atomic_fetch_add_explicit (&d->in_flight, more, memory_order_relaxed) + more;
   uint64_t start = load (&d->epoch_ns);
 
   if (now_ns > start && now_ns - start > epoch_ns) {
@@ -45,9 +45,9 @@ depth_begin (struct depth *d, uint64_t now_ns, uint64_t epoch_ns)
 }
 
 void
-depth_end (struct depth *d)
+depth_end (struct depth *d, unsigned more)
 {
-  atomic_fetch_sub_explicit (&d->in_flight, 1, memory_order_relaxed);
+  atomic_fetch_sub_explicit (&d->in_flight, more, memory_order_relaxed);
 }
 
 unsigned

@@ -8,7 +8,8 @@
  *
  * depth: how many requests does this client keep in flight by itself?  The peak of the last two
  * epochs, an epoch being some device latencies long: a client that sends its requests in bursts,
- * one burst per latency, counts as deep between its bursts too.
+ * one burst per latency, counts as deep between its bursts too.  Likewise the buffers that all
+ * clients' writes in flight would fill.
  *
  * Both are advice.  All fields are atomics without order: a lost update costs speed for a moment,
  * never correctness.
@@ -40,8 +41,9 @@ struct depth {
   atomic_uint_fast64_t epoch_ns;
 };
 
-extern void depth_begin (struct depth *, uint64_t now_ns, uint64_t epoch_ns);
-extern void depth_end (struct depth *);
+/* Of MORE requests, or whatever is counted; 0 is a look at the clock. */
+extern void depth_begin (struct depth *, unsigned more, uint64_t now_ns, uint64_t epoch_ns);
+extern void depth_end (struct depth *, unsigned more);
 extern unsigned depth_peak (struct depth *);
 
 #endif

@@ -173,6 +173,7 @@ struct engine {
   atomic_uint deferring;        /* connections that may hold writes behind, and waiting data */
   atomic_uint unregistered;     /* writes, zeroes and trims under way that are no mutators */
   atomic_uint pieces;           /* see backend.h */
+  struct depth filling;         /* whole buffers that the writes in flight would fill */
 };
 
 static inline bool

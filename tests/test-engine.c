@@ -1147,7 +1147,7 @@ test_ahead_deep (void)
 
   world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
   for (unsigned i = 0; i < 7; i++)      /* as if */
-    depth_begin (&w.c[0]->depth, stats_now_ns (), UINT64_MAX / 2);
+    depth_begin (&w.c[0]->depth, 1, stats_now_ns (), UINT64_MAX / 2);
   hold = fake_hold (w.f, FAKE_READ, 24 * U, 0);
   for (unsigned i = 0; i < 24; i++)
     do_request (&w, 0, READ, U, i * U, OLD);
@@ -1809,6 +1809,44 @@ test_flush_and_zero (gconstpointer data)
 /* The slab. */
 
 /* A writer waits for a buffer and gets the first that becomes free. */
+/* Writes that would fill more than all buffers, together and on whichever connection, are not held:
+ * in the plugin they are in flight at once, in the buffers they would wait for each other.
+ */
+static void
+test_filling (void)
+{
+  struct world w;
+  struct task *large, *other;
+  int hold;
+
+  world_init (&w, 32 * U, config (4, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, 4 * U, 0, 1);
+  g_assert_cmpuint (w.e->dirty.length, ==, 4);
+  fake_release (w.f, hold);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  large = task_start (&w, 0, WRITE, 5 * U, 8 * U, 2);
+  fake_wait_held (w.f, hold, 1);
+  task_wait_blocked (large);
+  other = task_start (&w, 1, WRITE, 4096, 16 * U, 2);
+  fake_wait_held (w.f, hold, fake_started (w.f, FAKE_WRITE, 8 * U, 5 * U) + 1);
+  task_wait_blocked (other);
+  g_assert_cmpuint (w.e->dirty.length, ==, 0);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (large), ==, 0);
+  g_assert_cmpint (task_end (other), ==, 0);
+
+  /* That was long ago.  A small write asks as well. */
+  atomic_store (&w.e->filling.epoch_ns, 0);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 1, WRITE, 4096, 0, 3);
+  g_assert_cmpuint (w.e->dirty.length, ==, 1);
+  fake_release (w.f, hold);
+  world_end_clean (&w);
+}
+
 static void
 test_space (void)
 {
@@ -2890,6 +2928,7 @@ main (int argc, char *argv[])
                         test_flush_and_zero);
   g_test_add_func ("/engine/exports/not-shared", test_not_shared);
   g_test_add_func ("/engine/exports/same-name", test_same_name);
+  g_test_add_func ("/engine/slab/filling", test_filling);
   g_test_add_func ("/engine/slab/space", test_space);
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);

@@ -630,35 +630,35 @@ test_depth (void)
   uint64_t epoch = 1000, now = 1000000;
   struct depth d = { 0 };
 
-  depth_begin (&d, now, epoch);
+  depth_begin (&d, 1, now, epoch);
   g_assert_cmpuint (depth_peak (&d), ==, 1);
   for (unsigned i = 0; i < 7; i++)
-    depth_begin (&d, now + 1, epoch);
+    depth_begin (&d, 1, now + 1, epoch);
   g_assert_cmpuint (depth_peak (&d), ==, 8);
   for (unsigned i = 0; i < 8; i++)
-    depth_end (&d);
+    depth_end (&d, 1);
   g_assert_cmpuint (depth_peak (&d), ==, 8);    /* between the bursts */
   /* The next epoch remembers it, the one after does not. */
   now += epoch + 2;
-  depth_begin (&d, now, epoch);
+  depth_begin (&d, 1, now, epoch);
   g_assert_cmpuint (depth_peak (&d), ==, 8);
-  depth_begin (&d, now, epoch);
-  depth_end (&d);
-  depth_end (&d);
+  depth_begin (&d, 1, now, epoch);
+  depth_end (&d, 1);
+  depth_end (&d, 1);
   now += epoch + 2;
-  depth_begin (&d, now, epoch);
+  depth_begin (&d, 1, now, epoch);
   g_assert_cmpuint (depth_peak (&d), ==, 2);
-  depth_end (&d);
+  depth_end (&d, 1);
   /* After a long pause nothing is left. */
   for (unsigned i = 0; i < 5; i++)
-    depth_begin (&d, now, epoch);
+    depth_begin (&d, 1, now, epoch);
   for (unsigned i = 0; i < 5; i++)
-    depth_end (&d);
+    depth_end (&d, 1);
   g_assert_cmpuint (depth_peak (&d), ==, 5);
   now += 10 * epoch;
-  depth_begin (&d, now, epoch);
+  depth_begin (&d, 1, now, epoch);
   g_assert_cmpuint (depth_peak (&d), ==, 1);
-  depth_end (&d);
+  depth_end (&d, 1);
 }
 
 /* Statistics. */
