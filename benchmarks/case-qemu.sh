@@ -55,7 +55,7 @@ qemu_plan_bench () { # DEPTH CONTESTANT WORKLOAD LIMIT SPEED SERVER OPTIONS
 # convert has 8 requests of up to 2 MiB in flight, but writes in order, one at a time, without -W.
 # What the device tells of holes would keep QEMU from reading at all, hence noextents.
 qemu_convert () { # CLIENT WORKLOAD IN_FLIGHT
-  local n limit command="$1 -n -f raw -O raw IMAGE URI" filter=""
+  local n limit held="" command="$1 -n -f raw -O raw IMAGE URI" filter=""
   [ "$2" != read ] || command="$1 -f raw -O raw URI COPY" filter=--filter=noextents
   for n in 1 16 64; do
     limit=$(qemu_limit 2048 "$3" $n)
@@ -64,8 +64,10 @@ qemu_convert () { # CLIENT WORKLOAD IN_FLIGHT
   if [ "$2" = read ]; then
     qemu_plan_convert "$1" "asyncpool 64 buffers" "$2" "$limit" "$limit" "$filter" "asyncpool 64" 64ms
   else
-    qemu_plan_convert "$1" "asyncpool 64 buffers" "$2" "$(limit 64 128)" 131 "" "asyncpool 64" 64ms \
-      asyncpool-write=behind
+    # One at a time is held; more than the buffers hold is passed on.
+    [ "$3" != 1 ] || held=$(limit 64 128)
+    qemu_plan_convert "$1" "asyncpool 64 buffers" "$2" "${held:-$limit}" "${held:-$limit}" "" \
+      "asyncpool 64" 64ms asyncpool-write=behind
     qemu_plan_convert "$1" "asyncpool write=auto" "$2" "$limit" "$limit" "" "asyncpool 64" 64ms
   fi
   qemu_plan_convert "$1" "nbdkit at delay 0" "$2" "" 1000 "$filter" delaymem 0
@@ -107,8 +109,8 @@ notes_qemu () {
 MB/s: of the whole qemu-img, from start to exit; writes end with the flush that QEMU sends when it
 closes the device. limit: QEMU has at most 16 requests in flight on a connection, whatever -d is;
 convert 8 of 2 MiB, without -W one when it writes. The device takes 64 ms for 2 MiB, too. asyncpool:
-64 x 128 KiB, or what the client itself has in flight where its requests are passed on (convert read;
-convert with write=auto). asyncpool writes with asyncpool-write=behind; write=auto is the default:
+64 x 128 KiB, or what the client itself has in flight where its requests are passed on (convert read,
+convert -W, convert with write=auto). asyncpool writes with asyncpool-write=behind; write=auto is the default:
 bench flushes after each 16 writes there (64 with -d 64), convert only at its end.
 sw/op of convert: per 2 MiB.
 EOF
