@@ -112,8 +112,7 @@ void
 stream_answered (struct stream *s, uint32_t count, bool waited)
 {
   s->answered += count;
-  if (waited)
-    s->starved = s->ahead > s->end ? s->ahead : s->end;
+  s->waited |= waited;
 }
 
 struct stream_range
@@ -124,8 +123,9 @@ stream_plan (struct stream *s, uint32_t unit, uint32_t max_window, uint64_t size
 
   if (max_window == 0 || s->window == 0)
     return (struct stream_range) { 0 };
-  while (s->end <= s->starved && s->window < max_window && s->answered / unit >= s->window / 4)
+  while (s->waited && s->window < max_window && s->answered / unit >= s->window / 4)
     s->window *= 2;
+  s->waited = false;
   if (s->window > max_window)
     s->window = max_window;
 

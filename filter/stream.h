@@ -7,12 +7,10 @@
  * at a time has no slack, so that random reads near each other are no stream.
  *
  * window: how far ahead of the stream to read, in units.  It starts at WINDOW_MIN when a second read
- * continues the first.  It doubles, up to what the caller allows, when a read has had to wait and a
- * quarter of the window has been read and answered.  A wait counts until the stream has read all
- * that had been asked for by then: of what was asked for later nothing is known yet.  So a slow reader
- * has a small window, a fast one doubles its own several times in the time of one operation, and a
- * client that sends many requests at once shows how many before it is taken for one that waits for
- * us.  It ends with the stream (stream_end, or its place taken), and starts small again.
+ * continues the first.  It doubles, up to what the caller allows, when a read had to wait although
+ * it was in the window, and a quarter of the window has been read and answered.  So a slow reader has
+ * a small window, and a client that sends many requests at once shows how many before it is taken
+ * for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts small again.
  *
  * jump: a read that continues no stream may begin in what was read ahead for one that has a window,
  * the nearest if there are several.  That changes nothing yet: it may be a random read, or a look
@@ -43,7 +41,7 @@ struct stream {
   uint64_t ahead;               /* handed out for reading ahead up to here */
   uint64_t last_ns;             /* time of the last read */
   uint32_t window;              /* units; 0 = not sequential yet */
-  uint64_t starved;             /* a read had to wait when all up to here was asked for */
+  bool waited;                  /* a read had to wait since the window was doubled */
   uint64_t jumped;              /* end of the stream in whose window it began; 0 = in none */
   bool used;
 };

@@ -237,27 +237,6 @@ test_stream_window_slow (void)
   }
 }
 
-/* One that had to wait once may go on growing while it reads what was asked for by then, up to eight
- * times what it has read, and no longer.
- */
-static void
-test_stream_window_starved (void)
-{
-  uint32_t unit = 64 * KIB;
-  struct streams t = { 0 };
-
-  for (unsigned i = 0; i < 100; i++) {
-    struct stream_range left;
-    struct stream *s = stream_note (&t, i * unit, unit, 0, i, &left);
-
-    if (s == NULL)
-      continue;
-    stream_answered (s, unit, i == 2);  /* when units 0 to 5 had been asked for */
-    (void) stream_plan (s, unit, 1024, UINT64_MAX / 2);
-    g_assert_cmpuint (s->window, ==, i < 2 ? WINDOW_MIN : i == 2 ? 16 : 32);
-  }
-}
-
 /* A window that the caller forbids. */
 static void
 test_stream_window_none (void)
@@ -872,7 +851,6 @@ main (int argc, char *argv[])
   g_test_add_func ("/stream/nearest", test_stream_nearest);
   g_test_add_func ("/stream/window", test_stream_window);
   g_test_add_func ("/stream/window/slow", test_stream_window_slow);
-  g_test_add_func ("/stream/window/starved", test_stream_window_starved);
   g_test_add_func ("/stream/window/none", test_stream_window_none);
   g_test_add_func ("/stream/plan", test_stream_plan);
   g_test_add_data_func ("/stream/cut/units", GUINT_TO_POINTER (65536), test_stream_cut);
