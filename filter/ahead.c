@@ -24,6 +24,7 @@ filled_ahead (struct backend_io *io, int err)
   ENGINE_LOCK_IN_SCOPE (e);
   debug_buffers ("read ahead %#" PRIx64 ": error %d%s", b->base, err, b->dropped ? ", stale" : "");
   b->hooked = false;
+  b->given_up = io->given_up;
   b->err = err;
   b->since_ns = stats_now_ns ();
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);

@@ -89,6 +89,7 @@ backend_io_start (struct backend_io *io)
 
   io->hook.handle = b->hooks_handle;
   io->hook.done = replied;
+  io->given_up = false;
   io->start_ns = stats_begin_device (b->stats);
   if (atomic_load (&b->gone_ns) != 0)
     atomic_store (&b->alive_ns, io->start_ns);
@@ -116,12 +117,11 @@ backend_is_hopeless (struct backend *b)
   return stats_now_ns () >= (gone > alive ? gone : alive) + b->hooks->grace_ns;
 }
 
-bool
+void
 backend_io_give_up (struct backend_io *io)
 {
-  bool given_up = io->backend->hooks->give_up (&io->hook);
-
-  if (given_up)
-    ended (io, ESHUTDOWN);
-  return given_up;
+  if (!io->backend->hooks->give_up (&io->hook))
+    return;
+  io->given_up = true;
+  ended (io, ESHUTDOWN);
 }

@@ -59,6 +59,7 @@ struct backend_io {
   /* Called once, on any thread.  A hook's: the plugin may hold locks, so call no hook. */
   void (*done) (struct backend_io *, int err);
   uint64_t start_ns;
+  bool given_up;                /* when done is called: by backend_io_give_up */
 };
 
 extern int backend_pread (struct backend *, void *buf, uint32_t count, uint64_t offset);
@@ -76,12 +77,12 @@ extern bool backend_is_replying (void);
 
 /* What waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: no more when the client
  * has gone, and the plugin has had its grace time since then, since its last reply to any hook and since
- * the last start.  Call without locks, on a thread of the connection or after backend_set_gone.
+ * the last start.  Call without locks, on a thread of the connection; or anyhow after it has gone.
  */
 #define BACKEND_POLL_NS UINT64_C (250000000)
 extern void backend_set_gone (struct backend *);
 extern bool backend_is_hopeless (struct backend *);
-/* Then this ends what was started: calls done (io, ESHUTDOWN); false: the plugin replies just now. */
-extern bool backend_io_give_up (struct backend_io *);
+/* Then this ends what was started: calls done (io, ESHUTDOWN), unless the plugin replies just now. */
+extern void backend_io_give_up (struct backend_io *);
 
 #endif

@@ -53,6 +53,7 @@ written_behind (struct backend_io *io, int err)
 
   ENGINE_LOCK_IN_SCOPE (b->engine);
   b->hooked = false;
+  b->given_up = io->given_up;
   written (b, err);
 }
 
@@ -468,15 +469,21 @@ oldest_failed (struct engine *e, const struct export *export, uint64_t seq)
   return NULL;
 }
 
-/* Whether there is a way to write a FAILED buffer; where its connection is gone, C takes it over. */
+/* Whether there is a way to write a FAILED buffer.  Where its client is gone C takes it over: who
+ * waits for it then waits as long as C lives, and the connection that ends does not.
+ */
 static bool
 can_retry (struct conn *c, struct buf *b)
 {
-  if (b->conn == NULL && c->backend.can_write) {
-    b->conn = c;
+  if (b->conn == c || !c->backend.can_write)
+    return b->conn != NULL;
+  if (b->conn == NULL)
     b->export->refs--;
-  }
-  return b->conn != NULL;
+  else if (atomic_load (&b->conn->backend.gone_ns) == 0)
+    return true;
+  b->conn = c;
+  b->given_up = false;
+  return true;
 }
 
 /* Everything of the export that failed is tried again. */

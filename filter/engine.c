@@ -576,7 +576,9 @@ write_through (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
   return err;
 }
 
-/* Clients that keep more in flight than the buffers hold would only wait for these. */
+/* Clients that keep more in flight than the buffers hold would only wait for these.  Not so small
+ * writes, of which most join a buffer.
+ */
 static bool
 may_wait (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 {
@@ -584,7 +586,7 @@ may_wait (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 
   return atomic_load (&c->behind) && flags == 0 && ((count | offset) & mask) == 0
     && !atomic_load (&c->export->failing) && is_worth (c, c->backend.pace_write)
-    && depth_peak (&c->engine->filling) <= c->engine->config.buffers;
+    && (count < c->unit || depth_peak (&c->engine->filling) <= c->engine->config.buffers);
 }
 
 static int

@@ -29,7 +29,6 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
   b->io.hook.count = b->hi - b->lo;
   b->io.hook.offset = buf_start (b);
   b->hooked = backend_has_hook (b->io.backend, is_write);
-  b->given_up = false;
   b->job.run = do_job;
   if (b->hooked) {
     b->job.link.data = b;
@@ -86,7 +85,7 @@ engine_wait_until (struct engine *e, pthread_cond_t *cond, uint64_t until_ns)
 
 /* Giving up. */
 
-/* Wants the lock, lets go of it meanwhile. */
+/* Its client has gone.  Wants the lock, lets go of it meanwhile. */
 static void
 give_up_all (struct conn *c)
 {
@@ -94,19 +93,18 @@ give_up_all (struct conn *c)
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     struct buf *b = &e->bufs[i];
-    bool given_up;
 
-    if (!b->hooked || b->given_up || b->conn != c)
+    if (!b->hooked || b->conn != c)
       continue;
     /* So that it is not reused.  It may be a retry of the same write by now: given up all the same. */
     buffers_pin (b);
-    b->given_up = true;         /* before anyone sees that it has ended */
     engine_unlock (e);
-    given_up = backend_io_give_up (&b->io);
+    backend_io_give_up (&b->io);
     engine_lock (e);
-    if (!given_up)
-      b->given_up = false;
     buffers_unpin (b);
+    /* Something was started, or the plugin has replied: they have their grace time. */
+    if (!backend_is_hopeless (&c->backend))
+      return;
   }
 }
 

@@ -89,7 +89,7 @@ struct buf {
   int err;                      /* the plugin's last answer about it */
   bool claimed;                 /* READY: a flush will write it on its own thread */
   bool hooked;                  /* READING, WRITING: an async hook does it */
-  bool given_up;                /* its last operation was, see handover.h */
+  bool given_up;                /* the last operation was, see handover.h */
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */
   GList dirty_link;             /* in engine.dirty */

@@ -143,11 +143,21 @@ test_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct times
   return is_real ? pthread_cond_timedwait (cond, mutex, until) : pthread_cond_wait (cond, mutex);
 }
 
+static int
+times_said (const char *text)
+{
+  int n = 0;
+
+  LOCK_IN_SCOPE (&test_lock);
+  for (const char *p = messages; (p = strstr (p, text)) != NULL; p++)
+    n++;
+  return n;
+}
+
 static bool
 was_said (const char *text)
 {
-  LOCK_IN_SCOPE (&test_lock);
-  return strstr (messages, text) != NULL;
+  return times_said (text) > 0;
 }
 
 #define UNKNOWN "replied to before or is unknown"
@@ -444,7 +454,7 @@ test_reply_beside_hook (void)
       g_assert_cmpint (t.err, ==, is_error ? EPERM : 0);
       if (!is_error)
         g_assert_cmpmem (t.buf, COUNT, data, COUNT);
-      g_assert_cmpint (was_said ("failed after the reply"), ==, is_error || fails);
+      g_assert_cmpint (times_said ("failed after the reply"), ==, is_error + fails); /* so far */
       g_assert_false (driver->give_up (&t.io));
       nbdkit_async_reply (HANDLE, last_reqid);
       g_assert_cmpuint (n_done (&t), ==, 1);

@@ -1643,8 +1643,8 @@ test_orphan_at_close (void)
   g_assert_cmpstr (g_ptr_array_index (reports, 1), ==, ":65536+4096:lost");
 }
 
-/* While a connection that ends reports one of its failed writes, another one tries the rest again: it
- * must not be gone before these are done.
+/* While a connection that ends reports one of its failed writes, another one tries the rest again. It
+ * takes them over, and the end does not wait for that...
  */
 static void
 test_close_beside_retry (void)
@@ -1669,13 +1669,37 @@ test_close_beside_retry (void)
   flush = task_start (&w, 1, FLUSH, 0, 0, 0);
   fake_wait_held (w.f, hold, 2);
   report_gate_set (false);
+  g_assert_cmpint (task_end (close), ==, 0);
+  g_assert_cmpuint (fake_op (w.f, FAKE_WRITE, U, U, fake_started (w.f, FAKE_WRITE, U, U) - 1).conn, ==, 1);
+  task_wait_blocked (flush);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (flush), ==, 0);
+  assert_device (w.f, 4096, 4096, 1);
+  assert_device (w.f, 4096, U + 4096, 2);
+  g_ptr_array_set_size (reports, 0);
+  world_end_clean (&w);
+}
+
+/* ... unlike one that began while the connection was there, and uses it. */
+static void
+test_close_after_retry (void)
+{
+  struct world w;
+  struct task *close, *flush;
+  int hold;
+
+  world_init (&w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, 4096, 4096, 1, ENOSPC);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  flush = task_start (&w, 1, FLUSH, 0, 0, 0);
+  fake_wait_held (w.f, hold, 1);
+  g_assert_cmpuint (fake_op (w.f, FAKE_WRITE, 0, U, 0).conn, ==, 0);
+  close = task_start (&w, 0, CLOSE, 0, 0, 0);
   task_wait_blocked (close);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (close), ==, 0);
   g_assert_cmpint (task_end (flush), ==, 0);
   assert_device (w.f, 4096, 4096, 1);
-  assert_device (w.f, 4096, U + 4096, 2);
-  g_ptr_array_set_size (reports, 0);
   world_end_clean (&w);
 }
 
@@ -1830,18 +1854,20 @@ test_filling (void)
   large = task_start (&w, 0, WRITE, 5 * U, 8 * U, 2);
   fake_wait_held (w.f, hold, 1);
   task_wait_blocked (large);
-  other = task_start (&w, 1, WRITE, 4096, 16 * U, 2);
+  other = task_start (&w, 1, WRITE, U, 16 * U, 2);
   fake_wait_held (w.f, hold, fake_started (w.f, FAKE_WRITE, 8 * U, 5 * U) + 1);
   task_wait_blocked (other);
   g_assert_cmpuint (w.e->dirty.length, ==, 0);
+  do_request (&w, 1, WRITE, 4096, 20 * U, 2);   /* of small ones many fill one buffer */
+  g_assert_cmpuint (w.e->dirty.length, ==, 1);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (large), ==, 0);
   g_assert_cmpint (task_end (other), ==, 0);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
 
-  /* That was long ago.  A small write asks as well. */
-  atomic_store (&w.e->filling.epoch_ns, 0);
+  atomic_store (&w.e->filling.epoch_ns, 0);     /* all that was long ago */
   hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
-  do_request (&w, 1, WRITE, 4096, 0, 3);
+  do_request (&w, 1, WRITE, U, 0, 3);
   g_assert_cmpuint (w.e->dirty.length, ==, 1);
   fake_release (w.f, hold);
   world_end_clean (&w);
@@ -2426,6 +2452,51 @@ test_hooks_grace (void)
   world_end_clean (&w);
 }
 
+/* A driver whose plugin gives a sign of life when something is given up. */
+static const struct nbdkit_async_driver *lively;
+
+static bool
+give_up_lively (struct nbdkit_async_io *io)
+{
+  bool given_up = lively->give_up (io);
+
+  atomic_store (&((struct backend_io *) io)->backend->alive_ns, stats_now_ns ());
+  return given_up;
+}
+
+/* Giving up stops when there is hope again. */
+static void
+test_hooks_hope (void)
+{
+  struct nbdkit_async_driver driver;
+  struct world w;
+  struct task *close;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 2; i++)
+    do_request (&w, 0, WRITE, U, i * U, 1);
+  fake_wait_held (w.f, hold, 2);
+  fake_hook (&w.c[0]->backend, stats_now_ns () / 2);
+  lively = w.c[0]->backend.hooks;
+  driver = *lively;
+  driver.give_up = give_up_lively;
+  w.c[0]->backend.hooks = &driver;
+  atomic_store (&w.c[0]->backend.gone_ns, 1);
+  atomic_store (&w.c[0]->backend.alive_ns, 1);
+  close = task_start (&w, 0, CLOSE, 0, 0, 0);
+  wait_state (&w, BUF_FAILED, 0, 2 * U, 1);
+  task_wait_blocked (close);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (close), ==, 0);
+  g_assert_cmpuint (reports->len, ==, 1);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  assert_device (w.f, 2 * U, 0, 1);
+  world_end (&w);
+  g_assert_cmpuint (reports->len, ==, 1);
+}
+
 /* A piece of a request that waits. */
 static void
 test_hooks_lost_piece (void)
@@ -2490,6 +2561,7 @@ add_hooks (void)
   g_test_add_func ("/engine/hooks/lost-write", test_hooks_lost_write);
   g_test_add_func ("/engine/hooks/lost-once", test_hooks_lost_once);
   g_test_add_func ("/engine/hooks/grace", test_hooks_grace);
+  g_test_add_func ("/engine/hooks/hope", test_hooks_hope);
   g_test_add_func ("/engine/hooks/lost-piece", test_hooks_lost_piece);
   g_test_add_func ("/engine/hooks/stop", test_hooks_stop);
   g_test_add_func ("/engine/hooks/stop-idle", test_hooks_stop_idle);
@@ -2922,6 +2994,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/orphan/flush", test_orphan);
   g_test_add_func ("/engine/orphan/close", test_orphan_at_close);
   g_test_add_func ("/engine/orphan/close-beside-retry", test_close_beside_retry);
+  g_test_add_func ("/engine/orphan/close-after-retry", test_close_after_retry);
   g_test_add_func ("/engine/orphan/readonly", test_orphan_readonly);
   g_test_add_data_func ("/engine/flush-and-zero/all", GUINT_TO_POINTER (8192), test_flush_and_zero);
   g_test_add_data_func ("/engine/flush-and-zero/part", GUINT_TO_POINTER (4096),
