@@ -178,8 +178,10 @@ op_hold (struct fake *f, unsigned i)
 
   while ((r = holding_rule (f, op_at (f, i))) != NULL) {
     r->held++;
-    pthread_cond_broadcast (&f->changed);
-    pthread_cond_wait (&f->changed, &f->lock);
+    pthread_cond_broadcast (&f->changed);       /* once: those held would wake each other for ever */
+    do
+      pthread_cond_wait (&f->changed, &f->lock);
+    while (holding_rule (f, op_at (f, i)) == r);
     r->held--;
   }
 }
