@@ -1832,7 +1832,6 @@ test_flush_and_zero (gconstpointer data)
 
 /* The slab. */
 
-/* A writer waits for a buffer and gets the first that becomes free. */
 /* Writes that would fill more than all buffers, together and on whichever connection, are not held:
  * in the plugin they are in flight at once, in the buffers they would wait for each other.
  */
@@ -1873,6 +1872,7 @@ test_filling (void)
   world_end_clean (&w);
 }
 
+/* A writer waits for a buffer and gets the first that becomes free. */
 static void
 test_space (void)
 {
