@@ -2426,6 +2426,18 @@ test_hooks_lost_once (void)
   g_assert_cmpuint (reports->len, ==, 1);
 }
 
+/* The connection's client went long ago, its plugin has been silent ever since, and the grace time is
+ * shorter than that, but longer than a test takes.  The next wait looks at that at once.
+ */
+static void
+make_hopeless (struct conn *c)
+{
+  fake_hook (&c->backend, stats_now_ns () / 2);
+  atomic_store (&c->backend.gone_ns, 1);
+  atomic_store (&c->backend.alive_ns, 1);
+  c->look_ns = 0;
+}
+
 /* The grace time is each operation's own: what failed and is tried once more at the end has all of it,
  * however long ago the client has gone.
  */
@@ -2438,10 +2450,7 @@ test_hooks_grace (void)
 
   world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
   make_failed (&w, 0, U, U, 1, EIO);
-  atomic_store (&w.c[0]->backend.gone_ns, 1);
-  atomic_store (&w.c[0]->backend.alive_ns, 1);
-  w.c[0]->look_ns = 0;          /* so that it looks before it waits */
-  fake_hook (&w.c[0]->backend, stats_now_ns () / 2);
+  make_hopeless (w.c[0]);
   hold = fake_hold (w.f, FAKE_WRITE, U, U);
   close = task_start (&w, 0, CLOSE, 0, 0, 0);
   fake_wait_held (w.f, hold, 1);
@@ -2478,13 +2487,11 @@ test_hooks_hope (void)
   for (unsigned i = 0; i < 2; i++)
     do_request (&w, 0, WRITE, U, i * U, 1);
   fake_wait_held (w.f, hold, 2);
-  fake_hook (&w.c[0]->backend, stats_now_ns () / 2);
+  make_hopeless (w.c[0]);
   lively = w.c[0]->backend.hooks;
   driver = *lively;
   driver.give_up = give_up_lively;
   w.c[0]->backend.hooks = &driver;
-  atomic_store (&w.c[0]->backend.gone_ns, 1);
-  atomic_store (&w.c[0]->backend.alive_ns, 1);
   close = task_start (&w, 0, CLOSE, 0, 0, 0);
   wait_state (&w, BUF_FAILED, 0, 2 * U, 1);
   task_wait_blocked (close);
