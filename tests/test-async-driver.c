@@ -473,6 +473,28 @@ reply_in_thread (void *reqid)
   return NULL;
 }
 
+/* A reply on a thread of its own, which stops at the copy. */
+static pthread_t
+start_reply_and_hold (void)
+{
+  pthread_t replier;
+
+  is_copy_held = true;
+  pthread_create (&replier, NULL, reply_in_thread, &last_reqid);
+  pthread_barrier_wait (&barrier);
+  WAIT_UNTIL (is_copy_waiting);
+  return replier;
+}
+
+static void
+release_reply (pthread_t replier)
+{
+  pthread_mutex_lock (&test_lock);
+  is_copy_held = false;
+  pthread_mutex_unlock (&test_lock);
+  pthread_join (replier, NULL);
+}
+
 /* The reply begins while the hook runs, and ends after it. */
 static void
 test_reply_past_hook (void)
@@ -483,16 +505,10 @@ test_reply_past_hook (void)
   begin (true);
   pthread_barrier_init (&barrier, NULL, 2);
   start_and_hold (&t, &starter);
-  is_copy_held = true;
-  pthread_create (&replier, NULL, reply_in_thread, &last_reqid);
-  pthread_barrier_wait (&barrier);
-  WAIT_UNTIL (is_copy_waiting);
+  replier = start_reply_and_hold ();
   release_hook (starter);
   g_assert_cmpuint (n_done (&t), ==, 0);
-  pthread_mutex_lock (&test_lock);
-  is_copy_held = false;
-  pthread_mutex_unlock (&test_lock);
-  pthread_join (replier, NULL);
+  release_reply (replier);
   g_assert_cmpuint (n_done (&t), ==, 1);
   g_assert_cmpint (t.err, ==, 0);
   pthread_barrier_destroy (&barrier);
@@ -622,18 +638,12 @@ test_give_up_in_reply (void)
   pthread_barrier_init (&barrier, NULL, 2);
   io_init (&t);
   driver->start (&t.io);
-  is_copy_held = true;
-  pthread_create (&replier, NULL, reply_in_thread, &last_reqid);
-  pthread_barrier_wait (&barrier);
-  WAIT_UNTIL (is_copy_waiting);
+  replier = start_reply_and_hold ();
   g_assert_false (driver->give_up (&t.io));
   nbdkit_async_reply (HANDLE, last_reqid);
   g_assert_true (was_said (UNKNOWN));
   g_assert_cmpuint (n_done (&t), ==, 0);
-  pthread_mutex_lock (&test_lock);
-  is_copy_held = false;
-  pthread_mutex_unlock (&test_lock);
-  pthread_join (replier, NULL);
+  release_reply (replier);
   g_assert_cmpuint (n_done (&t), ==, 1);
   g_assert_cmpint (t.err, ==, 0);
   g_assert_cmpuint (n_cancelled, ==, 0);
