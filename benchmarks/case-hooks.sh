@@ -101,13 +101,9 @@ EOF
 }
 
 plot_hooks () { # MEDIANS
-  gnuplot_head 1100 430
+  gnuplot_bars 1100 430
   cat <<'EOF'
 set multiplot layout 1,3 title "One device of 64 ms, 1024 x 128 KiB: threads or async hooks" font ",16"
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
-set boxwidth 0.9
 set yrange [0:*]
 set xtics rotate by 25 right font ",11"
 set bmargin 6

@@ -178,13 +178,9 @@ EOF
 
 plot_kernel () { # MEDIANS
   local contestant name client
-  gnuplot_head 1100 460
+  gnuplot_bars 1100 460
   cat <<'EOF'
 set multiplot layout 1,2 title "Linux's own NBD client, ext4, 64 ms per operation" font ",16"
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
-set boxwidth 0.9
 set logscale y
 set yrange [0.5:5000]
 set ylabel "MB/s"

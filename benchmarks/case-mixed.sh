@@ -38,7 +38,7 @@ EOF
 
 plot_mixed () { # MEDIANS
   local contestant
-  gnuplot_head 640 360
+  gnuplot_bars 640 360
   echo "\$data << EOD"
   for contestant in hooks threads; do
     echo "\"$contestant\" $(mean_ms "$1" "alone: $contestant") $(mean_ms "$1" "beside: $contestant")"
@@ -46,9 +46,6 @@ plot_mixed () { # MEDIANS
   cat <<'EOF'
 EOD
 set title "Random 4 KiB reads of a 64 ms device: mean latency" font ",15"
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
 set ylabel "ms"
 set yrange [0:120]
 set key top left Left reverse

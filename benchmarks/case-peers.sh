@@ -64,7 +64,7 @@ EOF
 
 plot_peers () { # MEDIANS
   local contestant client name
-  gnuplot_head 900 480
+  gnuplot_bars 900 480
   echo "\$data << EOD"
   for contestant in "${peers[@]}"; do
     echo "\"$(echo "$contestant" | sed 's/ over /\\nover /; s/ write/\\nwrite/; s/ 64 b/\\n64 b/')\"" \
@@ -75,10 +75,6 @@ plot_peers () { # MEDIANS
   cat <<EOF
 EOD
 set title "One request at a time, 64 ms per operation" font ",16"
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
-set boxwidth 0.9
 set logscale y
 set yrange [0.5:400]
 set ylabel "MB/s, log scale"

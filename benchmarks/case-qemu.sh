@@ -118,7 +118,7 @@ EOF
 
 plot_qemu () { # MEDIANS
   local pair contestant
-  gnuplot_head 1100 500
+  gnuplot_bars 1100 500
   echo "\$data << EOD"
   for pair in "${qemu_pairs[@]}"; do
     echo "\"${pair/,/\\n}\" $(for contestant in "nbdkit -t 1" "nbdkit -t 16" "nbdkit -t 64" \
@@ -129,10 +129,6 @@ plot_qemu () { # MEDIANS
   cat <<EOF
 EOD
 set title "QEMU's NBD client, 64 ms per operation" font ",16"
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
-set boxwidth 0.9
 set logscale y
 set yrange [1:*]
 set ylabel "MB/s, log scale"

@@ -42,7 +42,7 @@ EOF
 
 plot_small () { # MEDIANS
   local name kib contestant
-  gnuplot_head 800 480
+  gnuplot_bars 800 480
   echo "\$data << EOD"
   for kib in 4 16 64 128; do
     echo "\"$kib KiB\"" "$(for name in write+flush read; do
@@ -54,10 +54,6 @@ plot_small () { # MEDIANS
   cat <<EOF
 EOD
 set title "Sequential requests of 4 to 128 KiB, one at a time, 64 ms per operation" font ",16"
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
-set boxwidth 0.9
 set logscale y
 set yrange [0.03:*]
 set ylabel "MB/s, log scale"

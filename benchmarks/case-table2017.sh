@@ -113,13 +113,9 @@ EOF
 }
 
 plot_table2017 () { # MEDIANS
-  gnuplot_head 1040 470
+  gnuplot_bars 1040 470
   cat <<'EOF'
 set multiplot layout 1,2 title "A device with 64 ms per operation, 128 KiB requests" font ",16"
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
-set boxwidth 0.9
 set key at graph 0.5,-0.23 center top maxrows 3 Left reverse samplen 1.5
 set bmargin 7.5
 set xrange [-0.6:3.6]

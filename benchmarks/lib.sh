@@ -348,6 +348,17 @@ set grid ytics lc rgb "#dddddd" lt 1
 EOF
 }
 
+# For columns side by side.
+gnuplot_bars () { # WIDTH HEIGHT
+  gnuplot_head "$@"
+  cat <<'EOF'
+set style data histograms
+set style histogram clustered gap 1
+set style fill solid 1 border -1
+set boxwidth 0.9
+EOF
+}
+
 # Progress, on stderr: one line that is written over on a terminal, else a line per run.
 
 progress_text="" progress_open=""
