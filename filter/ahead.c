@@ -87,14 +87,14 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
   return r.to;
 }
 
-/* The most that one stream of this connection may have ahead of it: its part of the connection's
- * share of the slab, less the reads that are in the plugin for the client itself.  So the sum stays at
- * what was configured.  (Its reads that wait for what is read ahead add nothing to it.)  A client that
- * keeps three quarters of its share in flight itself is not helped any more: there is less to win than
- * the copies and wake-ups would cost it.
+/* How many units this connection may have ahead of its streams: its share of the slab, less the reads
+ * that are in the plugin for the client itself.  So the sum stays at what was configured.  (Its reads
+ * that wait for what is read ahead add nothing to it.)  A client that keeps three quarters of its share
+ * in flight itself is not helped any more: there is less to win than the copies and wake-ups would cost
+ * it.
  */
 static uint32_t
-max_window (struct conn *c, unsigned mine, uint64_t now_ns)
+max_ahead (struct conn *c, unsigned mine, uint64_t now_ns)
 {
   struct engine *e = c->engine;
   unsigned depth = depth_peak (&c->depth);
@@ -103,12 +103,28 @@ max_window (struct conn *c, unsigned mine, uint64_t now_ns)
   unsigned share;
 
   ENGINE_LOCK_IN_SCOPE (e);
-  share = (uint64_t) e->config.buffers * mine
-    / stream_census (&e->census, &c->counted, mine, now_ns);
+  share = stream_census (&e->census, &c->counted, mine, e->config.buffers, now_ns);
   if (surplus > 0 && surplus >= share - share / 4)
     return 0;
   /* One direct read per stream is what a client with one request at a time has. */
-  return (share - (direct > mine ? MIN (direct - mine, share) : 0)) / mine;
+  return share - (direct > mine ? MIN (direct - mine, share) : 0);
+}
+
+/* For a stream that found no buffers for BYTES. */
+static bool
+take_from_others (struct conn *c, struct stream *s, uint64_t bytes)
+{
+  struct stream_range r;
+
+  {
+    LOCK_IN_SCOPE (&c->streams_lock);
+    r = stream_take (&c->streams, s, c->unit, bytes);
+  }
+  if (r.from == r.to)
+    return false;
+  ENGINE_LOCK_IN_SCOPE (c->engine);
+  buffers_drop_conn (c, r.from, r.to);
+  return true;
 }
 
 void
@@ -116,7 +132,7 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
 {
   struct stream_range plan;
   unsigned mine;
-  uint32_t window;
+  uint32_t most;
   uint64_t stop;
 
   {
@@ -124,14 +140,16 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
     stream_answered (s, count, waited);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
-  window = max_window (c, mine, now_ns);
+  most = max_ahead (c, mine, now_ns);
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    plan = stream_plan (s, c->unit, window, c->backend.size);
+    plan = stream_plan (s, c->unit, stream_part (&c->streams, s, most, now_ns), c->backend.size);
   }
   if (plan.from == plan.to)
     return;
   stop = start (c, plan, now_ns);
+  if (stop < plan.to && take_from_others (c, s, plan.to - stop))
+    stop = start (c, (struct stream_range) { stop, plan.to }, now_ns);
   debug_streams ("stream at %#" PRIx64 "..%#" PRIx64 ": reading ahead, stopped at %#" PRIx64,
                  plan.from, plan.to, stop);
   if (stop < plan.to) {

@@ -94,8 +94,8 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
     s = take_place (t);
     if (s->used && s->ahead > s->end)
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
-    *s = (struct stream) { .used = true, .end = end, .answered = count, .last_ns = now_ns,
-                           .jumped = jumped };
+    *s = (struct stream) { .used = true, .end = end, .answered = count, .began_ns = now_ns,
+                           .last_ns = now_ns, .jumped = jumped };
     return NULL;
   }
   if (s->window == 0 && s->jumped > 0)
@@ -155,32 +155,99 @@ stream_end (struct streams *t, uint64_t from, uint64_t to)
       t->s[i] = (struct stream) { 0 };  /* who still has it plans nothing */
 }
 
+static bool
+is_active (const struct stream *s, uint64_t now_ns)
+{
+  return s->used && s->window > 0 && now_ns < s->last_ns + STREAM_IDLE_NS;
+}
+
 unsigned
 stream_active (const struct streams *t, uint64_t now_ns)
 {
   unsigned n = 0;
 
   for (unsigned i = 0; i < STREAMS; i++)
-    n += t->s[i].used && t->s[i].window > 0 && now_ns - t->s[i].last_ns < STREAM_IDLE_NS;
+    n += is_active (&t->s[i], now_ns);
   return n;
 }
 
+/* Whether O, of the same table, is to have a part beside S. */
+static bool
+is_beside (const struct stream *o, const struct stream *s, uint64_t now_ns)
+{
+  return o != s && is_active (o, now_ns) && o->last_ns >= s->began_ns;
+}
+
+uint32_t
+stream_part (const struct streams *t, const struct stream *s, uint32_t share, uint64_t now_ns)
+{
+  uint32_t equal, left = share;
+  unsigned n = 1;
+
+  for (unsigned i = 0; i < STREAMS; i++)
+    n += is_beside (&t->s[i], s, now_ns);
+  equal = share / n;
+  for (unsigned i = 0; i < STREAMS; i++)
+    if (is_beside (&t->s[i], s, now_ns))
+      left -= t->s[i].window < equal ? t->s[i].window : equal;
+  return left;
+}
+
+struct stream_range
+stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t bytes)
+{
+  struct stream *from = NULL;
+  struct stream_range r;
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    struct stream *o = &t->s[i];
+
+    if (o->used && o->ahead > o->end && o->last_ns < s->began_ns &&
+        (from == NULL || o->last_ns < from->last_ns))
+      from = o;
+  }
+  if (from == NULL)
+    return (struct stream_range) { 0 };
+  r.to = from->ahead;
+  r.from = from->end / unit * unit;
+  if (r.to - r.from > bytes)
+    r.from = r.to - bytes;
+  from->ahead = r.from;
+  return r;
+}
+
+/* Begins EPOCH for a count that was last made in FROM. */
+static void
+count_turn (struct stream_count *n, uint64_t from, uint64_t epoch)
+{
+  n->last = from + 1 == epoch ? n->now : 0;
+  n->now = 0;
+}
+
+static unsigned
+count_largest (const struct stream_count *n)
+{
+  return n->last > n->now ? n->last : n->now;
+}
+
 unsigned
-stream_census (struct stream_census *t, struct stream_counted *c, unsigned mine, uint64_t now_ns)
+stream_census (struct stream_census *t, struct stream_counted *c, unsigned mine, unsigned buffers,
+               uint64_t now_ns)
 {
   uint64_t epoch = now_ns / STREAM_IDLE_NS;
 
   /* Only forward: a time is when a request came, and requests do not end in that order. */
   if (epoch > t->epoch) {
-    t->last = t->epoch + 1 == epoch ? t->now : 0;
-    t->now = 0;
+    count_turn (&t->all, t->epoch, epoch);
     t->epoch = epoch;
   }
-  if (c->epoch < t->epoch)
-    *c = (struct stream_counted) { .epoch = t->epoch };
-  if (mine > c->streams) {
-    t->now += mine - c->streams;
-    c->streams = mine;
+  if (c->epoch < t->epoch) {
+    count_turn (&c->own, c->epoch, t->epoch);
+    c->epoch = t->epoch;
   }
-  return t->last > t->now ? t->last : t->now;
+  if (mine > c->own.now) {
+    t->all.now += mine - c->own.now;
+    c->own.now = mine;
+  }
+  return (uint64_t) buffers * count_largest (&c->own) / count_largest (&t->all);
 }

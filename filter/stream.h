@@ -39,7 +39,7 @@ struct stream {
   uint64_t end;                 /* furthest byte read + 1 */
   uint64_t answered;            /* bytes read in sequence and answered */
   uint64_t ahead;               /* handed out for reading ahead up to here */
-  uint64_t last_ns;             /* time of the last read */
+  uint64_t began_ns, last_ns;   /* time of the first read and of the last one */
   uint32_t window;              /* units; 0 = not sequential yet */
   bool waited;                  /* a read had to wait since the window was doubled */
   uint64_t jumped;              /* end of the stream in whose window it began; 0 = in none */
@@ -70,22 +70,41 @@ extern void stream_cut (struct stream *, uint64_t offset);
 extern void stream_end (struct streams *, uint64_t from, uint64_t to);
 /* How many streams with a window were read from within STREAM_IDLE_NS. */
 extern unsigned stream_active (const struct streams *, uint64_t now_ns);
+/* How many of the connection's SHARE of buffers are for this stream: what the others leave, of which
+ * each takes its window, but no more than an equal part.  A few reads in sequence, of a directory or a
+ * superblock, are a stream, too, for a second; a large one need not do with half for that.  Others are
+ * those that have been read from since this one began: who reads one file after another has one.
+ */
+extern uint32_t stream_part (const struct streams *, const struct stream *, uint32_t share,
+                             uint64_t now_ns);
+/* This stream finds no buffers for BYTES, a multiple of UNIT.  Of a stream that was not read from since
+ * this one began the far end is given up: returns it, for dropping, empty if there is none.  So that one
+ * loses no more than the new one has shown need for, in case that it goes on after all.
+ */
+extern struct stream_range stream_take (struct streams *, const struct stream *, uint32_t unit,
+                                        uint64_t bytes);
 
 /* How many streams there are on all connections: who shares the slab.  Each connection is counted when
  * it reads, in epochs of STREAM_IDLE_NS; the larger of this epoch's count and the last one's holds.
  */
+struct stream_count {
+  unsigned last, now;           /* streams read from in the last epoch and in this one */
+};
+
 struct stream_census {
   uint64_t epoch;
-  unsigned last, now;           /* streams read from in the last epoch and in this one */
+  struct stream_count all;
 };
 
 struct stream_counted {         /* what one connection has contributed */
   uint64_t epoch;
-  unsigned streams;
+  struct stream_count own;
 };
 
-/* This connection has MINE (at least 1).  NOW_NS may lie before that of an earlier call. */
+/* This connection has MINE (at least 1): returns its share of BUFFERS.  NOW_NS may lie before that of an
+ * earlier call.
+ */
 extern unsigned stream_census (struct stream_census *, struct stream_counted *, unsigned mine,
-                               uint64_t now_ns);
+                               unsigned buffers, uint64_t now_ns);
 
 #endif
