@@ -76,7 +76,8 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
     uint32_t count = MIN (c->unit, c->backend.size - r.from);
     struct buf *b;
 
-    if (is_held (c, r.from, count))
+    count -= count % c->export->min_block;      /* what is left at the end no client can ask for */
+    if (count == 0 || is_held (c, r.from, count))
       continue;
     b = buffers_take_for_ahead (e, now_ns);
     if (b == NULL)

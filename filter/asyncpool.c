@@ -452,6 +452,32 @@ asyncpool_flush (nbdkit_next *next, void *vh, uint32_t flags, int *err)
   return answer (engine_flush (h->conn), err);
 }
 
+/* The plugin's answer about the range and no more: what lies behind it has not been settled, and
+ * EXTENTS goes on to the end of the device.
+ */
+static int
+extents_within (nbdkit_next *next, uint32_t count, uint64_t offset, uint32_t flags,
+                struct nbdkit_extents *extents, int *err)
+{
+  struct nbdkit_extents *asked = nbdkit_extents_new (offset, offset + count);
+  int r;
+
+  if (asked == NULL) {
+    *err = errno;
+    return -1;
+  }
+  r = next->extents (next, count, offset, flags, asked, err);
+  for (size_t i = 0; r == 0 && i < nbdkit_extents_count (asked); i++) {
+    struct nbdkit_extent x = nbdkit_get_extent (asked, i);
+
+    r = nbdkit_add_extent (extents, x.offset, x.length, x.type);
+    if (r == -1)
+      *err = errno;
+  }
+  nbdkit_extents_free (asked);
+  return r;
+}
+
 static int
 asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
                    uint32_t flags, struct nbdkit_extents *extents, int *err)
@@ -469,7 +495,7 @@ asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
       *err = errno;
   }
   else
-    r = next->extents (next, count, offset, flags, extents, err);
+    r = extents_within (next, count, offset, flags, extents, err);
   stats_end (engine->stats, STATS_EXTENTS, start, count);
   return r;
 }

@@ -5,7 +5,7 @@
 #include "pace.h"
 #include "stats.h"
 
-static __thread bool replying;
+static __thread bool replying, giving_up;
 
 static void
 note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count, int err)
@@ -43,6 +43,7 @@ backend_io_do (struct backend_io *io)
 {
   struct nbdkit_async_io *h = &io->hook;
 
+  io->given_up = false;         /* a hook may have had it before */
   if (h->is_write)
     io->done (io, backend_pwrite (io->backend, h->buf, h->count, h->offset, 0));
   else
@@ -76,7 +77,9 @@ replied (struct nbdkit_async_io *h, int err)
   struct backend_io *io = (struct backend_io *) h;
   bool was = replying;          /* a hook may reply to another request from inside its own start */
 
-  atomic_store_explicit (&io->backend->alive_ns, stats_now_ns (), memory_order_relaxed);
+  /* A reply to being asked to give up is none of those that we might wait for. */
+  if (!giving_up)
+    atomic_store_explicit (&io->backend->alive_ns, stats_now_ns (), memory_order_relaxed);
   replying = true;
   ended (io, err);
   replying = was;
@@ -120,7 +123,12 @@ backend_is_hopeless (struct backend *b)
 void
 backend_io_give_up (struct backend_io *io)
 {
-  if (!io->backend->hooks->give_up (&io->hook))
+  bool is_given_up;
+
+  giving_up = true;
+  is_given_up = io->backend->hooks->give_up (&io->hook);
+  giving_up = false;
+  if (!is_given_up)
     return;
   io->given_up = true;
   ended (io, ESHUTDOWN);

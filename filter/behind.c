@@ -53,7 +53,8 @@ written_behind (struct backend_io *io, int err)
 
   ENGINE_LOCK_IN_SCOPE (b->engine);
   b->hooked = false;
-  b->given_up = io->given_up;
+  /* Not where it had become another client's meanwhile, see can_retry: that one may well try again. */
+  b->given_up = io->given_up && atomic_load (&b->conn->backend.gone_ns) != 0;
   written (b, err);
 }
 

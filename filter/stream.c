@@ -210,6 +210,7 @@ stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t 
     return (struct stream_range) { 0 };
   r.to = from->ahead;
   r.from = from->end / unit * unit;
+  bytes = (bytes + unit - 1) / unit * unit;
   if (r.to - r.from > bytes)
     r.from = r.to - bytes;
   from->ahead = r.from;

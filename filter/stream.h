@@ -77,7 +77,7 @@ extern unsigned stream_active (const struct streams *, uint64_t now_ns);
  */
 extern uint32_t stream_part (const struct streams *, const struct stream *, uint32_t share,
                              uint64_t now_ns);
-/* This stream finds no buffers for BYTES, a multiple of UNIT.  Of a stream that was not read from since
+/* This stream finds no buffers for BYTES.  Of a stream that was not read from since
  * this one began the far end is given up: returns it, for dropping, empty if there is none.  So that one
  * loses no more than the new one has shown need for, in case that it goes on after all.
  */

@@ -14,6 +14,7 @@
 
 #include "engine.h"
 #include "fake.h"
+#include "handover.h"
 #include "guard.h"
 
 #define KIB UINT64_C (1024)
@@ -1276,6 +1277,46 @@ test_ahead_jump (void)
   world_end_clean (&w);
 }
 
+/* A stream that was left, with all buffers.  A single read elsewhere takes none of them; who goes on
+ * there has them.
+ */
+static void
+test_ahead_left (void)
+{
+  struct world w;
+
+  world_init (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  for (unsigned i = 2; i < 6; i++)
+    do_request (&w, 0, READ, U, i * U, OLD);
+  wait_state (&w, BUF_CLEAN, 6 * U, 16 * U, 16);
+  do_request (&w, 0, READ, U, 40 * U, OLD);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 6 * U, 16 * U), ==, 16);
+  do_request (&w, 0, READ, U, 41 * U, OLD);
+  wait_state (&w, BUF_CLEAN, 42 * U, 16 * U, 16);
+  do_request (&w, 0, READ, 20 * U, 0, OLD);
+  world_end_clean (&w);
+}
+
+/* A short stream beside a long one, which has all but the short one's window. */
+static void
+test_ahead_beside (void)
+{
+  struct world w;
+
+  world_init (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  do_request (&w, 0, READ, 512, 60 * U, OLD);
+  do_request (&w, 0, READ, 512, 60 * U + 512, OLD);
+  wait_state (&w, BUF_CLEAN, 60 * U, 4 * U, 4);
+  for (unsigned i = 0; i < 6; i++) {
+    do_request (&w, 0, READ, U, i * U, OLD);
+    do_request (&w, 0, READ, 512, 60 * U + 1024 + i * 512, OLD);
+  }
+  do_request (&w, 0, READ, U, 6 * U, OLD);
+  wait_state (&w, BUF_CLEAN, 7 * U, 12 * U, 12);
+  world_end_clean (&w);
+}
+
 /* Requests that nothing helps: the plugin's error code, on the thread that asked. */
 static void
 test_errors (void)
@@ -2504,6 +2545,133 @@ test_hooks_hope (void)
   g_assert_cmpuint (reports->len, ==, 1);
 }
 
+/* A driver whose plugin replies to what it is to give up from inside the cancelling. */
+static bool
+give_up_replying (struct nbdkit_async_io *io)
+{
+  if (lively->give_up (io))
+    io->done (io, EIO);
+  return false;
+}
+
+/* Such a reply is no sign that the others will be replied to. */
+static void
+test_hooks_cancelled (void)
+{
+  struct nbdkit_async_driver driver;
+  struct world w;
+  int hold;
+
+  world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 0, WRITE, U, i * U, 1);
+  fake_wait_held (w.f, hold, 4);
+  make_hopeless (w.c[0]);
+  lively = w.c[0]->backend.hooks;
+  driver = *lively;
+  driver.give_up = give_up_replying;
+  w.c[0]->backend.hooks = &driver;
+  /* One after the other was replied to, and no more than its own last try is waited for. */
+  engine_lock (w.e);
+  while (w.e->failed.length < 4) {
+    w.c[0]->look_ns = 0;
+    engine_wait_plugin (w.c[0], &w.e->progress);
+    g_assert_true (w.e->failed.length == 0 || w.e->failed.length == 4);
+  }
+  engine_unlock (w.e);
+  fake_release (w.f, hold);
+  world_close (&w, 0);
+  assert_device (w.f, 4 * U, 0, 1);
+  world_end_clean (&w);
+}
+
+/* A driver that is late: what it was to give up has failed, and another connection tries it again. */
+static struct late {
+  struct world *w;
+  int hold, fail;
+  struct task *flush;
+} late;
+
+static bool
+give_up_late (struct nbdkit_async_io *io)
+{
+  struct world *w = late.w;
+
+  late.fail = fake_fail (w->f, FAKE_WRITE, 0, 0, EIO, 1);
+  fake_pass (w->f, late.hold, 1);
+  wait_state (w, BUF_FAILED, 0, U, 1);
+  late.flush = task_start (w, 1, FLUSH, 0, 0, 0);
+  fake_wait_held (w->f, late.hold, 1);
+  return lively->give_up (io);
+}
+
+/* Then that connection has not been given up, and tries once more. */
+static void
+test_hooks_given_up_late (void)
+{
+  struct nbdkit_async_driver driver;
+  struct world w;
+  struct task *close;
+
+  world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
+  fake_hook (&w.c[1]->backend, UINT64_MAX / 2);
+  late = (struct late) { .w = &w, .hold = fake_hold (w.f, FAKE_WRITE, 0, 0) };
+  do_request (&w, 0, WRITE, U, 0, 1);
+  fake_wait_held (w.f, late.hold, 1);
+  make_hopeless (w.c[0]);
+  lively = w.c[0]->backend.hooks;
+  driver = *lively;
+  driver.give_up = give_up_late;
+  w.c[0]->backend.hooks = &driver;
+  close = task_start (&w, 0, CLOSE, 0, 0, 0);
+  fake_wait_held (w.f, late.hold, 2);   /* what was given up, and the flush's own */
+  fake_release (w.f, late.hold);
+  g_assert_cmpint (task_end (late.flush), ==, 0);
+  g_assert_cmpint (task_end (close), ==, 0);
+  assert_device (w.f, U, 0, 1);
+  world_end (&w);
+}
+
+/* A plugin with a hook for writes only: what a worker does later with a buffer that a hook has given up
+ * is nothing that was given up.
+ */
+static void
+test_hooks_one_kind (void)
+{
+  struct nbdkit_async_driver driver;
+  struct world w;
+  struct task *read;
+  int hold;
+
+  world_init_hasty (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_AHEAD));
+  driver = *w.c[0]->backend.hooks;
+  driver.can_read = false;
+  w.c[0]->backend.hooks = w.c[1]->backend.hooks = &driver;
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 8; i++)
+    do_request (&w, 0, WRITE, U, i * U, 1);
+  fake_wait_held (w.f, hold, 8);
+  fake_set_gone (w.f, true);
+  world_close (&w, 0);
+  fake_set_gone (w.f, false);
+  fake_release (w.f, hold);
+  do_request (&w, 1, ZERO, 8 * U, 0, 0);        /* in place of what failed */
+
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, U);
+  do_request (&w, 1, READ, U, 0, 0);
+  do_request (&w, 1, READ, U, U, 0);
+  fake_wait_held (w.f, hold, 1);
+  read = task_start (&w, 1, READ, U, 2 * U, 0);
+  task_wait_blocked (read);
+  fake_fail (w.f, FAKE_READ, 2 * U, U, EIO, 1);
+  fake_pass (w.f, hold, 1);
+  fake_wait_held (w.f, hold, 1);                /* the reader's own */
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (read), ==, 0);
+  world_end (&w);
+}
+
 /* A piece of a request that waits. */
 static void
 test_hooks_lost_piece (void)
@@ -2569,6 +2737,9 @@ add_hooks (void)
   g_test_add_func ("/engine/hooks/lost-once", test_hooks_lost_once);
   g_test_add_func ("/engine/hooks/grace", test_hooks_grace);
   g_test_add_func ("/engine/hooks/hope", test_hooks_hope);
+  g_test_add_func ("/engine/hooks/cancelled", test_hooks_cancelled);
+  g_test_add_func ("/engine/hooks/given-up-late", test_hooks_given_up_late);
+  g_test_add_func ("/engine/hooks/one-kind", test_hooks_one_kind);
   g_test_add_func ("/engine/hooks/lost-piece", test_hooks_lost_piece);
   g_test_add_func ("/engine/hooks/stop", test_hooks_stop);
   g_test_add_func ("/engine/hooks/stop-idle", test_hooks_stop_idle);
@@ -2983,6 +3154,8 @@ main (int argc, char *argv[])
     g_test_add_func ("/engine/ahead/takes-over", test_ahead_takes_over);
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
   g_test_add_func ("/engine/ahead/jump", test_ahead_jump);
+  g_test_add_func ("/engine/ahead/left", test_ahead_left);
+  g_test_add_func ("/engine/ahead/beside", test_ahead_beside);
   add_stale ();
   g_test_add_func ("/engine/stale/pinned", test_stale_pinned);
   g_test_add_func ("/engine/errors", test_errors);

@@ -526,6 +526,65 @@ test_stream_jump_random (gconstpointer data)
 
 #undef U
 
+/* Streams with these windows and times of the last read; the first one began at time 10. */
+static void
+make_streams (struct streams *t, const uint32_t *window, const uint64_t *last_ns, unsigned n)
+{
+  *t = (struct streams) { 0 };
+  for (unsigned i = 0; i < n; i++)
+    t->s[i] = (struct stream) { .used = true, .end = i * 1024 * MIB + 1000, .window = window[i],
+                                .ahead = i * 1024 * MIB + window[i] * 64 * KIB,
+                                .began_ns = i == 0 ? 10 : 1, .last_ns = last_ns[i] };
+}
+
+/* What is left beside small streams, an equal part beside large ones, all beside those that were not
+ * read from since it began, or not for long.
+ */
+static void
+test_stream_part (void)
+{
+  const uint64_t old = 20 + STREAM_IDLE_NS;
+  struct streams t;
+
+  make_streams (&t, (uint32_t[]) { 4, 4, 0 }, (uint64_t[]) { 20, 20, 20 }, 3);
+  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 60);
+  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 20 }, 2);
+  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 32);
+  g_assert_cmpuint (stream_part (&t, &t.s[1], 64, 20), ==, 60);
+  make_streams (&t, (uint32_t[]) { 4, 64, 8, 64 }, (uint64_t[]) { 20, 20, 20, 20 }, 4);
+  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 64 - 16 - 8 - 16);
+  g_assert_cmpuint (stream_part (&t, &t.s[0], 0, 20), ==, 0);
+  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
+  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 64);
+  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { old, 20 }, 2);
+  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, old - 1), ==, 32);
+  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, old), ==, 64);
+  g_assert_cmpuint (stream_part (&t, &t.s[1], 64, 19), ==, 60);         /* a time from before */
+}
+
+/* The far end of who was left longest ago, in units, and nothing of one that goes on. */
+static void
+test_stream_take (void)
+{
+  const uint64_t far = 1024 * MIB;
+  struct stream_range r;
+  struct streams t;
+
+  make_streams (&t, (uint32_t[]) { 4, 8, 8, 8 }, (uint64_t[]) { 20, 10, 9, 8 }, 4);
+  r = stream_take (&t, &t.s[0], 64 * KIB, 2 * 64 * KIB + 512);
+  g_assert_cmpuint (r.to, ==, 3 * far + 8 * 64 * KIB);
+  g_assert_cmpuint (r.from, ==, r.to - 3 * 64 * KIB);
+  g_assert_cmpuint (t.s[3].ahead, ==, r.from);
+  r = stream_take (&t, &t.s[0], 64 * KIB, far);
+  g_assert_cmpuint (r.to, ==, 3 * far + 5 * 64 * KIB);
+  g_assert_cmpuint (r.from, ==, 3 * far);
+  r = stream_take (&t, &t.s[0], 64 * KIB, far);
+  g_assert_cmpuint (r.to, ==, 2 * far + 8 * 64 * KIB);
+  r = stream_take (&t, &t.s[0], 64 * KIB, far);
+  g_assert_cmpuint (r.from, ==, r.to);
+  g_assert_cmpuint (t.s[1].ahead, ==, far + 8 * 64 * KIB);
+}
+
 /* Every stream is counted, whoever reads, at the turn of an epoch too, and forgotten after two. */
 static void
 test_stream_census (void)
@@ -535,16 +594,16 @@ test_stream_census (void)
   struct stream_counted c[4] = { 0 };
 
   for (unsigned i = 0; i < 4; i++)
-    g_assert_cmpuint (stream_census (&census, &c[i], 2, t0 + i), ==, 2 * (i + 1));
-  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + 9), ==, 9);
-  g_assert_cmpuint (stream_census (&census, &c[0], 1, t0 + 9), ==, 9);
+    g_assert_cmpuint (stream_census (&census, &c[i], 2, 60, t0 + i), ==, 60 / (i + 1));
+  g_assert_cmpuint (stream_census (&census, &c[0], 3, 90, t0 + 9), ==, 30);
+  g_assert_cmpuint (stream_census (&census, &c[1], 1, 90, t0 + 9), ==, 20);
   /* The next epoch begins with one of them, and with requests that came before it did. */
-  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + STREAM_IDLE_NS), ==, 9);
-  g_assert_cmpuint (stream_census (&census, &c[1], 2, t0 + STREAM_IDLE_NS - 1), ==, 9);
-  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + STREAM_IDLE_NS + 1), ==, 9);
+  g_assert_cmpuint (stream_census (&census, &c[0], 1, 90, t0 + STREAM_IDLE_NS), ==, 30);
+  g_assert_cmpuint (stream_census (&census, &c[1], 2, 90, t0 + STREAM_IDLE_NS - 1), ==, 20);
+  g_assert_cmpuint (stream_census (&census, &c[0], 3, 90, t0 + STREAM_IDLE_NS + 1), ==, 30);
   /* Two of four went on. */
-  g_assert_cmpuint (stream_census (&census, &c[0], 3, t0 + 2 * STREAM_IDLE_NS), ==, 5);
-  g_assert_cmpuint (stream_census (&census, &c[3], 2, t0 + 9 * STREAM_IDLE_NS), ==, 2);
+  g_assert_cmpuint (stream_census (&census, &c[0], 3, 90, t0 + 2 * STREAM_IDLE_NS), ==, 54);
+  g_assert_cmpuint (stream_census (&census, &c[3], 2, 90, t0 + 9 * STREAM_IDLE_NS), ==, 90);
 }
 
 static void
@@ -855,6 +914,8 @@ main (int argc, char *argv[])
   g_test_add_func ("/stream/plan", test_stream_plan);
   g_test_add_data_func ("/stream/cut/units", GUINT_TO_POINTER (65536), test_stream_cut);
   g_test_add_data_func ("/stream/cut/small", GUINT_TO_POINTER (4096), test_stream_cut);
+  g_test_add_func ("/stream/part", test_stream_part);
+  g_test_add_func ("/stream/take", test_stream_take);
   g_test_add_func ("/stream/census", test_stream_census);
   g_test_add_data_func ("/stream/end/units", GUINT_TO_POINTER (65536), test_stream_end);
   g_test_add_data_func ("/stream/end/small", GUINT_TO_POINTER (4096), test_stream_end);
