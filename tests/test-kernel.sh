@@ -31,7 +31,7 @@ boot ()
   local phase=$1 connections=${2:-1} rc=0
   shift; [ $# = 0 ] || shift
   guest_append="$kernel_arguments job=$phase port=$server_port connections=$connections"
-  guest_boot $boot_seconds image "$phase.log" -m 384 -nic user,model=virtio-net-pci "$@" || rc=$?
+  guest_boot $boot_seconds 384 image "$phase.log" -nic user,model=virtio-net-pci "$@" || rc=$?
   tr -d '\r' <"$phase.log" | tail -n 60
   return $rc
 }
@@ -66,7 +66,7 @@ cut () # SERVER
   local n=0 qemu
   guest_append="$kernel_arguments job=cut port=$server_port connections=1"
   rm -f cut.log
-  guest_boot $boot_seconds image cut.log -m 384 -nic user,model=virtio-net-pci -pidfile qemu.pid &
+  guest_boot $boot_seconds 384 image cut.log -nic user,model=virtio-net-pci -pidfile qemu.pid &
   until said '^@ synced' cut.log 2>/dev/null; do
     n=$((n + 1))
     if [ $n -ge $((boot_seconds * 10)) ] || ! kill -0 $!; then cat cut.log; return 1; fi

@@ -7,7 +7,9 @@
 #   guest_require                        is all there? else the reason is in $guest_missing
 #   guest_image IMAGE MODULES JOB FILE.. an initramfs in which JOB runs as /job
 #   guest_accel                          probe: QEMU's options for the accelerator in $guest_accel
-#   guest_boot SECONDS IMAGE LOG OPTION..  boot, run the job, power off; 0 if the job succeeded
+#   guest_boot SECONDS MIB IMAGE LOG OPTION..  boot, run the job, power off; 0 if the job succeeded
+#
+# uml.sh has another kernel for it, for who needs speed.
 #
 # The job prints what it found as lines that begin with `@ ', as the console carries other text.
 # Where FILE is PATH=NAME it becomes NAME in the guest. The files' shared libraries come along.
@@ -16,8 +18,10 @@ guest_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)/build/guest
 guest_source=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 guest_missing=""
 guest_accel=()
+guest_tree=$guest_dir/kernel    # the kernel's package, unpacked
 
 guest_kernel () { ls "$guest_dir"/kernel/boot/vmlinuz-* 2>/dev/null; }
+guest_version () { ls "$guest_tree/lib/modules"; }
 
 # The package that the metapackage stands for today.
 guest_package () {
@@ -26,24 +30,29 @@ guest_package () {
 }
 
 guest_fetch () {
-  local package new=$guest_dir/new
+  local package
   [ -z "$(guest_kernel)" ] || return 0
+  package=$(guest_package)
+  [ -n "$package" ] ||
+    { guest_missing="apt knows no linux-image-cloud-amd64 (apt-get update?)"; return 1; }
+  guest_download "$package" kernel
+}
+
+guest_download () { # PACKAGE DIRECTORY
+  local new=$guest_dir/new
   if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null ||
      [ "$(dpkg --print-architecture)" != amd64 ]; then
     guest_missing="the guest's kernel is a Debian package for amd64, this machine has no apt for it"
     return 1
   fi
-  package=$(guest_package)
-  [ -n "$package" ] ||
-    { guest_missing="apt knows no linux-image-cloud-amd64 (apt-get update?)"; return 1; }
-  rm -rf "$new" && mkdir -p "$new/kernel"
+  rm -rf "$new" && mkdir -p "$new/$2"
   # As root apt would download as a user who cannot write here.
-  (cd "$new" && timeout 300 apt-get -q -o APT::Sandbox::User="$(id -un)" download "$package") \
+  (cd "$new" && timeout 300 apt-get -q -o APT::Sandbox::User="$(id -un)" download "$1") \
     >"$guest_dir/download.log" 2>&1 ||
-    { guest_missing="apt-get download $package failed, see build/guest/download.log"; return 1; }
-  dpkg-deb -x "$new"/*.deb "$new/kernel"
-  rm -rf "$guest_dir/kernel"
-  mv "$new/kernel" "$guest_dir/kernel"
+    { guest_missing="apt-get download $1 failed, see build/guest/download.log"; return 1; }
+  dpkg-deb -x "$new"/*.deb "$new/$2"
+  rm -rf "${guest_dir:?}/$2"
+  mv "$new/$2" "$guest_dir/$2"
   rm -rf "$new"
 }
 
@@ -63,11 +72,10 @@ guest_require () {
 # Module files in the order of insertion; those that the kernel has built in are none.
 guest_modules () { # NAME...
   local version name
-  version=$(guest_kernel) version=${version##*/vmlinuz-}
+  version=$(guest_version)
   PATH=$PATH:/usr/sbin:/sbin
-  [ -e "$guest_dir/kernel/lib/modules/$version/modules.dep" ] ||
-    depmod -b "$guest_dir/kernel" "$version"
-  for name; do modprobe -d "$guest_dir/kernel" -S "$version" --show-depends "$name"; done |
+  [ -e "$guest_tree/lib/modules/$version/modules.dep" ] || depmod -b "$guest_tree" "$version"
+  for name; do modprobe -d "$guest_tree" -S "$version" --show-depends "$name"; done |
     awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
 }
 
@@ -147,8 +155,13 @@ guest_accel () {
   rm -rf "$tmp"
 }
 
-guest_boot () { # SECONDS IMAGE LOG OPTION...
-  local rc=0
-  guest_qemu "$1" "$2" "$3" "${guest_accel[@]}" -append "$guest_append" "${@:4}" || rc=$?
-  [ $rc = 0 ] && grep -q '^@ status 0' "$3"
+guest_boot () {
+  local seconds=$1 mib=$2 image=$3 log=$4 rc=0
+  shift 4
+  if [ "${guest_accel[0]}" = uml ]; then
+    uml_boot "$seconds" "$mib" "$image" "$log" || rc=$?
+  else
+    guest_qemu "$seconds" "$image" "$log" "${guest_accel[@]}" -m "$mib" -append "$guest_append" "$@" || rc=$?
+  fi
+  [ $rc = 0 ] && grep -aq '^@ status 0' "$log"
 }
