@@ -27,7 +27,7 @@ find (struct streams *t, uint64_t offset, uint64_t slack)
   return best;
 }
 
-/* Where the stream ends in whose window OFFSET is, 0 if in none. */
+/* Where the stream ends in whose window OFFSET is, or as far behind that, 0 if in none. */
 static uint64_t
 end_before (const struct streams *t, uint64_t offset)
 {
@@ -36,7 +36,8 @@ end_before (const struct streams *t, uint64_t offset)
   for (unsigned i = 0; i < STREAMS; i++) {
     const struct stream *s = &t->s[i];
 
-    if (s->used && s->window > 0 && s->end < offset && offset < s->ahead && s->end > nearest)
+    if (s->used && s->window > 0 && s->end < offset && s->end < s->ahead
+        && offset - s->end < 2 * (s->ahead - s->end) && s->end > nearest)
       nearest = s->end;
   }
   return nearest;
@@ -58,6 +59,7 @@ jump (struct streams *t, struct stream *target, uint64_t slack, struct stream_ra
         *left = (struct stream_range) { .from = s->end, .to = start - slack };
       s->end = target->end;
       s->answered = target->answered;
+      s->began_ns = target->began_ns;   /* as any that begins here, see stream_take */
       *target = (struct stream) { 0 };
       return s;
     }

@@ -10,15 +10,16 @@
  * continues the first.  It doubles, up to what the caller allows, when a read had to wait although
  * it was in the window, and a quarter of the window has been read and answered.  So a slow reader has
  * a small window, and a client that sends many requests at once shows how many before it is taken
- * for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts small again.
+ * for one that waits for us.  It ends with the stream (stream_end, or its place taken), and starts
+ * small again.
  *
- * jump: a read that continues no stream may begin in what was read ahead for one that has a window,
- * the nearest if there are several.  That changes nothing yet: it may be a random read, or a look
- * ahead, and takes a place as any other does.  When a second read continues it, and the stream has
- * stayed where it was, then the stream has jumped: it goes on there with its window, and what it
- * skipped is left, but for SLACK bytes.  answered begins again: a window grows by nothing but what
- * was read in sequence since the last jump.  So single reads, however many, neither take a window
- * nor end one.
+ * jump: a read that continues no stream may begin in what was read ahead for one that has a window, or
+ * as far behind that (ext4 leaves out 8 MiB at a superblock's copy), the nearest if there are several.
+ * That changes nothing yet: it may be a random read, or a look ahead, and takes a place as any other
+ * does.  When a second read continues it, and the stream has stayed where it was, then the stream has
+ * jumped: it goes on there with its window, and what it skipped is left, but for SLACK bytes.  answered
+ * begins again: a window grows by nothing but what was read in sequence since the last jump.  So single
+ * reads, however many, neither take a window nor end one.
  *
  * Invariants: end only grows in the life of a stream, answered too but for jumps, the window too
  * while the caller allows no less; ahead is a multiple of the unit; all that the stream wants below
@@ -39,7 +40,7 @@ struct stream {
   uint64_t end;                 /* furthest byte read + 1 */
   uint64_t answered;            /* bytes read in sequence and answered */
   uint64_t ahead;               /* handed out for reading ahead up to here */
-  uint64_t began_ns, last_ns;   /* time of the first read and of the last one */
+  uint64_t began_ns, last_ns;   /* time of the first read since the last jump, and of the last one */
   uint32_t window;              /* units; 0 = not sequential yet */
   bool waited;                  /* a read had to wait since the window was doubled */
   uint64_t jumped;              /* end of the stream in whose window it began; 0 = in none */

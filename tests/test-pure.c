@@ -373,7 +373,9 @@ static const struct jump jumps[] = {
   { "odd", 5 * U + 512, 0, true, { 2 * U, 5 * U + 512 } },
   { "first-byte", 2 * U + 1, 0, true, { 2 * U, 2 * U + 1 } },
   { "last-byte", 10 * U - 1, 0, true, { 2 * U, 10 * U - 1 } },
-  { "edge", 10 * U, 0, false, { 0 } },
+  { "edge", 10 * U, 0, true, { 2 * U, 10 * U } },
+  { "far", 18 * U - 1, 0, true, { 2 * U, 18 * U - 1 } },
+  { "far-edge", 18 * U, 0, false, { 0 } },
   { "beyond", 1000 * U, 0, false, { 0 } },
   { "backwards", 0, 0, false, { 0 } },
   { "slack", 5 * U, U, true, { 2 * U, 4 * U } },
@@ -400,6 +402,7 @@ test_stream_jump (gconstpointer data)
   g_assert_cmpuint (got->window, ==, j->taken ? 8 : WINDOW_MIN);
   g_assert_cmpuint (got->end, ==, j->to + 2 * U);
   g_assert_cmpuint (got->answered, ==, U);              /* not what was skipped or before */
+  g_assert_cmpuint (got->began_ns, ==, 3);
   if (!j->taken)
     return;
   stream_answered (s, U, false);
