@@ -67,7 +67,7 @@ latency_parse (const char *str, uint64_t *ns)
   r *= unit;
 
   for (const char *p = end - fraction; p < end; p++) {
-    if (unit % 10 != 0 && *p != '0')
+    if (unit < 10 && *p != '0')
       return EINVAL;
     unit /= 10;
     r += unit * (uint64_t) (*p - '0');
