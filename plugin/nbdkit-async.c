@@ -278,7 +278,6 @@ settle_and_unlock (struct slot *s, int err)
   /* While its hook runs a filter's request goes on, for the handle is not closed before it ends. */
   struct nbdkit_async_io *io = s->in_hook ? NULL : s->io;
 
-  note_progress_locked (s->reqid);
   if (io)
     end_locked (s);
   else {
@@ -318,7 +317,9 @@ find_owed_and_lock (const void *conn, uint64_t reqid)
   if (s && s->op.handle == conn)
     switch (s->state) {
     case OWED:
-    case CANCELLING:
+      note_progress_locked (reqid);
+      return s;
+    case CANCELLING:            /* no progress: giving up asked for it */
       return s;
     case ABANDONED:
     case CANCELLED:

@@ -83,7 +83,7 @@ struct nbdkit_async {
 
   /* How long, in ms, replies are waited for on behalf of a client that has gone or while the server
    * shuts down, counted from then or from the last reply to any request of the time before, whichever
-   * was later.  0: 30000.  .config may set it.
+   * was later; one that is given while async_cancel runs does not count.  0: 30000.  .config may set it.
    */
   uint32_t grace_ms;
 };

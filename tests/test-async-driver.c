@@ -42,7 +42,6 @@ static bool client_is_gone;
 static bool is_hook_held, is_hook_waiting;
 static bool is_copy_held, is_copy_waiting;
 static unsigned n_cancelled;
-static bool cancel_replies;
 static uint64_t cancelled_in_hook;
 static uint64_t last_reqid;
 static void *last_buf;
@@ -53,7 +52,8 @@ static bool is_time_still;
 static uint64_t fake_ns;        /* 0: time is real */
 /* Set before. */
 static bool memory_is_out;
-static enum { REPLY_LATER, REPLY_AT_ONCE, REPLY_READ_AT_ONCE, FAIL, FAIL_AFTER_REPLY } hook_does;
+static enum does { REPLY_LATER, REPLY_AT_ONCE, REPLY_READ_AT_ONCE, FAIL, FAIL_AFTER_REPLY }
+  hook_does, cancel_does;
 static int nbdkit_err;
 
 static struct nbdkit_plugin test_plugin;
@@ -187,9 +187,9 @@ test_memcpy (void *to, const void *from, size_t n)
 /* The plugin. */
 
 static int
-answer (void *conn, uint64_t reqid)
+answer (enum does what, void *conn, uint64_t reqid)
 {
-  switch (hook_does) {
+  switch (what) {
   case REPLY_LATER:
     return 0;
   case REPLY_AT_ONCE:
@@ -221,7 +221,7 @@ hook (void *conn, uint64_t reqid, void *buf)
   is_hook_waiting = is_hook_held;
   pthread_mutex_unlock (&test_lock);
   WAIT_UNTIL (!is_hook_held);
-  result = answer (conn, reqid);
+  result = answer (hook_does, conn, reqid);
   LOCK_IN_SCOPE (&test_lock);
   is_in_hook = false;
   return result;
@@ -255,8 +255,7 @@ hook_cancel (void *conn, uint64_t reqid, void *handle)
     n_cancelled++;
     cancelled_in_hook += is_in_hook;
   }
-  if (cancel_replies)
-    nbdkit_async_reply_read (conn, reqid, COUNT, data);
+  answer (cancel_does, conn, reqid);
 }
 
 static bool open_fails;
@@ -274,8 +273,7 @@ begin (bool can_cancel)
   messages = g_strdup ("");
   is_copy_held = is_copy_waiting = false;
   client_is_gone = is_hook_held = is_hook_waiting = is_in_hook = memory_is_out = open_fails = false;
-  hook_does = REPLY_LATER;
-  cancel_replies = false;
+  hook_does = cancel_does = REPLY_LATER;
   n_cancelled = cancelled_in_hook = 0;
   last_reqid = 0;
   n_asked = timeouts_left = 0;
@@ -760,7 +758,7 @@ test_reply_in_cancel (void)
   struct test_io t;
 
   begin (true);
-  cancel_replies = true;
+  cancel_does = REPLY_READ_AT_ONCE;
   memset (data, 5, COUNT);
   io_init (&t);
   driver->start (&t.io);
@@ -826,6 +824,51 @@ test_grace (void)
     g_assert_cmpuint (c.over_ns, >=, last_progress + grace);
   else
     g_test_skip ("the machine was too slow to make progress");
+  end ();
+}
+
+/* Lets a call that waits in fake time look at the clock. */
+static void
+look_again (uint64_t reqid, unsigned timeouts)
+{
+  LOCK_IN_SCOPE (&lock);
+  LOCK_IN_SCOPE (&test_lock);
+  is_time_still = false;
+  timeouts_left = timeouts;
+  pthread_cond_broadcast (&find_locked (reqid)->changed);
+}
+
+/* What is replied to from inside async_cancel does not prolong the wait of the others. */
+static void
+test_grace_of_cancelled (gconstpointer does)
+{
+  enum { HELD = 5 };
+  const uint64_t grace = 3600 * 1000 * MS, start_ns = 1000 * MS;
+  static struct call c[HELD];
+  uint64_t reqids[HELD];
+
+  begin (true);
+  test_hooks.grace_ms = grace / MS;
+  cancel_does = GPOINTER_TO_UINT (does);
+  fake_ns = start_ns;
+  for (unsigned i = 0; i < HELD; i++) {
+    is_time_still = false;
+    reqids[i] = call_start (&c[i]);
+    WAIT_UNTIL (is_time_still);
+  }
+  client_is_gone = true;
+  for (unsigned i = 0; i < HELD; i++) {
+    look_again (reqids[i], 1);
+    WAIT_UNTIL (is_time_still);
+  }
+  for (unsigned i = 0; i < HELD; i++) {
+    look_again (reqids[i], 2 * HELD);
+    pthread_join (c[i].thread, NULL);
+    g_assert_cmpint (c[i].result, ==, 0);
+    g_assert_cmpuint (c[i].over_ns, ==, start_ns + LOOK_NS + grace);
+  }
+  g_assert_cmpuint (n_cancelled, ==, HELD);
+  g_assert_cmpstr (messages, ==, "");
   end ();
 }
 
@@ -949,6 +992,10 @@ main (int argc, char **argv)
   g_test_add_data_func ("/async-driver/race/cancel", can_cancel, test_race);
   g_test_add_data_func ("/async-driver/race/abandon", NULL, test_race);
   g_test_add_func ("/async-driver/grace", test_grace);
+  g_test_add_data_func ("/async-driver/grace/cancel-replies", GUINT_TO_POINTER (REPLY_AT_ONCE),
+                        test_grace_of_cancelled);
+  g_test_add_data_func ("/async-driver/grace/cancel-replies-read",
+                        GUINT_TO_POINTER (REPLY_READ_AT_ONCE), test_grace_of_cancelled);
   g_test_add_data_func ("/async-driver/slow-reply/cancel", can_cancel, test_slow_reply);
   g_test_add_data_func ("/async-driver/slow-reply/copy", NULL, test_slow_reply);
   g_test_add_data_func ("/async-driver/reply-in-grace/cancel", can_cancel, test_reply_in_grace);
