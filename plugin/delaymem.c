@@ -564,7 +564,9 @@ hook_pwrite (void *conn, uint64_t reqid, bool flush, void *handle,
     });
 }
 
-/* How long they take depends on how much of the range is a hole. */
+/* How long they take depends on how much of the range is a hole: what is
+ * larger may have gigabytes of pages to give back.
+ */
 #define ZERO_WORK_BYTES (UINT32_C (1) << 17)
 
 static int
@@ -576,6 +578,7 @@ hook_zero (void *conn, uint64_t reqid, void *handle,
       .conn = conn, .reqid = reqid, .kind = ZERO,
       .count = count, .offset = offset, .flags = flags,
       .work_bytes = count < ZERO_WORK_BYTES ? count : ZERO_WORK_BYTES,
+      .is_long = count > ZERO_WORK_BYTES,
     });
 }
 
@@ -588,6 +591,7 @@ hook_trim (void *conn, uint64_t reqid, void *handle,
       .conn = conn, .reqid = reqid, .kind = TRIM,
       .count = count, .offset = offset, .flags = flags,
       .work_bytes = count < ZERO_WORK_BYTES ? count : ZERO_WORK_BYTES,
+      .is_long = count > ZERO_WORK_BYTES,
     });
 }
 

@@ -151,12 +151,16 @@ call_idle_locked (struct service *sv)
   pthread_cond_signal (&sv->called);
 }
 
-/* When who serves it looks at the queue again. */
+/* When who serves it looks at the queue again.  Where nobody knows, an idle
+ * thread does.
+ */
 static uint64_t
 back_ns (const struct service_op *op, uint64_t now)
 {
   const uint64_t ns = op->work_bytes / COPY_BYTES_PER_NS;
 
+  if (op->is_long)
+    return UINT64_MAX;
   return now + CALL_NS + (op->work_bytes < LONG_BYTES ? ns : 10 * ns);
 }
 

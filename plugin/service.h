@@ -21,8 +21,9 @@
  * Invariants:
  * 1. At most one thread leads.  When none does, at least one is serving, or
  *    called and about to look at the queue.
- * 2. look_ns is when a thread looks at the queue next.  Who submits what
- *    must be taken before that, and only he, wakes a thread.
+ * 2. look_ns is when a thread looks at the queue next, UINT64_MAX where that
+ *    is not known.  Who takes or submits what lets something be due before
+ *    that, and only he, wakes a thread.
  * 3. The heap's first is the one that must be taken first.
  * 4. What was submitted is replied to or handed back by service_cancel.
  *
@@ -39,8 +40,8 @@
 
 #define SERVICE_MAX_THREADS 64
 
-/* What the module needs to know of an operation is conn, reqid and
- * work_bytes; the rest is for who gave it.
+/* What the module needs to know of an operation is conn, reqid, work_bytes
+ * and is_long; the rest is for who gave it.
  */
 struct service_op {
   void *conn;
@@ -54,6 +55,7 @@ struct service_op {
   uint32_t work_bytes;          /* how much of it is copying */
   uint32_t kind;
   uint32_t flags;
+  bool is_long;                 /* it may take far longer than work_bytes says */
 };
 
 struct service_calls {
