@@ -44,17 +44,12 @@ struct queued {
   struct service_op op;
 };
 
-enum phase { APPLYING, AWAITED, APPLIED };
-
 /* A thread and the operation it serves. */
 struct slot {
   struct service *sv;           /* constant */
   pthread_t thread;             /* constant */
   struct queued q;              /* written by the thread under the lock */
-  /* Atomic.  AWAITED: somebody waits for APPLIED.  To APPLYING and AWAITED
-   * under the lock, from AWAITED too.
-   */
-  enum phase phase;
+  bool is_serving;              /* under the lock: q was not replied to */
 };
 
 struct service {
@@ -68,7 +63,7 @@ struct service {
   pthread_mutex_t lock;
   pthread_cond_t lead;          /* for who leads */
   pthread_cond_t called;        /* for who is idle */
-  pthread_cond_t applied;       /* for who cancels */
+  pthread_cond_t replied;       /* for who cancels */
 
   /* Under the lock. */
   struct queued *heap;
@@ -77,6 +72,7 @@ struct service {
   bool leading;
   unsigned idle;                /* threads that wait and are not called */
   unsigned calls_pending;       /* threads called that have not woken yet */
+  unsigned cancelling;          /* who waits for a reply */
   bool hurry;                   /* everything is due */
   bool stopping;
 };
@@ -171,7 +167,7 @@ serve_locked (struct service *sv, struct slot *me, uint64_t now)
   bool hurry;
 
   remove_locked (sv, 0, &me->q);
-  __atomic_store_n (&me->phase, APPLYING, __ATOMIC_RELAXED);
+  me->is_serving = true;
   hurry = sv->hurry;
   if (!sv->leading) {
     sv->look_ns = back_ns (&q->op, now);
@@ -181,16 +177,14 @@ serve_locked (struct service *sv, struct slot *me, uint64_t now)
   pthread_mutex_unlock (&sv->lock);
 
   sv->calls->apply (&q->op);
-  if (__atomic_exchange_n (&me->phase, APPLIED, __ATOMIC_ACQ_REL) == AWAITED) {
-    pthread_mutex_lock (&sv->lock);
-    pthread_cond_broadcast (&sv->applied);
-    pthread_mutex_unlock (&sv->lock);
-  }
   if (!hurry && latency_now_ns () < q->deadline_ns)
     latency_sleep_until (q->deadline_ns);
   sv->calls->reply (&q->op);
 
   pthread_mutex_lock (&sv->lock);
+  me->is_serving = false;
+  if (sv->cancelling > 0)
+    pthread_cond_broadcast (&sv->replied);
 }
 
 static void
@@ -288,7 +282,7 @@ init_conditions (struct service *sv)
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   pthread_cond_init (&sv->lead, &attr);
   pthread_cond_init (&sv->called, &attr);
-  pthread_cond_init (&sv->applied, &attr);
+  pthread_cond_init (&sv->replied, &attr);
   pthread_condattr_destroy (&attr);
   return 0;
 }
@@ -335,7 +329,7 @@ service_free (struct service *sv)
   if (sv == NULL)
     return;
   service_stop (sv);
-  pthread_cond_destroy (&sv->applied);
+  pthread_cond_destroy (&sv->replied);
   pthread_cond_destroy (&sv->called);
   pthread_cond_destroy (&sv->lead);
   pthread_mutex_destroy (&sv->lock);
@@ -356,7 +350,6 @@ service_start (struct service *sv, unsigned threads)
   while (r == 0 && sv->threads < threads) {
     slot = &sv->slots[sv->threads];
     slot->sv = sv;
-    slot->phase = APPLIED;
     r = pthread_create (&slot->thread, NULL, run, slot);
     if (r == 0)
       sv->threads++;
@@ -435,17 +428,17 @@ is_named (const struct service_op *op, const void *conn, uint64_t reqid)
   return op->reqid == reqid && op->conn == conn;
 }
 
+/* Not for himself. */
 static void
-wait_applied_locked (struct service *sv, struct slot *slot, void *conn,
-                     uint64_t reqid)
+wait_replied_locked (struct service *sv, const struct slot *slot,
+                     const void *conn, uint64_t reqid)
 {
-  enum phase phase = APPLYING;
-
-  __atomic_compare_exchange_n (&slot->phase, &phase, AWAITED, false,
-                               __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-  while (is_named (&slot->q.op, conn, reqid) &&
-         __atomic_load_n (&slot->phase, __ATOMIC_ACQUIRE) == AWAITED)
-    pthread_cond_wait (&sv->applied, &sv->lock);
+  if (pthread_equal (slot->thread, pthread_self ()))
+    return;
+  sv->cancelling++;
+  while (slot->is_serving && is_named (&slot->q.op, conn, reqid))
+    pthread_cond_wait (&sv->replied, &sv->lock);
+  sv->cancelling--;
 }
 
 /* Looks at all there are: it is rare, and the queue is not long. */
@@ -465,7 +458,7 @@ service_cancel (struct service *sv, void *conn, uint64_t reqid,
     }
   for (unsigned i = 0; i < sv->threads && !found; i++)
     if (is_named (&sv->slots[i].q.op, conn, reqid))
-      wait_applied_locked (sv, &sv->slots[i], conn, reqid);
+      wait_replied_locked (sv, &sv->slots[i], conn, reqid);
   pthread_mutex_unlock (&sv->lock);
   return found;
 }

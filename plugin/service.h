@@ -10,7 +10,7 @@
  *
  *   queued     in the heap            service_submit
  *   applying   in a thread's slot     a thread takes it near its deadline
- *   applied    in the slot, buf is not touched any more
+ *   applied    in the slot, until it is due
  *   replied    gone; not before its deadline, unless stopping
  *
  *   queued -> the caller's            service_cancel
@@ -26,6 +26,9 @@
  *    that, and only he, wakes a thread.
  * 3. The heap's first is the one that must be taken first.
  * 4. What was submitted is replied to or handed back by service_cancel.
+ *
+ * Who cancels an operation that is in a slot waits until it has been replied
+ * to, and holds nothing that the reply may need.
  *
  * Locks: one, short; no call is made and nothing is copied under it.
  * Memory: operations are kept by value in the heap, which grows to the most
@@ -87,8 +90,8 @@ extern int service_submit (struct service *sv, const struct service_op *op,
                            uint64_t delay_ns);
 
 /* Returns true if the operation was still queued: it is the caller's now, in
- * *OP.  Otherwise it has been applied when this returns, and the reply comes,
- * or came.
+ * *OP.  Otherwise it has been replied to when this returns, or, where the reply
+ * is what calls this, has been applied.
  */
 extern bool service_cancel (struct service *sv, void *conn, uint64_t reqid,
                             struct service_op *op);

@@ -4,6 +4,7 @@
 #include <glib.h>
 
 #include "guard.h"
+#include "service.h"
 
 static void *test_malloc (size_t size);
 static void *test_calloc (size_t n, size_t size);
@@ -41,6 +42,8 @@ static char *messages;
 static bool client_is_gone;
 static bool is_hook_held, is_hook_waiting;
 static bool is_copy_held, is_copy_waiting;
+static bool is_reply_held, is_reply_waiting;
+static unsigned n_asleep;       /* until they are called */
 static unsigned n_cancelled;
 static uint64_t cancelled_in_hook;
 static uint64_t last_reqid;
@@ -54,6 +57,7 @@ static uint64_t fake_ns;        /* 0: time is real */
 static bool memory_is_out;
 static enum does { REPLY_LATER, REPLY_AT_ONCE, REPLY_READ_AT_ONCE, FAIL, FAIL_AFTER_REPLY }
   hook_does, cancel_does;
+static struct service *service; /* delaymem's, instead of hook_does and cancel_does */
 static int nbdkit_err;
 
 static struct nbdkit_plugin test_plugin;
@@ -143,6 +147,25 @@ test_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct times
   return is_real ? pthread_cond_timedwait (cond, mutex, until) : pthread_cond_wait (cond, mutex);
 }
 
+/* In place of the C library's: who waits for a service thread is seen. */
+int
+pthread_cond_wait (pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+  struct timespec never;
+  int r;
+
+  clock_gettime (CLOCK_MONOTONIC, &never);
+  never.tv_sec += 24 * 3600;
+  pthread_mutex_lock (&test_lock);
+  n_asleep++;
+  pthread_mutex_unlock (&test_lock);
+  r = pthread_cond_clockwait (cond, mutex, CLOCK_MONOTONIC, &never);
+  pthread_mutex_lock (&test_lock);
+  n_asleep--;
+  pthread_mutex_unlock (&test_lock);
+  return r;
+}
+
 static int
 times_said (const char *text)
 {
@@ -221,7 +244,9 @@ hook (void *conn, uint64_t reqid, void *buf)
   is_hook_waiting = is_hook_held;
   pthread_mutex_unlock (&test_lock);
   WAIT_UNTIL (!is_hook_held);
-  result = answer (hook_does, conn, reqid);
+  result = service
+    ? service_submit (service, &(struct service_op) { .conn = conn, .reqid = reqid }, 1)
+    : answer (hook_does, conn, reqid);
   LOCK_IN_SCOPE (&test_lock);
   is_in_hook = false;
   return result;
@@ -255,7 +280,10 @@ hook_cancel (void *conn, uint64_t reqid, void *handle)
     n_cancelled++;
     cancelled_in_hook += is_in_hook;
   }
-  answer (cancel_does, conn, reqid);
+  if (service)
+    service_cancel (service, conn, reqid, &(struct service_op) { 0 });
+  else
+    answer (cancel_does, conn, reqid);
 }
 
 static bool open_fails;
@@ -271,7 +299,7 @@ static void
 begin (bool can_cancel)
 {
   messages = g_strdup ("");
-  is_copy_held = is_copy_waiting = false;
+  is_copy_held = is_copy_waiting = is_reply_held = is_reply_waiting = false;
   client_is_gone = is_hook_held = is_hook_waiting = is_in_hook = memory_is_out = open_fails = false;
   hook_does = cancel_does = REPLY_LATER;
   n_cancelled = cancelled_in_hook = 0;
@@ -734,15 +762,20 @@ is_over (const struct call *c)
   return c->is_over;
 }
 
-/* The client leaves.  The result is when that was noticed. */
+static void
+client_goes (void)
+{
+  LOCK_IN_SCOPE (&test_lock);
+  client_is_gone = true;
+}
+
+/* The result is when that was noticed.  The grace time must be so long that this is seen. */
 static uint64_t
 client_leaves (void)
 {
   uint64_t left = 0;
 
-  pthread_mutex_lock (&test_lock);
-  client_is_gone = true;
-  pthread_mutex_unlock (&test_lock);
+  client_goes ();
   for (; !left; g_usleep (1000)) {
     LOCK_IN_SCOPE (&lock);
     left = leaving ? leaving->progress_ns : 0;
@@ -770,12 +803,76 @@ test_reply_in_cancel (void)
   g_assert_cmpuint (n_done (&t), ==, 1);
 
   call_start (&c);
-  client_leaves ();
+  client_goes ();
   pthread_join (c.thread, NULL);
   g_assert_cmpint (c.result, ==, 0);
   g_assert_cmpmem (c.buf, COUNT, data, COUNT);
   g_assert_cmpuint (n_cancelled, ==, 2);
   g_assert_cmpstr (messages, ==, "");
+  end ();
+}
+
+static void
+serve (const struct service_op *op)
+{
+  (void) op;
+}
+
+static void
+reply_served (const struct service_op *op)
+{
+  pthread_mutex_lock (&test_lock);
+  is_reply_waiting = is_reply_held;
+  pthread_mutex_unlock (&test_lock);
+  WAIT_UNTIL (!is_reply_held);
+  nbdkit_async_reply (op->conn, op->reqid);
+}
+
+/* The service thread goes on when async_cancel waits for it; if that does not, this shows it. */
+static void
+release_served (void)
+{
+  WAIT_UNTIL (n_asleep > 0 || messages[0] != '\0');
+  pthread_mutex_lock (&test_lock);
+  is_reply_held = is_reply_waiting = false;
+  pthread_mutex_unlock (&test_lock);
+}
+
+/* What a service thread of delaymem's has done, and not yet replied to, is not given up. */
+static void
+test_served_in_cancel (void)
+{
+  static const struct service_calls calls = { .apply = serve, .reply = reply_served };
+  static struct call c;
+  struct test_io t;
+  pthread_t other;
+  void *answer;
+
+  begin (true);
+  service = service_new (&calls);
+  g_assert_cmpint (service_start (service, 1), ==, 0);
+  is_reply_held = true;
+  io_init (&t);
+  driver->start (&t.io);
+  WAIT_UNTIL (is_reply_waiting);
+  pthread_create (&other, NULL, give_up_in_thread, &t);
+  release_served ();
+  pthread_join (other, &answer);
+  g_assert_cmpstr (messages, ==, "");
+  g_assert_false (answer);
+  g_assert_cmpuint (n_done (&t), ==, 1);
+  g_assert_cmpint (t.err, ==, 0);
+
+  is_reply_held = true;
+  call_start (&c);
+  WAIT_UNTIL (is_reply_waiting);
+  client_goes ();
+  release_served ();
+  pthread_join (c.thread, NULL);
+  g_assert_cmpstr (messages, ==, "");
+  g_assert_cmpint (c.result, ==, 0);
+  g_assert_cmpuint (n_cancelled, ==, 2);
+  g_clear_pointer (&service, service_free);
   end ();
 }
 
@@ -856,7 +953,7 @@ test_grace_of_cancelled (gconstpointer does)
     reqids[i] = call_start (&c[i]);
     WAIT_UNTIL (is_time_still);
   }
-  client_is_gone = true;
+  client_goes ();
   for (unsigned i = 0; i < HELD; i++) {
     look_again (reqids[i], 1);
     WAIT_UNTIL (is_time_still);
@@ -986,6 +1083,7 @@ main (int argc, char **argv)
   g_test_add_func ("/async-driver/numbers", test_numbers);
   g_test_add_data_func ("/async-driver/give-up/cancel", can_cancel, test_give_up);
   g_test_add_func ("/async-driver/give-up/cancel-replies", test_reply_in_cancel);
+  g_test_add_func ("/async-driver/give-up/served", test_served_in_cancel);
   g_test_add_data_func ("/async-driver/give-up/abandon", NULL, test_give_up);
   g_test_add_func ("/async-driver/give-up/in-hook", test_give_up_in_hook);
   g_test_add_func ("/async-driver/give-up/in-reply", test_give_up_in_reply);

@@ -26,6 +26,7 @@ struct job {
   bool may_be_early;
   unsigned char *buf;           /* set to the number of the job's reqid */
   size_t count;
+  struct service *cancel_in_reply;
   /* Under the lock. */
   bool hold_apply, hold_reply;
   unsigned applying, applied, replying, replied;
@@ -130,6 +131,14 @@ apply (const struct service_op *op)
   count_and_hold (&job->applied, NULL);
 }
 
+static bool
+cancel (struct service *sv, struct job *job, uint64_t reqid)
+{
+  struct service_op op;
+
+  return service_cancel (sv, job, reqid, &op);
+}
+
 static void
 reply (const struct service_op *op)
 {
@@ -138,6 +147,8 @@ reply (const struct service_op *op)
   if (!job->may_be_early)
     g_assert_cmpuint (latency_now_ns (), >=, job->due_ns);
   count_and_hold (&job->replying, &job->hold_reply);
+  if (job->cancel_in_reply)
+    g_assert_false (cancel (job->cancel_in_reply, job, op->reqid));
   pthread_mutex_lock (&lock);
   if (n_replied < G_N_ELEMENTS (order))
     order[n_replied++] = op->reqid;
@@ -205,14 +216,6 @@ submit_long (struct service *sv, struct job *job, uint64_t reqid, uint64_t delay
 {
   job->may_be_early = true;
   submit (sv, job, reqid, delay_ns);
-}
-
-static bool
-cancel (struct service *sv, struct job *job, uint64_t reqid)
-{
-  struct service_op op;
-
-  return service_cancel (sv, job, reqid, &op);
 }
 
 /* 64 of them, in an order that a heap must sort, minutes apart. */
@@ -302,8 +305,6 @@ test_cancel_queued (void)
 struct canceller {
   struct service *sv;
   struct job *job;
-  unsigned started;
-  unsigned applied_before_return;
 };
 
 static void *
@@ -311,51 +312,42 @@ run_canceller (void *arg)
 {
   struct canceller *c = arg;
 
-  count_and_hold (&c->started, NULL);
   g_assert_false (cancel (c->sv, c->job, 1));
-  c->applied_before_return = get (&c->job->applied);
+  g_assert_cmpuint (get (&c->job->replied), ==, 1);
   return NULL;
 }
 
-/* Cancelling waits for who is at the buffer; two at once do. */
+/* Cancelling waits for who serves it, until he has replied; two at once do. */
 static void
-test_cancel_applying (void)
+test_cancel_serving (gconstpointer in_reply)
 {
-  struct service *sv = start (2);
-  struct job job = { .hold_apply = true };
-  struct canceller c[2] = { { .sv = sv, .job = &job }, { .sv = sv, .job = &job } };
+  struct service *sv = start (1);
+  struct job job = { .hold_apply = !in_reply, .hold_reply = in_reply };
+  struct canceller c = { .sv = sv, .job = &job };
   pthread_t threads[2];
 
   submit (sv, &job, 1, 1);
-  wait_for (&job.applying, 1);
-  for (unsigned i = 0; i < 2; i++) {
-    g_assert_cmpint (pthread_create (&threads[i], NULL, run_canceller, &c[i]), ==, 0);
-    wait_for (&c[i].started, 1);
-  }
-  g_usleep (20000);             /* so that they are there already, mostly */
-  set (&job.hold_apply, false);
-  for (unsigned i = 0; i < 2; i++) {
+  wait_for (in_reply ? &job.replying : &job.applying, 1);
+  for (unsigned i = 0; i < 2; i++)
+    g_assert_cmpint (pthread_create (&threads[i], NULL, run_canceller, &c), ==, 0);
+  wait_for (&n_asleep, 2);
+  set (in_reply ? &job.hold_reply : &job.hold_apply, false);
+  for (unsigned i = 0; i < 2; i++)
     pthread_join (threads[i], NULL);
-    g_assert_cmpuint (c[i].applied_before_return, ==, 1);
-  }
-  wait_for (&job.replied, 1);
+  g_assert_false (cancel (sv, &job, 1));
   service_free (sv);
   g_assert_cmpuint (job.replied, ==, 1);
 }
 
-/* But not for who replies, which may need what the caller holds. */
+/* Only not for himself. */
 static void
-test_cancel_replying (void)
+test_cancel_in_reply (void)
 {
   struct service *sv = start (1);
-  struct job job = { .hold_reply = true };
+  struct job job = { .cancel_in_reply = sv };
 
   submit (sv, &job, 1, 1);
-  wait_for (&job.replying, 1);
-  g_assert_false (cancel (sv, &job, 1));
-  set (&job.hold_reply, false);
   wait_for (&job.replied, 1);
-  g_assert_false (cancel (sv, &job, 1));
   service_free (sv);
 }
 
@@ -573,8 +565,9 @@ main (int argc, char *argv[])
   g_test_add_func ("/service/order", test_order);
   g_test_add_func ("/service/overtake", test_overtake);
   g_test_add_func ("/service/cancel-queued", test_cancel_queued);
-  g_test_add_func ("/service/cancel-applying", test_cancel_applying);
-  g_test_add_func ("/service/cancel-replying", test_cancel_replying);
+  g_test_add_data_func ("/service/cancel-applying", NULL, test_cancel_serving);
+  g_test_add_data_func ("/service/cancel-replying", &calls, test_cancel_serving);
+  g_test_add_func ("/service/cancel-in-reply", test_cancel_in_reply);
   g_test_add_func ("/service/held-up", test_held_up);
   g_test_add_func ("/service/long", test_long);
   g_test_add_func ("/service/shared", test_shared);
