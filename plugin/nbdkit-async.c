@@ -211,7 +211,7 @@ end_locked (struct slot *s)
 }
 
 /* The plugin replied to a request: it is alive, which those who are about to give up want to know.
- * Only requests from before their clients left count, or other clients could keep them for ever.
+ * Only requests from before their clients left count, or what begins later could keep them for ever.
  */
 static void
 note_progress_locked (uint64_t reqid)

@@ -83,7 +83,8 @@ struct nbdkit_async {
 
   /* How long, in ms, replies are waited for on behalf of a client that has gone or while the server
    * shuts down, counted from then or from the last reply to any request of the time before, whichever
-   * was later; one that is given while async_cancel runs does not count.  0: 30000.  .config may set it.
+   * was later; one that is given while async_cancel runs does not count.  0: 30000.  .config may set
+   * it.
    */
   uint32_t grace_ms;
 };
@@ -109,7 +110,10 @@ extern void nbdkit_async_reply_error (void *conn, uint64_t reqid);
 /* Failed with ERR, a positive errno.  Not in the patch. */
 extern void nbdkit_async_reply_errno (void *conn, uint64_t reqid, int err);
 
-/* nbdkit keeps what nbdkit_set_error says for its own threads only.  This keeps it for any. */
+/* nbdkit keeps what nbdkit_set_error says for its own threads only.  This keeps it for any.  A source
+ * file that does not include this header, and calls nbdkit_set_error for a hook or a reply, calls
+ * nbdkit's: the error becomes EIO, as if nothing had been said.
+ */
 extern void nbdkit_async_set_error (int err);
 #define nbdkit_set_error(err) nbdkit_async_set_error (err)
 
