@@ -159,8 +159,18 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
   }
 }
 
+void
+ahead_missed (struct conn *c, struct stream *s, uint64_t now_ns)
+{
+  {
+    LOCK_IN_SCOPE (&c->streams_lock);
+    stream_cut (s, s->end / c->unit * c->unit);
+  }
+  ahead_answered (c, s, 0, true, now_ns);
+}
+
 struct stream *
-ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
+ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bool *covered)
 {
   uint64_t slack = (uint64_t) (depth_peak (&c->depth) - 1) * 2 * count;
   struct stream_range left;
@@ -171,6 +181,7 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns)
   if (pthread_mutex_trylock (&c->streams_lock) != 0)
     return NULL;
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
+  *covered = s && offset + count <= s->ahead;
   first = s && s->ahead < s->end;
   pthread_mutex_unlock (&c->streams_lock);
 

@@ -332,6 +332,8 @@ struct pin {
 
 struct read {
   struct conn *c;
+  struct stream *missed;        /* where to say that a buffer is missing; NULL: nowhere, or done */
+  uint64_t now_ns;
   char *buf;
   uint64_t offset, end;
   unsigned n;
@@ -410,6 +412,10 @@ read_device (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 static int
 read_part (struct read *r, uint64_t from, uint64_t to)
 {
+  if (r->missed) {
+    ahead_missed (r->c, r->missed, r->now_ns);
+    r->missed = NULL;
+  }
   return read_device (r->c, r->buf + (from - r->offset), to - from, from);
 }
 
@@ -501,14 +507,16 @@ unpin_all (struct read *r)
 }
 
 static int
-read_buffered (struct conn *c, void *buf, uint32_t count, uint64_t offset, uint64_t now_ns,
-               bool *waited)
+read_buffered (struct conn *c, struct stream *missed, void *buf, uint32_t count, uint64_t offset,
+               uint64_t now_ns, bool *waited)
 {
   struct engine *e = c->engine;
   struct read r;                /* not initialized as a whole: few is large */
   int how, err;
 
   r.c = c;
+  r.missed = missed;
+  r.now_ns = now_ns;
   r.buf = buf;
   r.offset = offset;
   r.end = offset + count;
@@ -541,14 +549,16 @@ engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   struct engine *e = c->engine;
   uint64_t now = begin (c, c->backend.pace_read);
   struct stream *s = NULL;
-  bool waited = false;
+  bool waited = false, covered = false;
   int err;
 
   if (e->config.read == READ_AHEAD && pace_wait_ns (c->backend.pace_read) > 0)
-    s = ahead_note (c, count, offset, now);
+    s = ahead_note (c, count, offset, now, &covered);
   if (atomic_load (&e->in_tree) > 0)
-    err = read_buffered (c, buf, count, offset, now, &waited);
+    err = read_buffered (c, covered ? s : NULL, buf, count, offset, now, &waited);
   else {
+    if (covered)
+      ahead_missed (c, s, now);
     waited = true;
     err = read_device (c, buf, count, offset);
   }

@@ -204,8 +204,9 @@ stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t 
   for (unsigned i = 0; i < STREAMS; i++) {
     struct stream *o = &t->s[i];
 
-    if (o->used && o->ahead > o->end && o->last_ns < s->began_ns &&
-        (from == NULL || o->last_ns < from->last_ns))
+    if (o->used && o->ahead > o->end && o->last_ns < s->began_ns
+        && (o->ahead <= s->end || s->ahead <= o->end)   /* else S itself comes to it */
+        && (from == NULL || o->last_ns < from->last_ns))
       from = o;
   }
   if (from == NULL)

@@ -1298,6 +1298,36 @@ test_ahead_left (void)
   world_end_clean (&w);
 }
 
+/* Writers took buffers that come next: the first read that misses one has all of them read again. */
+static void
+test_ahead_hole (void)
+{
+  struct world w;
+  struct task *read;
+  int hold;
+
+  world_init (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  for (unsigned i = 2; i < 6; i++)
+    do_request (&w, 0, READ, U, i * U, OLD);
+  wait_state (&w, BUF_CLEAN, 6 * U, 16 * U, 16);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 1, WRITE, 4096, (40 + 2 * i) * U, 1);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 6 * U, 16 * U), ==, 12);
+  fake_forget (w.f);
+  hold = fake_hold (w.f, FAKE_READ, 6 * U, U);
+  read = task_start (&w, 0, READ, U, 6 * U, OLD);
+  fake_wait_held (w.f, hold, 1);
+  wait_state (&w, BUF_CLEAN, 7 * U, 15 * U, 15);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (read), ==, 0);
+  for (unsigned i = 7; i < 22; i++)
+    do_request (&w, 0, READ, U, i * U, OLD);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 22 * U), ==, 4);
+  world_end_clean (&w);
+}
+
 /* A short stream beside a long one, which has all but the short one's window. */
 static void
 test_ahead_beside (void)
@@ -3155,6 +3185,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
   g_test_add_func ("/engine/ahead/jump", test_ahead_jump);
   g_test_add_func ("/engine/ahead/left", test_ahead_left);
+  g_test_add_func ("/engine/ahead/hole", test_ahead_hole);
   g_test_add_func ("/engine/ahead/beside", test_ahead_beside);
   add_stale ();
   g_test_add_func ("/engine/stale/pinned", test_stale_pinned);

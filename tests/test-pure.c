@@ -586,6 +586,16 @@ test_stream_take (void)
   r = stream_take (&t, &t.s[0], 64 * KIB, far);
   g_assert_cmpuint (r.from, ==, r.to);
   g_assert_cmpuint (t.s[1].ahead, ==, far + 8 * 64 * KIB);
+
+  /* Not what it comes to itself. */
+  make_streams (&t, (uint32_t[]) { 4, 8 }, (uint64_t[]) { 20, 9 }, 2);
+  t.s[0].end = t.s[1].end + 64 * KIB;
+  t.s[0].ahead = t.s[1].ahead + 64 * KIB;
+  r = stream_take (&t, &t.s[0], 64 * KIB, far);
+  g_assert_cmpuint (r.from, ==, r.to);
+  t.s[0].end = t.s[1].ahead;
+  r = stream_take (&t, &t.s[0], 64 * KIB, far);
+  g_assert_cmpuint (r.to, ==, far + 8 * 64 * KIB);
 }
 
 /* Every stream is counted, whoever reads, at the turn of an epoch too, and forgotten after two. */
