@@ -11,13 +11,13 @@ kernel_seconds=900
 kernel_mib=512
 # The guest's memory holds the device as well. With less the kernel reclaims pages while dd writes, and
 # the processor is the limit.
-kernel_guest_mib () { echo $((kernel_mib + 4096)); }
+kernel_guest_mib () { echo $((kernel_mib * 2 + 3584)); }
 
 # kernel_plan CLIENT: a line for each contestant, see guest/kernel-job.sh. Slow ones get small files,
 # so that they take seconds; -t 1 also gets few of the tree's and a small device for a small journal.
 kernel_plan () {
   local n size=1G
-  [ $kernel_mib -le 512 ] || size=3G
+  [ $kernel_mib -le 512 ] || size=2G
   echo "$1|nbdkit -t 1|4|2|100|-t 1 $(delaymem 256M 64ms)"
   echo "$1|nbdkit -t 16|32|32|$kernel_files|-t 16 $(delaymem 1G 64ms)"
   echo "$1|nbdkit -t 64|64|64|$kernel_files|-t 64 $(delaymem 1G 64ms)"
@@ -43,7 +43,7 @@ rows_kernel () {
   cp asyncpool.so delaymem.so "$dir/"
   benchmarks/guest/tree $kernel_files "$dir/tree.tar"
   if kernel_is_ours; then where=here; else where=guest; kernel_find_guest; fi
-  [ $where = guest ] && [ "${guest_accel[1]:-}" = tcg ] || kernel_mib=2560
+  [ $where = guest ] && [ "${guest_accel[1]:-}" = tcg ] || kernel_mib=1536
   { kernel_plan default; kernel_plan tuned; } | grep -E "${KERNEL_ONLY:-.}" >"$dir/plan"
   [ $where = here ] || kernel_guest "$dir"
   for ((round = 1; round <= rounds; round++)); do
