@@ -5,7 +5,7 @@ rounds=1
 seconds=6                       # of a read that is slower; the job has the same number
 
 kernel_files=2000
-kernel_seconds=900
+kernel_seconds=1800
 # Of the large file. dd's first second goes to the page cache alone, so it is to be large; under
 # emulation that would take too long.
 kernel_mib=512
