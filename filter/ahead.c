@@ -162,11 +162,15 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
 void
 ahead_missed (struct conn *c, struct stream *s, uint64_t now_ns)
 {
+  struct stream_range r;
+
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_cut (s, s->end / c->unit * c->unit);
+    r.from = s->end / c->unit * c->unit;
+    r.to = MIN (s->ahead, c->backend.size);
   }
-  ahead_answered (c, s, 0, true, now_ns);
+  if (r.from < r.to)
+    start (c, r, now_ns);       /* as far as there are buffers */
 }
 
 struct stream *
@@ -181,7 +185,7 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
   if (pthread_mutex_trylock (&c->streams_lock) != 0)
     return NULL;
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
-  *covered = s && offset + count <= s->ahead;
+  *covered = s && offset + count <= s->ahead && offset + count == s->end;
   first = s && s->ahead < s->end;
   pthread_mutex_unlock (&c->streams_lock);
 

@@ -9,12 +9,12 @@
 
 /* A client reads [OFFSET, OFFSET + COUNT): notes the stream and begins to read ahead of it.  Called
  * without locks.  Returns what to pass to ahead_answered, or NULL if this read continues no stream.
- * COVERED: all of it should have been read ahead.
+ * COVERED: it takes the stream further, and all of it should have been read ahead.
  */
 extern struct stream *ahead_note (struct conn *, uint32_t count, uint64_t offset, uint64_t now_ns,
                                   bool *covered);
 /* It was covered, but a buffer is missing: it was needed for a write.  There may be more such holes
- * before it comes to the end of what was read ahead: fills them all.
+ * before it comes to the end of what was read ahead: begins to fill them.
  */
 extern void ahead_missed (struct conn *, struct stream *, uint64_t now_ns);
 /* That read is done, and buffers may have become free: reads on ahead.  WAITED: it had to wait for

@@ -5,7 +5,7 @@
 #include "pace.h"
 #include "stats.h"
 
-static __thread bool replying, giving_up;
+static __thread bool replying;
 
 static void
 note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count, int err)
@@ -78,7 +78,7 @@ replied (struct nbdkit_async_io *h, int err)
   bool was = replying;          /* a hook may reply to another request from inside its own start */
 
   /* A reply to being asked to give up is none of those that we might wait for. */
-  if (!giving_up)
+  if (!atomic_load (&io->giving_up))
     atomic_store_explicit (&io->backend->alive_ns, stats_now_ns (), memory_order_relaxed);
   replying = true;
   ended (io, err);
@@ -125,9 +125,9 @@ backend_io_give_up (struct backend_io *io)
 {
   bool is_given_up;
 
-  giving_up = true;
+  atomic_store (&io->giving_up, true);
   is_given_up = io->backend->hooks->give_up (&io->hook);
-  giving_up = false;
+  atomic_store (&io->giving_up, false);
   if (!is_given_up)
     return;
   io->given_up = true;

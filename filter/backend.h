@@ -60,6 +60,7 @@ struct backend_io {
   void (*done) (struct backend_io *, int err);
   uint64_t start_ns;
   bool given_up;                /* when done is called: by backend_io_give_up */
+  atomic_bool giving_up;        /* its reply may be given by whichever thread the plugin has */
 };
 
 extern int backend_pread (struct backend *, void *buf, uint32_t count, uint64_t offset);

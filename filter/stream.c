@@ -49,14 +49,15 @@ end_before (const struct streams *t, uint64_t offset)
 static struct stream *
 jump (struct streams *t, struct stream *target, uint64_t slack, struct stream_range *left)
 {
-  uint64_t start = target->end - target->answered;
+  uint64_t start = target->end - target->answered, to;
 
   for (unsigned i = 0; i < STREAMS; i++) {
     struct stream *s = &t->s[i];
 
     if (s->used && s->window > 0 && s->end == target->jumped) {
-      if (start - s->end > slack)
-        *left = (struct stream_range) { .from = s->end, .to = start - slack };
+      to = start - slack < s->ahead ? start - slack : s->ahead;
+      if (start > slack && to > s->end)
+        *left = (struct stream_range) { .from = s->end, .to = to };
       s->end = target->end;
       s->answered = target->answered;
       s->began_ns = target->began_ns;   /* as any that begins here, see stream_take */

@@ -1287,13 +1287,12 @@ test_ahead_left (void)
 
   world_init (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
   start_stream (&w, 0);
-  for (unsigned i = 2; i < 6; i++)
-    do_request (&w, 0, READ, U, i * U, OLD);
-  wait_state (&w, BUF_CLEAN, 6 * U, 16 * U, 16);
+  wait_state (&w, BUF_CLEAN, 2 * U, 16 * U, 16);
   do_request (&w, 0, READ, U, 40 * U, OLD);
-  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 6 * U, 16 * U), ==, 16);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 2 * U, 16 * U), ==, 16);
   do_request (&w, 0, READ, U, 41 * U, OLD);
-  wait_state (&w, BUF_CLEAN, 42 * U, 16 * U, 16);
+  wait_state (&w, BUF_CLEAN, 42 * U, 8 * U, 8);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 2 * U, 16 * U), <=, 8);
   do_request (&w, 0, READ, 20 * U, 0, OLD);
   world_end_clean (&w);
 }
@@ -1304,27 +1303,25 @@ test_ahead_hole (void)
 {
   struct world w;
   struct task *read;
+  unsigned next = 2;
   int hold;
 
   world_init (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
   start_stream (&w, 0);
-  for (unsigned i = 2; i < 6; i++)
-    do_request (&w, 0, READ, U, i * U, OLD);
-  wait_state (&w, BUF_CLEAN, 6 * U, 16 * U, 16);
+  wait_state (&w, BUF_CLEAN, 2 * U, 16 * U, 16);
   for (unsigned i = 0; i < 4; i++)
     do_request (&w, 1, WRITE, 4096, (40 + 2 * i) * U, 1);
   do_request (&w, 1, FLUSH, 0, 0, 0);
-  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 6 * U, 16 * U), ==, 12);
-  fake_forget (w.f);
-  hold = fake_hold (w.f, FAKE_READ, 6 * U, U);
-  read = task_start (&w, 0, READ, U, 6 * U, OLD);
-  fake_wait_held (w.f, hold, 1);
-  wait_state (&w, BUF_CLEAN, 7 * U, 15 * U, 15);
+  wait_free (&w, 4);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 2 * U, 16 * U), ==, 12);
+  hold = fake_hold (w.f, FAKE_READ, 0, 18 * U);
+  for (; count_state (&w, BUF_CLEAN, next * U, U) == 1; next++)
+    do_request (&w, 0, READ, U, next * U, OLD);
+  read = task_start (&w, 0, READ, U, next * U, OLD);
+  fake_wait_held (w.f, hold, 4);        /* its own and three more, all at once */
+  task_wait_blocked (read);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (read), ==, 0);
-  for (unsigned i = 7; i < 22; i++)
-    do_request (&w, 0, READ, U, i * U, OLD);
-  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 22 * U), ==, 4);
   world_end_clean (&w);
 }
 
@@ -1338,12 +1335,11 @@ test_ahead_beside (void)
   do_request (&w, 0, READ, 512, 60 * U, OLD);
   do_request (&w, 0, READ, 512, 60 * U + 512, OLD);
   wait_state (&w, BUF_CLEAN, 60 * U, 4 * U, 4);
-  for (unsigned i = 0; i < 6; i++) {
-    do_request (&w, 0, READ, U, i * U, OLD);
-    do_request (&w, 0, READ, 512, 60 * U + 1024 + i * 512, OLD);
-  }
-  do_request (&w, 0, READ, U, 6 * U, OLD);
-  wait_state (&w, BUF_CLEAN, 7 * U, 12 * U, 12);
+  do_request (&w, 0, READ, U, 0, OLD);
+  do_request (&w, 0, READ, 512, 60 * U + 1024, OLD);
+  do_request (&w, 0, READ, U, U, OLD);
+  wait_state (&w, BUF_CLEAN, 2 * U, 12 * U, 12);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 14 * U, 10 * U), ==, 0);
   world_end_clean (&w);
 }
 
@@ -2575,12 +2571,23 @@ test_hooks_hope (void)
   g_assert_cmpuint (reports->len, ==, 1);
 }
 
-/* A driver whose plugin replies to what it is to give up from inside the cancelling. */
+/* A driver whose plugin replies, on a thread of its own, to what it is to give up. */
+static void *
+reply_error (void *io)
+{
+  ((struct nbdkit_async_io *) io)->done (io, EIO);
+  return NULL;
+}
+
 static bool
 give_up_replying (struct nbdkit_async_io *io)
 {
-  if (lively->give_up (io))
-    io->done (io, EIO);
+  pthread_t thread;
+
+  if (lively->give_up (io)) {
+    g_assert_cmpint (pthread_create (&thread, NULL, reply_error, io), ==, 0);
+    pthread_join (thread, NULL);
+  }
   return false;
 }
 

@@ -374,7 +374,7 @@ static const struct jump jumps[] = {
   { "first-byte", 2 * U + 1, 0, true, { 2 * U, 2 * U + 1 } },
   { "last-byte", 10 * U - 1, 0, true, { 2 * U, 10 * U - 1 } },
   { "edge", 10 * U, 0, true, { 2 * U, 10 * U } },
-  { "far", 18 * U - 1, 0, true, { 2 * U, 18 * U - 1 } },
+  { "far", 18 * U - 1, 0, true, { 2 * U, 10 * U } },
   { "far-edge", 18 * U, 0, false, { 0 } },
   { "beyond", 1000 * U, 0, false, { 0 } },
   { "backwards", 0, 0, false, { 0 } },
