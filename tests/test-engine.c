@@ -2528,13 +2528,24 @@ test_hooks_grace (void)
   world_end_clean (&w);
 }
 
-/* A driver whose plugin gives a sign of life when something is given up. */
-static const struct nbdkit_async_driver *lively;
+static const struct nbdkit_async_driver *real;
 
+/* DRIVER becomes the connection's: as its own one, which is `real' then, but for GIVE_UP. */
+static void
+replace_give_up (struct conn *c, struct nbdkit_async_driver *driver,
+                 bool (*give_up) (struct nbdkit_async_io *))
+{
+  real = c->backend.hooks;
+  *driver = *real;
+  driver->give_up = give_up;
+  c->backend.hooks = driver;
+}
+
+/* A driver whose plugin gives a sign of life when something is given up. */
 static bool
 give_up_lively (struct nbdkit_async_io *io)
 {
-  bool given_up = lively->give_up (io);
+  bool given_up = real->give_up (io);
 
   atomic_store (&((struct backend_io *) io)->backend->alive_ns, stats_now_ns ());
   return given_up;
@@ -2555,10 +2566,7 @@ test_hooks_hope (void)
     do_request (&w, 0, WRITE, U, i * U, 1);
   fake_wait_held (w.f, hold, 2);
   make_hopeless (w.c[0]);
-  lively = w.c[0]->backend.hooks;
-  driver = *lively;
-  driver.give_up = give_up_lively;
-  w.c[0]->backend.hooks = &driver;
+  replace_give_up (w.c[0], &driver, give_up_lively);
   close = task_start (&w, 0, CLOSE, 0, 0, 0);
   wait_state (&w, BUF_FAILED, 0, 2 * U, 1);
   task_wait_blocked (close);
@@ -2584,7 +2592,7 @@ give_up_replying (struct nbdkit_async_io *io)
 {
   pthread_t thread;
 
-  if (lively->give_up (io)) {
+  if (real->give_up (io)) {
     g_assert_cmpint (pthread_create (&thread, NULL, reply_error, io), ==, 0);
     pthread_join (thread, NULL);
   }
@@ -2605,10 +2613,7 @@ test_hooks_cancelled (void)
     do_request (&w, 0, WRITE, U, i * U, 1);
   fake_wait_held (w.f, hold, 4);
   make_hopeless (w.c[0]);
-  lively = w.c[0]->backend.hooks;
-  driver = *lively;
-  driver.give_up = give_up_replying;
-  w.c[0]->backend.hooks = &driver;
+  replace_give_up (w.c[0], &driver, give_up_replying);
   /* One after the other was replied to, and no more than its own last try is waited for. */
   engine_lock (w.e);
   while (w.e->failed.length < 4) {
@@ -2640,7 +2645,7 @@ give_up_late (struct nbdkit_async_io *io)
   wait_state (w, BUF_FAILED, 0, U, 1);
   late.flush = task_start (w, 1, FLUSH, 0, 0, 0);
   fake_wait_held (w->f, late.hold, 1);
-  return lively->give_up (io);
+  return real->give_up (io);
 }
 
 /* Then that connection has not been given up, and tries once more. */
@@ -2657,10 +2662,7 @@ test_hooks_given_up_late (void)
   do_request (&w, 0, WRITE, U, 0, 1);
   fake_wait_held (w.f, late.hold, 1);
   make_hopeless (w.c[0]);
-  lively = w.c[0]->backend.hooks;
-  driver = *lively;
-  driver.give_up = give_up_late;
-  w.c[0]->backend.hooks = &driver;
+  replace_give_up (w.c[0], &driver, give_up_late);
   close = task_start (&w, 0, CLOSE, 0, 0, 0);
   fake_wait_held (w.f, late.hold, 2);   /* what was given up, and the flush's own */
   fake_release (w.f, late.hold);
