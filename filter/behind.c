@@ -3,6 +3,7 @@
 
 #include "behind.h"
 #include "buffers.h"
+#include "copy.h"
 #include "debug.h"
 #include "handover.h"
 
@@ -319,7 +320,7 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset)
     buffers_drop (e, offset, offset + count);
     engine_unlock (e);
 
-    memcpy (b->data + (offset - base), buf, count);
+    copy_bytes (b->data + (offset - base), buf, count);
 
     engine_lock (e);
     filled (b);
@@ -407,7 +408,7 @@ supersede (struct conn *c, struct mutator *m, const char *new_data, bool trimmed
       while (b->pins > 0)
         engine_wait (e, &b->changed);
       if (new_data)
-        memcpy (b->data + (from - b->base), new_data + (from - m->offset), to - from);
+        copy_bytes (b->data + (from - b->base), new_data + (from - m->offset), to - from);
       else
         memset (b->data + (from - b->base), 0, to - from);
       next = buffers_next (b, m->offset, m->end);

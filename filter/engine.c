@@ -4,6 +4,7 @@
 #include "ahead.h"
 #include "behind.h"
 #include "buffers.h"
+#include "copy.h"
 #include "engine.h"
 #include "fanout.h"
 #include "guard.h"
@@ -477,7 +478,7 @@ read_pins (struct read *r, bool *waited)
       given_up = was_given_up (r->c, p->b);
     }
     if (good)
-      memcpy (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
+      copy_bytes (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
     else if (given_up)
       err = ESHUTDOWN;
     else

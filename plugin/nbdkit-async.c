@@ -47,6 +47,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "copy.h"
 #include "nbdkit-async.h"
 
 #define INDEX_BITS 20           /* a million in flight */
@@ -390,7 +391,7 @@ nbdkit_async_reply_read (void *conn, uint64_t reqid, uint32_t count, const void 
   pthread_mutex_unlock (&lock);
   err = is_data_for (&op, count, buf) ? 0 : EIO;
   if (!err && buf != op.buf)
-    memcpy (op.buf, buf, count);
+    copy_bytes (op.buf, buf, count);
   pthread_mutex_lock (&lock);
   /* perform has its data and is not to take it from the copy, which is not filled. */
   s->op.buf = NULL;
@@ -541,7 +542,7 @@ collect_and_unlock (struct slot *s)
   end_locked (s);
   pthread_mutex_unlock (&lock);
   if (copy && is_read && buf && err == 0)
-    memcpy (buf, copy, count);
+    copy_bytes (buf, copy, count);
   free (copy);
   return err;
 }
@@ -594,7 +595,7 @@ perform (const struct operation *op)
     if (!copy)
       return result (ENOMEM);
     if (op->kind == WRITE)
-      memcpy (copy, op->buf, op->count);
+      copy_bytes (copy, op->buf, op->count);
   }
   return result (perform_with (op, copy));
 }

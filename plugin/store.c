@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "copy.h"
 #include "store.h"
 
 #define CHUNK_PAGES UINT64_C (16)
@@ -228,7 +229,7 @@ store_read (struct store *st, void *buf, uint64_t count, uint64_t offset)
     pthread_rwlock_rdlock (lock_of (st, &p));
     /* Looking at memory that was never touched would map it. */
     if (load_word (st, p.chunk) & p.touched)
-      memcpy (to, &st->data[p.offset], p.count);
+      copy_bytes (to, &st->data[p.offset], p.count);
     else
       memset (to, 0, p.count);
     pthread_rwlock_unlock (lock_of (st, &p));
@@ -245,7 +246,7 @@ store_write (struct store *st, const void *buf, uint64_t count,
 
   while (next_piece (st, &count, &offset, &p)) {
     pthread_rwlock_wrlock (lock_of (st, &p));
-    memcpy (&st->data[p.offset], from, p.count);
+    copy_bytes (&st->data[p.offset], from, p.count);
     store_word_locked (st, p.chunk, load_word (st, p.chunk) | p.touched);
     pthread_rwlock_unlock (lock_of (st, &p));
     from += p.count;
