@@ -4,6 +4,8 @@
 #include "guard.h"
 #include "handover.h"
 
+static void resume (struct conn *);
+
 /* A READING buffer has been read. */
 static void
 filled_ahead (struct backend_io *io, int err)
@@ -11,6 +13,7 @@ filled_ahead (struct backend_io *io, int err)
   struct buf *b = buf_of_io (io);
   struct engine *e = b->engine;
   struct conn *c = b->conn;
+  bool stale;
 
   if (err == 0)
     stats_add (e->stats, STATS_AHEAD_BYTES, b->hi);
@@ -27,6 +30,7 @@ filled_ahead (struct backend_io *io, int err)
   b->given_up = io->given_up;
   b->err = err;
   b->since_ns = stats_now_ns ();
+  stale = b->dropped;
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
   pthread_cond_broadcast (&b->changed);
   /* As if it had been pinned for us: frees it if it was dropped and nobody waits. */
@@ -34,6 +38,11 @@ filled_ahead (struct backend_io *io, int err)
   if (err && !b->dropped)
     buffers_remove (b);
   buffers_unpin (b);
+  if (stale) {
+    engine_unlock (e);
+    resume (c);
+    engine_lock (e);
+  }
   /* Last: from here on the connection may be closed. */
   if (--c->n_reading == 0)
     pthread_cond_broadcast (&e->progress);
@@ -72,6 +81,9 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
   struct engine *e = c->engine;
 
   ENGINE_LOCK_IN_SCOPE (e);
+  /* Who has gone drops what was read ahead once, and waits for the rest. */
+  if (e->stopping || atomic_load (&c->backend.gone_ns) != 0)
+    return r.from;
   for (; r.from < r.to; r.from += c->unit) {
     uint32_t count = MIN (c->unit, c->backend.size - r.from);
     struct buf *b;
@@ -111,6 +123,15 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns)
   return share - (direct > mine ? MIN (direct - mine, share) : 0);
 }
 
+static void
+drop (struct conn *c, struct stream_range r)
+{
+  if (r.from == r.to)
+    return;
+  ENGINE_LOCK_IN_SCOPE (c->engine);
+  buffers_drop_conn (c, r.from, r.to);
+}
+
 /* For a stream that found no buffers for BYTES. */
 static bool
 take_from_others (struct conn *c, struct stream *s, uint64_t bytes)
@@ -121,17 +142,16 @@ take_from_others (struct conn *c, struct stream *s, uint64_t bytes)
     LOCK_IN_SCOPE (&c->streams_lock);
     r = stream_take (&c->streams, s, c->unit, bytes);
   }
-  if (r.from == r.to)
-    return false;
-  ENGINE_LOCK_IN_SCOPE (c->engine);
-  buffers_drop_conn (c, r.from, r.to);
-  return true;
+  drop (c, r);
+  return r.from < r.to;
 }
 
-void
-ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, uint64_t now_ns)
+/* As ahead_answered.  MAY_TAKE: also with buffers of a stream that was left for this one. */
+static void
+go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool may_take,
+          uint64_t now_ns)
 {
-  struct stream_range plan;
+  struct stream_range left, plan;
   unsigned mine;
   uint32_t most;
   uint64_t stop;
@@ -139,8 +159,10 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
   {
     LOCK_IN_SCOPE (&c->streams_lock);
     stream_answered (s, count, waited);
+    left = stream_succeed (&c->streams, s, c->unit);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
+  drop (c, left);
   most = max_ahead (c, mine, now_ns);
   {
     LOCK_IN_SCOPE (&c->streams_lock);
@@ -149,7 +171,7 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
   if (plan.from == plan.to)
     return;
   stop = start (c, plan, now_ns);
-  if (stop < plan.to && take_from_others (c, s, plan.to - stop))
+  if (stop < plan.to && may_take && take_from_others (c, s, plan.to - stop))
     stop = start (c, (struct stream_range) { stop, plan.to }, now_ns);
   debug_streams ("stream at %#" PRIx64 "..%#" PRIx64 ": reading ahead, stopped at %#" PRIx64,
                  plan.from, plan.to, stop);
@@ -157,6 +179,28 @@ ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, u
     LOCK_IN_SCOPE (&c->streams_lock);
     stream_cut (s, stop);
   }
+}
+
+/* A buffer that was read for nothing is free: a stream that lacked it goes on at once.  Its client waits
+ * for the plugin, and would ask for the next only when that has answered.
+ */
+static void
+resume (struct conn *c)
+{
+  struct stream *s;
+
+  {
+    LOCK_IN_SCOPE (&c->streams_lock);
+    s = stream_hungry (&c->streams);
+  }
+  if (s)
+    go_ahead (c, s, 0, false, false, stats_now_ns ());
+}
+
+void
+ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, uint64_t now_ns)
+{
+  go_ahead (c, s, count, waited, true, now_ns);
 }
 
 void
@@ -189,10 +233,7 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
   first = s && s->ahead < s->end;
   pthread_mutex_unlock (&c->streams_lock);
 
-  if (left.from < left.to) {
-    ENGINE_LOCK_IN_SCOPE (c->engine);
-    buffers_drop_conn (c, left.from, left.to);
-  }
+  drop (c, left);
   /* Before a read that has to wait in the plugin, or with what a jump has set free; any other sets
    * buffers free first.
    */

@@ -49,7 +49,7 @@ end_before (const struct streams *t, uint64_t offset)
 static struct stream *
 jump (struct streams *t, struct stream *target, uint64_t slack, struct stream_range *left)
 {
-  uint64_t start = target->end - target->answered, to;
+  uint64_t start = target->start, to;
 
   for (unsigned i = 0; i < STREAMS; i++) {
     struct stream *s = &t->s[i];
@@ -58,6 +58,7 @@ jump (struct streams *t, struct stream *target, uint64_t slack, struct stream_ra
       to = start - slack < s->ahead ? start - slack : s->ahead;
       if (start > slack && to > s->end)
         *left = (struct stream_range) { .from = s->end, .to = to };
+      s->start = start;
       s->end = target->end;
       s->answered = target->answered;
       s->began_ns = target->began_ns;   /* as any that begins here, see stream_take */
@@ -97,7 +98,7 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
     s = take_place (t);
     if (s->used && s->ahead > s->end)
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
-    *s = (struct stream) { .used = true, .end = end, .answered = count, .began_ns = now_ns,
+    *s = (struct stream) { .used = true, .start = offset, .end = end, .answered = count, .began_ns = now_ns,
                            .last_ns = now_ns, .jumped = jumped };
     return NULL;
   }
@@ -124,6 +125,7 @@ stream_plan (struct stream *s, uint32_t unit, uint32_t max_window, uint64_t size
   struct stream_range r;
   uint64_t to;
 
+  s->cut = false;
   if (max_window == 0 || s->window == 0)
     return (struct stream_range) { 0 };
   while (s->waited && s->window < max_window && s->answered / unit >= s->window / 4)
@@ -148,6 +150,18 @@ stream_cut (struct stream *s, uint64_t offset)
 {
   if (offset < s->ahead)
     s->ahead = offset;
+  s->cut = s->used;
+}
+
+struct stream *
+stream_hungry (struct streams *t)
+{
+  struct stream *last = NULL;
+
+  for (unsigned i = 0; i < STREAMS; i++)
+    if (t->s[i].cut && (last == NULL || t->s[i].last_ns > last->last_ns))
+      last = &t->s[i];
+  return last;
 }
 
 void
@@ -196,6 +210,36 @@ stream_part (const struct streams *t, const struct stream *s, uint32_t share, ui
   return left;
 }
 
+/* Whether nothing was read from O since S began, and S does not come to it. */
+static bool
+is_left (const struct stream *o, const struct stream *s)
+{
+  return o->used && o->last_ns < s->began_ns && (o->ahead <= s->end || s->ahead <= o->end);
+}
+
+struct stream_range
+stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
+{
+  struct stream_range r = { 0 };
+  uint64_t earned;
+
+  for (unsigned i = 0; i < STREAMS && s->end - s->start >= WINDOW_MIN * unit; i++) {
+    struct stream *o = &t->s[i];
+
+    if (o->window <= s->window || !is_left (o, s) || !is_active (o, s->began_ns))
+      continue;
+    earned = o->answered / unit;
+    if (earned <= s->window)
+      continue;
+    s->window = o->window < earned ? o->window : earned;
+    if (o->ahead > o->end)
+      r = (struct stream_range) { .from = o->end, .to = o->ahead };
+    *o = (struct stream) { 0 };
+    break;
+  }
+  return r;
+}
+
 struct stream_range
 stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t bytes)
 {
@@ -205,9 +249,7 @@ stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t 
   for (unsigned i = 0; i < STREAMS; i++) {
     struct stream *o = &t->s[i];
 
-    if (o->used && o->ahead > o->end && o->last_ns < s->began_ns
-        && (o->ahead <= s->end || s->ahead <= o->end)   /* else S itself comes to it */
-        && (from == NULL || o->last_ns < from->last_ns))
+    if (o->ahead > o->end && is_left (o, s) && (from == NULL || o->last_ns < from->last_ns))
       from = o;
   }
   if (from == NULL)

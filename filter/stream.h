@@ -37,12 +37,14 @@ enum { STREAMS = 16, WINDOW_MIN = 4 };
 #define STREAM_IDLE_NS UINT64_C (1000000000)
 
 struct stream {
+  uint64_t start;               /* first byte read since the last jump */
   uint64_t end;                 /* furthest byte read + 1 */
   uint64_t answered;            /* bytes read in sequence and answered */
   uint64_t ahead;               /* handed out for reading ahead up to here */
   uint64_t began_ns, last_ns;   /* time of the first read since the last jump, and of the last one */
   uint32_t window;              /* units; 0 = not sequential yet */
   bool waited;                  /* a read had to wait since the window was doubled */
+  bool cut;                     /* it lacked buffers when it was last planned */
   uint64_t jumped;              /* end of the stream in whose window it began; 0 = in none */
   bool used;
 };
@@ -67,6 +69,8 @@ extern struct stream_range stream_plan (struct stream *, uint32_t unit, uint32_t
                                         uint64_t size);
 /* There was no buffer for what begins at OFFSET: plan it again later. */
 extern void stream_cut (struct stream *, uint64_t offset);
+/* Of those that lack buffers the one that was last read from, or NULL. */
+extern struct stream *stream_hungry (struct streams *);
 /* Reading [FROM, TO) ahead failed: ends that stream. */
 extern void stream_end (struct streams *, uint64_t from, uint64_t to);
 /* How many streams with a window were read from within STREAM_IDLE_NS. */
@@ -78,6 +82,12 @@ extern unsigned stream_active (const struct streams *, uint64_t now_ns);
  */
 extern uint32_t stream_part (const struct streams *, const struct stream *, uint32_t share,
                              uint64_t now_ns);
+/* Whether this stream follows another (a file's next piece, or the next file): nothing was read from
+ * that one since this began, and this is WINDOW_MIN units long.  Then that one ends, and this one has its
+ * window, as far as that was earned by reading as many units.  Returns what was read ahead there, for
+ * dropping, empty if there is none.
+ */
+extern struct stream_range stream_succeed (struct streams *, struct stream *, uint32_t unit);
 /* This stream finds no buffers for BYTES.  Of a stream that was not read from since
  * this one began the far end is given up: returns it, for dropping, empty if there is none.  So that one
  * loses no more than the new one has shown need for, in case that it goes on after all.

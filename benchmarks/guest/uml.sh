@@ -16,7 +16,7 @@ uml_fetch () {
 
 # Its memory is a file that must be executable.
 uml_boot () {
-  TMPDIR=/dev/shm LD_PRELOAD=$uml_tree/xstate.so timeout --foreground -k 5 "$1" \
+  TMPDIR=/dev/shm LD_PRELOAD=$uml_tree/xstate.so timeout --foreground -k 5 "$1" taskset -c 1 \
     "$uml_tree/usr/bin/linux.uml" "mem=$2M" initrd="$3" con=null con0=null,fd:1 loglevel=4 panic=-1 \
     </dev/null >"$4" 2>&1
 }
