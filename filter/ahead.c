@@ -38,13 +38,11 @@ filled_ahead (struct backend_io *io, int err)
   if (err && !b->dropped)
     buffers_remove (b);
   buffers_unpin (b);
-  if (stale) {
-    engine_unlock (e);
+  c->n_reading--;
+  if (stale)
     resume (c);
-    engine_lock (e);
-  }
   /* Last: from here on the connection may be closed. */
-  if (--c->n_reading == 0)
+  if (c->n_reading + c->resuming == 0)
     pthread_cond_broadcast (&e->progress);
 }
 
@@ -181,11 +179,8 @@ go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool ma
   }
 }
 
-/* A buffer that was read for nothing is free: a stream that lacked it goes on at once.  Its client waits
- * for the plugin, and would ask for the next only when that has answered.
- */
 static void
-resume (struct conn *c)
+feed_hungry (struct conn *c)
 {
   struct stream *s;
 
@@ -195,6 +190,27 @@ resume (struct conn *c)
   }
   if (s)
     go_ahead (c, s, 0, false, false, stats_now_ns ());
+}
+
+/* A buffer that was read for nothing is free: a stream that lacked it goes on at once.  Its client waits
+ * for the plugin, and would ask for the next only when that has answered.  Wants engine.lock, lets go
+ * of it meanwhile.  One thread does it for all that come until it is done: two would hide from each
+ * other that the stream lacks buffers.
+ */
+static void
+resume (struct conn *c)
+{
+  unsigned freed;
+
+  if (c->resuming++ > 0)
+    return;
+  do {
+    freed = c->resuming;
+    engine_unlock (c->engine);
+    feed_hungry (c);
+    engine_lock (c->engine);
+  } while (c->resuming > freed);
+  c->resuming = 0;
 }
 
 void

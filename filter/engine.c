@@ -56,13 +56,16 @@ engine_start (struct engine *e)
   return err;
 }
 
-/* A connection that a hook still does something for. */
+/* A connection that a hook, or a thread that has replied to one, still does something for. */
 static struct conn *
 first_hooked (struct engine *e)
 {
   for (unsigned i = 0; i < e->config.buffers; i++)
     if (e->bufs[i].hooked)
       return e->bufs[i].conn;
+  for (GList *l = e->conns.head; l; l = l->next)
+    if (((struct conn *) l->data)->resuming > 0)
+      return l->data;
   return NULL;
 }
 
@@ -259,7 +262,7 @@ conn_close (struct conn *c, behind_report *report)
   {
     ENGINE_LOCK_IN_SCOPE (e);
     buffers_drop_conn (c, 0, UINT64_MAX);
-    while (c->n_reading > 0)
+    while (c->n_reading + c->resuming > 0)
       engine_wait_plugin (c, &e->progress);
     g_queue_unlink (&e->conns, &c->link);
     if (atomic_load (&c->behind))

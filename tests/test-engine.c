@@ -1264,7 +1264,7 @@ test_ahead_jump (void)
   g_assert_cmpuint (count_state (&w, BUF_CLEAN, 7 * U, 2 * U), ==, 0);
   wait_state (&w, BUF_CLEAN, 18 * U, 2 * U, 2);
   fake_release (w.f, skipped);
-  wait_free (&w, 5);
+  wait_state (&w, BUF_CLEAN, 20 * U, 5 * U, 5);         /* at once, nobody asks */
   do_request (&w, 0, READ, U, 9 * U + U / 2, OLD);
   wait_state (&w, BUF_CLEAN, 20 * U, 6 * U, 6);         /* the window is what it was */
   /* Into one whose rest is still wanted. */
@@ -1274,6 +1274,36 @@ test_ahead_jump (void)
   g_assert_cmpuint (fake_started (w.f, FAKE_READ, 2 * U, 18 * U), ==, 18);      /* each once */
   do_request (&w, 1, READ, 6 * U, 2 * U, OLD);
   do_request (&w, 0, READ, 20 * U, 12 * U, OLD);
+  world_end_clean (&w);
+}
+
+/* ... but not for a client that has gone meanwhile. */
+static void
+test_ahead_jump_closed (void)
+{
+  struct world w;
+  struct task *read, *close;
+  int skipped, rest;
+  unsigned started;
+
+  world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
+  skipped = fake_hold (w.f, FAKE_READ, 2 * U, 5 * U);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, skipped, 5);
+  wait_state (&w, BUF_CLEAN, 7 * U, 11 * U, 11);
+  rest = fake_hold (w.f, FAKE_READ, 18 * U, 0);
+  do_request (&w, 0, READ, U, 7 * U, OLD);
+  do_request (&w, 0, READ, U, 8 * U, OLD);      /* lacks the five */
+  fake_wait_held (w.f, rest, 2);
+  started = fake_started (w.f, FAKE_READ, 0, 0);
+  close = task_start (&w, 0, CLOSE, 0, 0, 0);
+  task_wait_blocked (close);
+  fake_release (w.f, skipped);
+  fake_release (w.f, rest);
+  g_assert_cmpint (task_end (close), ==, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 0), ==, started);
+  read = task_start (&w, 1, READ, 30 * U, 0, OLD);
+  g_assert_cmpint (task_end (read), ==, 0);
   world_end_clean (&w);
 }
 
@@ -3193,6 +3223,7 @@ main (int argc, char *argv[])
     g_test_add_func ("/engine/ahead/takes-over", test_ahead_takes_over);
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
   g_test_add_func ("/engine/ahead/jump", test_ahead_jump);
+  g_test_add_func ("/engine/ahead/jump-closed", test_ahead_jump_closed);
   g_test_add_func ("/engine/ahead/left", test_ahead_left);
   g_test_add_func ("/engine/ahead/hole", test_ahead_hole);
   g_test_add_func ("/engine/ahead/beside", test_ahead_beside);

@@ -625,6 +625,63 @@ test_stream_take (void)
   g_assert_cmpuint (r.to, ==, far + 8 * 64 * KIB);
 }
 
+/* Who is followed by another, of some length, ends, and leaves it the window that it has earned. */
+static void
+test_stream_succeed (void)
+{
+  const uint32_t unit = 64 * KIB;
+  struct stream_range r;
+  struct streams t;
+
+  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
+  t.s[1].answered = 1000 * unit;
+  t.s[0].start = 100 * MIB;
+  t.s[0].end = t.s[0].start + 4 * unit - 1;     /* too short */
+  r = stream_succeed (&t, &t.s[0], unit);
+  g_assert_cmpuint (r.from, ==, r.to);
+  t.s[0].end++;
+  t.s[1].last_ns = 10;                          /* not left */
+  stream_succeed (&t, &t.s[0], unit);
+  g_assert_cmpuint (t.s[0].window, ==, 4);
+  t.s[1].last_ns = 9;
+  t.s[1].answered = 4 * unit;                   /* not earned */
+  stream_succeed (&t, &t.s[0], unit);
+  g_assert_cmpuint (t.s[0].window, ==, 4);
+  t.s[0].began_ns = t.s[1].last_ns + STREAM_IDLE_NS;    /* long ago */
+  t.s[1].answered = 1000 * unit;
+  stream_succeed (&t, &t.s[0], unit);
+  g_assert_cmpuint (t.s[0].window, ==, 4);
+  t.s[0].began_ns--;
+  r = stream_succeed (&t, &t.s[0], unit);
+  g_assert_cmpuint (t.s[0].window, ==, 64);
+  g_assert_cmpuint (r.from, ==, 1024 * MIB + 1000);
+  g_assert_cmpuint (r.to, ==, 1024 * MIB + 64 * unit);
+  g_assert_false (t.s[1].used);
+
+  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
+  t.s[1].answered = 20 * unit;
+  t.s[0].end = t.s[0].start + 4 * unit;
+  stream_succeed (&t, &t.s[0], unit);
+  g_assert_cmpuint (t.s[0].window, ==, 20);
+}
+
+/* Who lacked buffers, of several the last one read from, until it is planned again. */
+static void
+test_stream_hungry (void)
+{
+  struct streams t;
+
+  make_streams (&t, (uint32_t[]) { 4, 8, 8 }, (uint64_t[]) { 20, 30, 10 }, 3);
+  g_assert_null (stream_hungry (&t));
+  for (unsigned i = 0; i < 3; i++)
+    stream_cut (&t.s[i], t.s[i].end + 1);
+  g_assert_true (stream_hungry (&t) == &t.s[1]);
+  stream_plan (&t.s[1], 64 * KIB, 64, 9 * 1024 * MIB);
+  g_assert_true (stream_hungry (&t) == &t.s[0]);
+  stream_end (&t, 0, 500 * MIB);
+  g_assert_true (stream_hungry (&t) == &t.s[2]);
+}
+
 /* Every stream is counted, whoever reads, at the turn of an epoch too, and forgotten after two. */
 static void
 test_stream_census (void)
@@ -957,6 +1014,8 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/stream/cut/small", GUINT_TO_POINTER (4096), test_stream_cut);
   g_test_add_func ("/stream/part", test_stream_part);
   g_test_add_func ("/stream/take", test_stream_take);
+  g_test_add_func ("/stream/succeed", test_stream_succeed);
+  g_test_add_func ("/stream/hungry", test_stream_hungry);
   g_test_add_func ("/stream/census", test_stream_census);
   g_test_add_data_func ("/stream/end/units", GUINT_TO_POINTER (65536), test_stream_end);
   g_test_add_data_func ("/stream/end/small", GUINT_TO_POINTER (4096), test_stream_end);
