@@ -2,31 +2,40 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 title="The kernel as the client: nbd-client, mkfs.ext4, dd conv=fsync, drop_caches, cat; 64 ms"
 rounds=1
-seconds=6                       # of a read that is slower; the job has the same number
+seconds=20                      # of a read that is slower; the job has the same number
 
 kernel_files=2000
 kernel_seconds=1800
-# Of the large file. dd's first second goes to the page cache alone, so it is to be large; under
-# emulation that would take too long.
+# Of the large file and of the three beside it. dd's first second goes to the page cache alone, so it is
+# to be large; under emulation that would take too long.
 kernel_mib=512
+kernel_other_mib=96
 # The guest's memory holds the device as well. With less the kernel reclaims pages while dd writes, and
 # the processor is the limit.
-kernel_guest_mib () { echo $((kernel_mib * 2 + 3584)); }
+kernel_guest_mib () { echo $((kernel_mib * 2 + 4608)); }
+
+# As large as this machine's memory allows.
+kernel_sizes () {
+  kernel_mib=1536
+  [ "$(awk '/^MemAvailable:/ { print int ($2 / 1024) }' /proc/meminfo)" -gt 12288 ] || return 0
+  kernel_mib=2560
+  kernel_other_mib=384
+}
 
 # kernel_plan CLIENT: a line for each contestant, see guest/kernel-job.sh. Slow ones get small files,
 # so that they take seconds; -t 1 also gets few of the tree's and a small device for a small journal.
 kernel_plan () {
   local n size=1G
-  [ $kernel_mib -le 512 ] || size=2G
+  [ $kernel_mib -le 512 ] || size=4G
   echo "$1|nbdkit -t 1|4|2|100|-t 1 $(delaymem 256M 64ms)"
   echo "$1|nbdkit -t 16|32|32|$kernel_files|-t 16 $(delaymem 1G 64ms)"
   echo "$1|nbdkit -t 64|64|64|$kernel_files|-t 64 $(delaymem 1G 64ms)"
   echo "$1|nbdkit -t 1024|128|64|$kernel_files|-t 1024 $(delaymem 1G 64ms)"
   for n in 64 1024; do
-    echo "$1|asyncpool $n buffers|$kernel_mib|96|$kernel_files|$(asyncpool $n $size 64ms)${KERNEL_STATS:+ asyncpool-stats=-}"
+    echo "$1|asyncpool $n buffers|$kernel_mib|$kernel_other_mib|$kernel_files|$(asyncpool $n $size 64ms)${KERNEL_STATS:+ asyncpool-stats=-}"
   done
-  echo "$1|asyncpool at no latency|$kernel_mib|96|$kernel_files|$(asyncpool 64 $size 0)"
-  echo "$1|no latency no filter|$kernel_mib|96|$kernel_files|$(delaymem $size 0)"
+  echo "$1|asyncpool at no latency|$kernel_mib|$kernel_other_mib|$kernel_files|$(asyncpool 64 $size 0)"
+  echo "$1|no latency no filter|$kernel_mib|$kernel_other_mib|$kernel_files|$(delaymem $size 0)"
 }
 
 kernel_limit () { # CONTESTANT
@@ -43,7 +52,7 @@ rows_kernel () {
   cp asyncpool.so delaymem.so "$dir/"
   benchmarks/guest/tree $kernel_files "$dir/tree.tar"
   if kernel_is_ours; then where=here; else where=guest; kernel_find_guest; fi
-  [ $where = guest ] && [ "${guest_accel[1]:-}" = tcg ] || kernel_mib=1536
+  [ $where = guest ] && [ "${guest_accel[1]:-}" = tcg ] || kernel_sizes
   { kernel_plan default; kernel_plan tuned; } | grep -E "${KERNEL_ONLY:-.}" >"$dir/plan"
   [ $where = here ] || kernel_guest "$dir"
   for ((round = 1; round <= rounds; round++)); do

@@ -13,7 +13,7 @@ work=$(mktemp -d /tmp/kernel-job.XXXXXX)
 mnt=$work/mnt
 device=/dev/nbd0
 queue=/sys/block/nbd0/queue
-read_seconds=6                  # what is not through by then is as good as read: the rate is known
+read_seconds=20                 # what is not through by then is as good as read: the rate is known
 tree_seconds=4
 
 now_ms () { awk '{ printf "%d", $1 * 1000 }' /proc/uptime; }
