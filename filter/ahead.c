@@ -102,10 +102,10 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
  * that are in the plugin for the client itself.  So the sum stays at what was configured.  (Its reads
  * that wait for what is read ahead add nothing to it.)  A client that keeps three quarters of its share
  * in flight itself is not helped any more: there is less to win than the copies and wake-ups would cost
- * it.
+ * it.  *LOST: see conn.lost, it is the caller's now.
  */
 static uint32_t
-max_ahead (struct conn *c, unsigned mine, uint64_t now_ns)
+max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
 {
   struct engine *e = c->engine;
   unsigned depth = depth_peak (&c->depth);
@@ -114,6 +114,8 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns)
   unsigned share;
 
   ENGINE_LOCK_IN_SCOPE (e);
+  *lost = c->lost;
+  c->lost = UINT64_MAX;
   share = stream_census (&e->census, &c->counted, mine, e->config.buffers, now_ns);
   if (surplus > 0 && surplus >= share - share / 4)
     return 0;
@@ -152,7 +154,7 @@ go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool ma
   struct stream_range left, plan;
   unsigned mine;
   uint32_t most;
-  uint64_t stop;
+  uint64_t stop, lost;
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
@@ -161,9 +163,10 @@ go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool ma
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
   drop (c, left);
-  most = max_ahead (c, mine, now_ns);
+  most = max_ahead (c, mine, now_ns, &lost);
   {
     LOCK_IN_SCOPE (&c->streams_lock);
+    stream_lost (&c->streams, lost);
     plan = stream_plan (s, c->unit, stream_part (&c->streams, s, most, now_ns), c->backend.size);
   }
   if (plan.from == plan.to)

@@ -234,7 +234,10 @@ wait_for_space (struct conn *c)
     return false;
   pool_hurry (e->pool);
   e->space_waiters++;
-  engine_wait_plugin (c, &e->space);
+  if (e->clean.length > 0)      /* it is used soon, or no longer fresh */
+    engine_wait_until (e, &e->space, stats_now_ns () + FRESH_NS);
+  else
+    engine_wait_plugin (c, &e->space);
   e->space_waiters--;
   return true;
 }

@@ -215,17 +215,29 @@ take_free (struct engine *e)
   return link->data;
 }
 
-/* Makes the oldest CLEAN buffer that was read before BEFORE_NS free. */
+/* Makes a buffer that was read ahead free, though somebody may come for it: its stream learns of it. */
+static void
+evict (struct buf *b)
+{
+  b->conn->lost = MIN (b->conn->lost, b->base);
+  buffers_remove (b);
+}
+
+/* Of the CLEAN buffers that were read before BEFORE_NS, the youngest: a stream comes to the others
+ * first.
+ */
 static bool
 evict_clean (struct engine *e, uint64_t before_ns)
 {
-  for (GList *l = e->clean.head; l; l = l->next) {
+  GList *head = e->clean.head;
+
+  if (head == NULL || ((struct buf *) head->data)->since_ns >= before_ns)
+    return false;
+  for (GList *l = e->clean.tail; l; l = l->prev) {
     struct buf *b = l->data;
 
-    if (b->since_ns >= before_ns)
-      return false;
-    if (b->pins == 0) {
-      buffers_remove (b);
+    if (b->since_ns < before_ns && b->pins == 0) {
+      evict (b);
       return true;
     }
   }
@@ -246,7 +258,7 @@ evict_reading (struct engine *e)
     if (!cancel_reading (b))
       return false;
     buffers_set_state (b, BUF_CLEAN);
-    buffers_remove (b);
+    evict (b);
     return true;
   }
   return false;
@@ -257,7 +269,7 @@ buffers_take_for_write (struct engine *e)
 {
   struct buf *b = take_free (e);
 
-  if (b == NULL && (evict_clean (e, UINT64_MAX) || evict_reading (e)))
+  if (b == NULL && (evict_clean (e, stats_now_ns () - FRESH_NS) || evict_reading (e)))
     b = take_free (e);
   return b;
 }

@@ -17,9 +17,15 @@ extern void buffers_destroy (struct engine *);
 extern struct buf *buffers_first (struct engine *, uint64_t offset, uint64_t end);
 extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
 
-/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  For a write the oldest CLEAN
- * buffer gives way, or one that waits to be read ahead; for reading ahead only one that nobody has
- * asked for in a long time, and none while a writer waits.  NULL if there is none.
+/* What was read ahead so lately is about to be asked for where a stream is followed, and its buffer free
+ * then.  Writes wait for that: taken at once it would be the unit that comes next, as all others are
+ * still being read, and a burst of writes (a journal's) stopped the stream for some latencies.
+ */
+#define FRESH_NS UINT64_C (20000000)
+
+/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  For a write a CLEAN buffer that
+ * is no longer fresh gives way, or one that waits to be read ahead; for reading ahead only one that
+ * nobody has asked for in a long time, and none while a writer waits.  NULL if there is none.
  */
 extern struct buf *buffers_take_for_write (struct engine *);
 extern struct buf *buffers_take_for_ahead (struct engine *, uint64_t now_ns);

@@ -237,6 +237,7 @@ conn_open (struct engine *e, const char *export_name, bool tls, const struct bac
   c->backend.pieces = &e->pieces;
   c->backend.max_pieces = e->config.buffers;
   c->link.data = c;
+  c->lost = UINT64_MAX;
   guard_init (&c->streams_lock);
 
   ENGINE_LOCK_IN_SCOPE (e);

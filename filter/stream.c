@@ -153,6 +153,14 @@ stream_cut (struct stream *s, uint64_t offset)
   s->cut = s->used;
 }
 
+void
+stream_lost (struct streams *t, uint64_t offset)
+{
+  for (unsigned i = 0; i < STREAMS; i++)
+    if (t->s[i].used && t->s[i].end <= offset && offset < t->s[i].ahead)
+      stream_cut (&t->s[i], offset);
+}
+
 struct stream *
 stream_hungry (struct streams *t)
 {

@@ -69,6 +69,8 @@ extern struct stream_range stream_plan (struct stream *, uint32_t unit, uint32_t
                                         uint64_t size);
 /* There was no buffer for what begins at OFFSET: plan it again later. */
 extern void stream_cut (struct stream *, uint64_t offset);
+/* What was read ahead at OFFSET is gone: whose it was plans it again. */
+extern void stream_lost (struct streams *, uint64_t offset);
 /* Of those that lack buffers the one that was last read from, or NULL. */
 extern struct stream *stream_hungry (struct streams *);
 /* Reading [FROM, TO) ahead failed: ends that stream. */

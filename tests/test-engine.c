@@ -12,6 +12,7 @@
 
 #include <glib.h>
 
+#include "buffers.h"
 #include "engine.h"
 #include "fake.h"
 #include "handover.h"
@@ -2031,7 +2032,16 @@ test_slab_failed (gconstpointer data)
   world_end_clean (&w);
 }
 
-/* What was read ahead gives way to a writer. */
+/* As if what has been read ahead had been read so much earlier, or later. */
+static void
+make_older (struct world *w, int64_t ns)
+{
+  LOCK_IN_SCOPE (&w->e->lock);
+  for (GList *l = w->e->clean.head; l; l = l->next)
+    ((struct buf *) l->data)->since_ns -= ns;
+}
+
+/* What was read ahead gives way to a writer, the far end first. */
 static void
 test_evict_clean (void)
 {
@@ -2041,6 +2051,7 @@ test_evict_clean (void)
   world_init (&w, 8 * U, config (4, 4, WRITE_BEHIND, READ_AHEAD));
   start_stream (&w, 0);
   wait_state (&w, BUF_CLEAN, 0, 8 * U, 4);
+  make_older (&w, FRESH_NS);
   hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
   for (unsigned i = 0; i < 4; i++) {
     do_request (&w, 1, WRITE, U, i < 2 ? i * U : (4 + i) * U, 1);       /* not where they are */
@@ -2048,6 +2059,37 @@ test_evict_clean (void)
   }
   fake_release (w.f, hold);
   g_assert_cmpuint (stats_count (w.e->stats, STATS_SPACE_WAIT), ==, 0);
+  world_end_clean (&w);
+}
+
+/* What is fresh does not: the writer has the buffer that is read next.  The stream knows what it has
+ * lost, and reads it again before it comes there.
+ */
+static void
+test_evict_fresh (void)
+{
+  struct world w;
+  struct task *write;
+  int hold;
+
+  world_init (&w, 16 * U, config (4, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 4 * U, 4);
+  make_older (&w, -INT64_C (3600000000000));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  write = task_start (&w, 1, WRITE, U, 15 * U, 1);
+  task_wait_blocked (write);
+  do_request (&w, 0, READ, U, 2 * U, OLD);
+  g_assert_cmpint (task_end (write), ==, 0);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 3 * U, 3 * U), ==, 3);
+
+  make_older (&w, INT64_C (3600000000000) + FRESH_NS);
+  do_request (&w, 1, WRITE, U, 14 * U, 1);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 3 * U, 2 * U), ==, 2);
+  fake_release (w.f, hold);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
+  do_request (&w, 0, READ, U / 2, 3 * U, OLD);
+  wait_state (&w, BUF_CLEAN, 5 * U, U, 1);
   world_end_clean (&w);
 }
 
@@ -3257,6 +3299,7 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
   g_test_add_func ("/engine/slab/evict-clean", test_evict_clean);
+  g_test_add_func ("/engine/slab/evict-fresh", test_evict_fresh);
   if (!hooked)
     g_test_add_func ("/engine/slab/evict-reading", test_evict_reading);
   g_test_add_func ("/engine/slab/writer-first", test_writer_first);
