@@ -62,6 +62,8 @@ jump (struct streams *t, struct stream *target, uint64_t slack, struct stream_ra
       s->end = target->end;
       s->answered = target->answered;
       s->began_ns = target->began_ns;   /* as any that begins here, see stream_take */
+      s->half = target->half;
+      s->half_ns = target->half_ns;
       *target = (struct stream) { 0 };
       return s;
     }
@@ -99,13 +101,18 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
     if (s->used && s->ahead > s->end)
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
     *s = (struct stream) { .used = true, .start = offset, .end = end, .answered = count, .began_ns = now_ns,
-                           .last_ns = now_ns, .jumped = jumped };
+                           .last_ns = now_ns, .half = end, .half_ns = now_ns, .jumped = jumped };
     return NULL;
   }
   if (s->window == 0 && s->jumped > 0)
     s = jump (t, s, slack, left);
   if (end > s->end)
     s->end = end;
+  if (s->end - s->start >= 2 * (s->half - s->start)) {
+    s->began_ns = s->half_ns;
+    s->half = s->end;
+    s->half_ns = now_ns;
+  }
   s->last_ns = now_ns;
   if (s->window == 0)
     s->window = WINDOW_MIN;

@@ -21,6 +21,11 @@
  * begins again: a window grows by nothing but what was read in sequence since the last jump.  So single
  * reads, however many, neither take a window nor end one.
  *
+ * began_ns: whether one stream was read from since another began tells whether they are read side by
+ * side or one after the other.  A client with several requests in flight sends the last ones of a stream
+ * and the first ones of the next together, and they come in any order; so a stream that has become twice
+ * as long counts as begun when it had half of that.
+ *
  * Invariants: end only grows in the life of a stream, answered too but for jumps, the window too
  * while the caller allows no less; ahead is a multiple of the unit; all that the stream wants below
  * it has been handed out by stream_plan.
@@ -41,7 +46,8 @@ struct stream {
   uint64_t end;                 /* furthest byte read + 1 */
   uint64_t answered;            /* bytes read in sequence and answered */
   uint64_t ahead;               /* handed out for reading ahead up to here */
-  uint64_t began_ns, last_ns;   /* time of the first read since the last jump, and of the last one */
+  uint64_t began_ns, last_ns;   /* time when it was at most half as long as now, and of the last read */
+  uint64_t half, half_ns;       /* where began_ns moves to when it is twice as long as there */
   uint32_t window;              /* units; 0 = not sequential yet */
   bool waited;                  /* a read had to wait since the window was doubled */
   bool cut;                     /* it lacked buffers when it was last planned */

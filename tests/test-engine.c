@@ -2032,11 +2032,20 @@ test_slab_failed (gconstpointer data)
   world_end_clean (&w);
 }
 
-/* As if what has been read ahead had been read so much earlier, or later. */
+static gint
+compare_bases (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
+{
+  const struct buf *a = ap, *b = bp;
+
+  return a->base < b->base ? -1 : 1;
+}
+
+/* As if what has been read ahead had been read in order, and so much earlier, or later. */
 static void
 make_older (struct world *w, int64_t ns)
 {
   LOCK_IN_SCOPE (&w->e->lock);
+  g_queue_sort (&w->e->clean, compare_bases, NULL);
   for (GList *l = w->e->clean.head; l; l = l->next)
     ((struct buf *) l->data)->since_ns -= ns;
 }

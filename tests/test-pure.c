@@ -665,6 +665,36 @@ test_stream_succeed (void)
   g_assert_cmpuint (t.s[0].window, ==, 20);
 }
 
+/* A last read of the one stream comes after the first ones of the next. */
+static void
+test_stream_late (void)
+{
+  const uint32_t unit = 64 * KIB;
+  struct stream_range left;
+  struct stream *s = NULL;
+  struct streams t = { 0 };
+
+  for (unsigned i = 0; i < 100; i++)
+    if ((s = stream_note (&t, i * unit, unit, 8 * unit, i, &left)) != NULL) {
+      stream_answered (s, unit, true);
+      stream_plan (s, unit, 32, 1024 * MIB);
+    }
+  g_assert_cmpuint (s->window, ==, 32);
+  for (unsigned i = 0; i < 7; i++) {
+    s = stream_note (&t, 512 * MIB + i * unit, unit, 8 * unit, 100 + 2 * i, &left);
+    if (i < 4)
+      stream_note (&t, (100 + i) * unit, unit, 8 * unit, 101 + 2 * i, &left);
+    if (s)
+      stream_succeed (&t, s, unit);
+  }
+  g_assert_cmpuint (s->window, ==, WINDOW_MIN); /* side by side until a moment ago */
+  for (unsigned i = 7; i < 16; i++) {
+    s = stream_note (&t, 512 * MIB + i * unit, unit, 8 * unit, 100 + 2 * i, &left);
+    stream_succeed (&t, s, unit);
+  }
+  g_assert_cmpuint (s->window, ==, 32);
+}
+
 /* Who lacked buffers, of several the last one read from, until it is planned again. */
 static void
 test_stream_hungry (void)
@@ -1015,6 +1045,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/stream/part", test_stream_part);
   g_test_add_func ("/stream/take", test_stream_take);
   g_test_add_func ("/stream/succeed", test_stream_succeed);
+  g_test_add_func ("/stream/late", test_stream_late);
   g_test_add_func ("/stream/hungry", test_stream_hungry);
   g_test_add_func ("/stream/census", test_stream_census);
   g_test_add_data_func ("/stream/end/units", GUINT_TO_POINTER (65536), test_stream_end);
