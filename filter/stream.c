@@ -225,11 +225,18 @@ stream_part (const struct streams *t, const struct stream *s, uint32_t share, ui
   return left;
 }
 
-/* Whether nothing was read from O since S began, and S does not come to it. */
+/* Whether nothing was read from O since S began. */
+static bool
+is_silent (const struct stream *o, const struct stream *s)
+{
+  return o->used && o->last_ns < s->began_ns;
+}
+
+/* ... and S does not come to it. */
 static bool
 is_left (const struct stream *o, const struct stream *s)
 {
-  return o->used && o->last_ns < s->began_ns && (o->ahead <= s->end || s->ahead <= o->end);
+  return is_silent (o, s) && (o->ahead <= s->end || s->ahead <= o->end);
 }
 
 struct stream_range
@@ -240,15 +247,19 @@ stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
 
   for (unsigned i = 0; i < STREAMS && s->end - s->start >= WINDOW_MIN * unit; i++) {
     struct stream *o = &t->s[i];
+    bool is_within = o->end <= s->start && s->end < o->ahead;
 
-    if (o->window <= s->window || !is_left (o, s) || !is_active (o, s->began_ns))
+    if (o->window <= s->window || !(is_left (o, s) || (is_within && is_silent (o, s)))
+        || !is_active (o, s->began_ns))
       continue;
     earned = o->answered / unit;
     if (earned <= s->window)
       continue;
     s->window = o->window < earned ? o->window : earned;
+    if (is_within && s->ahead < o->ahead)
+      s->ahead = o->ahead;
     if (o->ahead > o->end)
-      r = (struct stream_range) { .from = o->end, .to = o->ahead };
+      r = (struct stream_range) { .from = o->end, .to = is_within ? s->start : o->ahead };
     *o = (struct stream) { 0 };
     break;
   }

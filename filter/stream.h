@@ -93,7 +93,7 @@ extern uint32_t stream_part (const struct streams *, const struct stream *, uint
 /* Whether this stream follows another (a file's next piece, or the next file): nothing was read from
  * that one since this began, and this is WINDOW_MIN units long.  Then that one ends, and this one has its
  * window, as far as that was earned by reading as many units.  Returns what was read ahead there, for
- * dropping, empty if there is none.
+ * dropping, empty if there is none; where this one began within it, it has what lies behind its start.
  */
 extern struct stream_range stream_succeed (struct streams *, struct stream *, uint32_t unit);
 /* This stream finds no buffers for BYTES.  Of a stream that was not read from since

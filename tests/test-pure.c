@@ -658,6 +658,19 @@ test_stream_succeed (void)
   g_assert_cmpuint (r.to, ==, 1024 * MIB + 64 * unit);
   g_assert_false (t.s[1].used);
 
+  /* Within what was read ahead there: that is kept. */
+  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
+  t.s[1].answered = 1000 * unit;
+  t.s[0].start = 1024 * MIB + 30 * unit;
+  t.s[0].end = 1024 * MIB + 34 * unit;
+  t.s[0].ahead = 1024 * MIB + 38 * unit;
+  r = stream_succeed (&t, &t.s[0], unit);
+  g_assert_cmpuint (t.s[0].window, ==, 64);
+  g_assert_cmpuint (t.s[0].ahead, ==, 1024 * MIB + 64 * unit);
+  g_assert_cmpuint (r.from, ==, 1024 * MIB + 1000);
+  g_assert_cmpuint (r.to, ==, t.s[0].start);
+  g_assert_false (t.s[1].used);
+
   make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
   t.s[1].answered = 20 * unit;
   t.s[0].end = t.s[0].start + 4 * unit;
