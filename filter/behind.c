@@ -228,14 +228,18 @@ static bool
 wait_for_space (struct conn *c)
 {
   struct engine *e = c->engine;
+  uint64_t until;
 
   submit_all (e);
   if (e->failed.length == e->config.buffers)
     return false;
   pool_hurry (e->pool);
   e->space_waiters++;
-  if (e->clean.length > 0)      /* it is used soon, or no longer fresh */
-    engine_wait_until (e, &e->space, stats_now_ns () + FRESH_NS);
+  until = buffers_fresh_until (e);
+  if (until > 0)                /* a pinned one may have been due long ago */
+    until = MAX (until, stats_now_ns () + 1000000);
+  if (until > 0 && (c->backend.hooks == NULL || until < c->look_ns + BACKEND_POLL_NS))
+    engine_wait_until (e, &e->space, until);
   else
     engine_wait_plugin (c, &e->space);
   e->space_waiters--;
@@ -283,6 +287,8 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
     stats_end (e->stats, STATS_SPACE_WAIT, wait_ns, end - offset);
   if (spare)
     buffers_put (spare);
+  else if (wait_ns != 0)
+    pthread_cond_signal (&e->space);    /* it may have been woken for a buffer that was still fresh */
   return b;
 }
 

@@ -152,6 +152,7 @@ cancel_reading (struct buf *b)
   if (!pool_cancel (b->engine->pool, &b->job))
     return false;
   b->conn->n_reading--;
+  b->hooked = false;            /* where a reply of the plugin's had it wait for a worker */
   b->err = ECANCELED;
   pthread_cond_broadcast (&b->changed);
   return true;
@@ -215,6 +216,14 @@ take_free (struct engine *e)
   return link->data;
 }
 
+uint64_t
+buffers_fresh_until (const struct engine *e)
+{
+  const struct buf *oldest = e->clean.head ? e->clean.head->data : NULL;
+
+  return oldest ? oldest->since_ns + FRESH_NS : 0;
+}
+
 /* Makes a buffer that was read ahead free, though somebody may come for it: its stream learns of it. */
 static void
 evict (struct buf *b)
@@ -223,20 +232,35 @@ evict (struct buf *b)
   buffers_remove (b);
 }
 
-/* Of the CLEAN buffers that were read before BEFORE_NS, the youngest: a stream comes to the others
- * first.
- */
+/* Makes a CLEAN buffer free that nobody has come for in a long time: the oldest. */
 static bool
-evict_clean (struct engine *e, uint64_t before_ns)
+evict_idle (struct engine *e, uint64_t now_ns)
 {
-  GList *head = e->clean.head;
+  for (GList *l = e->clean.head; l; l = l->next) {
+    struct buf *b = l->data;
 
-  if (head == NULL || ((struct buf *) head->data)->since_ns >= before_ns)
+    if (b->since_ns + STREAM_IDLE_NS >= now_ns)
+      return false;
+    if (b->pins == 0) {
+      evict (b);
+      return true;
+    }
+  }
+  return false;
+}
+
+/* One that is no longer fresh: the youngest, as a stream comes to the others first. */
+static bool
+evict_clean (struct engine *e, uint64_t now_ns)
+{
+  uint64_t until = buffers_fresh_until (e);
+
+  if (until == 0 || until > now_ns)
     return false;
   for (GList *l = e->clean.tail; l; l = l->prev) {
     struct buf *b = l->data;
 
-    if (b->since_ns < before_ns && b->pins == 0) {
+    if (b->since_ns + FRESH_NS <= now_ns && b->pins == 0) {
       evict (b);
       return true;
     }
@@ -268,10 +292,12 @@ struct buf *
 buffers_take_for_write (struct engine *e)
 {
   struct buf *b = take_free (e);
+  uint64_t now;
 
-  if (b == NULL && (evict_clean (e, stats_now_ns () - FRESH_NS) || evict_reading (e)))
-    b = take_free (e);
-  return b;
+  if (b)
+    return b;
+  now = stats_now_ns ();
+  return evict_idle (e, now) || evict_clean (e, now) || evict_reading (e) ? take_free (e) : NULL;
 }
 
 struct buf *
@@ -282,7 +308,7 @@ buffers_take_for_ahead (struct engine *e, uint64_t now_ns)
   if (e->space_waiters > 0)
     return NULL;
   b = take_free (e);
-  if (b == NULL && evict_clean (e, now_ns - STREAM_IDLE_NS))
+  if (b == NULL && evict_idle (e, now_ns))
     b = take_free (e);
   return b;
 }

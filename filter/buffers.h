@@ -27,6 +27,7 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
  * is no longer fresh gives way, or one that waits to be read ahead; for reading ahead only one that
  * nobody has asked for in a long time, and none while a writer waits.  NULL if there is none.
  */
+extern uint64_t buffers_fresh_until (const struct engine *);   /* the oldest one; 0: there is none */
 extern struct buf *buffers_take_for_write (struct engine *);
 extern struct buf *buffers_take_for_ahead (struct engine *, uint64_t now_ns);
 extern void buffers_put (struct buf *);

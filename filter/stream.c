@@ -104,10 +104,16 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
                            .last_ns = now_ns, .half = end, .half_ns = now_ns, .jumped = jumped };
     return NULL;
   }
+  if (s->left) {
+    s->left = false;
+    s->stays = true;
+  }
   if (s->window == 0 && s->jumped > 0)
     s = jump (t, s, slack, left);
   if (end > s->end)
     s->end = end;
+  if (offset < s->start)
+    s->start = offset;          /* the first ones came out of order */
   if (s->end - s->start >= 2 * (s->half - s->start)) {
     s->began_ns = s->half_ns;
     s->half = s->end;
@@ -190,7 +196,7 @@ stream_end (struct streams *t, uint64_t from, uint64_t to)
 static bool
 is_active (const struct stream *s, uint64_t now_ns)
 {
-  return s->used && s->window > 0 && now_ns < s->last_ns + STREAM_IDLE_NS;
+  return s->used && !s->left && s->window > 0 && now_ns < s->last_ns + STREAM_IDLE_NS;
 }
 
 unsigned
@@ -249,7 +255,7 @@ stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
     struct stream *o = &t->s[i];
     bool is_within = o->end <= s->start && s->end < o->ahead;
 
-    if (o->window <= s->window || !(is_left (o, s) || (is_within && is_silent (o, s)))
+    if (s->stays || o->stays || o->window <= s->window || !(is_left (o, s) || (is_within && is_silent (o, s)))
         || !is_active (o, s->began_ns))
       continue;
     earned = o->answered / unit;
@@ -260,7 +266,8 @@ stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
       s->ahead = o->ahead;
     if (o->ahead > o->end)
       r = (struct stream_range) { .from = o->end, .to = is_within ? s->start : o->ahead };
-    *o = (struct stream) { 0 };
+    o->left = true;
+    o->ahead = 0;
     break;
   }
   return r;

@@ -52,6 +52,8 @@ struct stream {
   bool waited;                  /* a read had to wait since the window was doubled */
   bool cut;                     /* it lacked buffers when it was last planned */
   uint64_t jumped;              /* end of the stream in whose window it began; 0 = in none */
+  bool left;                    /* another has its window, see stream_succeed */
+  bool stays;                   /* it was left and went on: not to be left again */
   bool used;
 };
 
@@ -91,9 +93,10 @@ extern unsigned stream_active (const struct streams *, uint64_t now_ns);
 extern uint32_t stream_part (const struct streams *, const struct stream *, uint32_t share,
                              uint64_t now_ns);
 /* Whether this stream follows another (a file's next piece, or the next file): nothing was read from
- * that one since this began, and this is WINDOW_MIN units long.  Then that one ends, and this one has its
- * window, as far as that was earned by reading as many units.  Returns what was read ahead there, for
+ * that one since this began, and this is WINDOW_MIN units long.  Then that one is left, and this one has
+ * its window, as far as that was earned by reading as many units.  Returns what was read ahead there, for
  * dropping, empty if there is none; where this one began within it, it has what lies behind its start.
+ * It can be wrong once for each stream: who reads in turn here and there shows it by coming back.
  */
 extern struct stream_range stream_succeed (struct streams *, struct stream *, uint32_t unit);
 /* This stream finds no buffers for BYTES.  Of a stream that was not read from since

@@ -1328,7 +1328,25 @@ test_ahead_left (void)
   world_end_clean (&w);
 }
 
-/* Writers took buffers that come next: the first read that misses one has all of them read again. */
+static gint
+compare_bases (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
+{
+  const struct buf *a = ap, *b = bp;
+
+  return a->base < b->base ? -1 : 1;
+}
+
+/* As if what has been read ahead had been read in order, and so much earlier, or later. */
+static void
+make_older (struct world *w, int64_t ns)
+{
+  LOCK_IN_SCOPE (&w->e->lock);
+  g_queue_sort (&w->e->clean, compare_bases, NULL);
+  for (GList *l = w->e->clean.head; l; l = l->next)
+    ((struct buf *) l->data)->since_ns -= ns;
+}
+
+/* Writes made stale what comes next: the first read that misses one has all of them read again. */
 static void
 test_ahead_hole (void)
 {
@@ -1340,12 +1358,13 @@ test_ahead_hole (void)
   world_init (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
   start_stream (&w, 0);
   wait_state (&w, BUF_CLEAN, 2 * U, 16 * U, 16);
+  make_older (&w, FRESH_NS);
   for (unsigned i = 0; i < 4; i++)
-    do_request (&w, 1, WRITE, 4096, (40 + 2 * i) * U, 1);
+    do_request (&w, 1, WRITE, 4096, (6 + 2 * i) * U, OLD);
   do_request (&w, 1, FLUSH, 0, 0, 0);
-  wait_free (&w, 4);
-  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 2 * U, 16 * U), ==, 12);
-  hold = fake_hold (w.f, FAKE_READ, 0, 18 * U);
+  wait_free (&w, 5);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 2 * U, 15 * U), ==, 11);        /* the last was taken */
+  hold = fake_hold (w.f, FAKE_READ, 0, 14 * U);
   for (; count_state (&w, BUF_CLEAN, next * U, U) == 1; next++)
     do_request (&w, 0, READ, U, next * U, OLD);
   read = task_start (&w, 0, READ, U, next * U, OLD);
@@ -2030,24 +2049,6 @@ test_slab_failed (gconstpointer data)
   do_request (&w, 0, WRITE, 4096, 0, 2);
   g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, U), ==, 1);
   world_end_clean (&w);
-}
-
-static gint
-compare_bases (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
-{
-  const struct buf *a = ap, *b = bp;
-
-  return a->base < b->base ? -1 : 1;
-}
-
-/* As if what has been read ahead had been read in order, and so much earlier, or later. */
-static void
-make_older (struct world *w, int64_t ns)
-{
-  LOCK_IN_SCOPE (&w->e->lock);
-  g_queue_sort (&w->e->clean, compare_bases, NULL);
-  for (GList *l = w->e->clean.head; l; l = l->next)
-    ((struct buf *) l->data)->since_ns -= ns;
 }
 
 /* What was read ahead gives way to a writer, the far end first. */

@@ -656,7 +656,7 @@ test_stream_succeed (void)
   g_assert_cmpuint (t.s[0].window, ==, 64);
   g_assert_cmpuint (r.from, ==, 1024 * MIB + 1000);
   g_assert_cmpuint (r.to, ==, 1024 * MIB + 64 * unit);
-  g_assert_false (t.s[1].used);
+  g_assert_true (t.s[1].left);
 
   /* Within what was read ahead there: that is kept. */
   make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
@@ -669,7 +669,7 @@ test_stream_succeed (void)
   g_assert_cmpuint (t.s[0].ahead, ==, 1024 * MIB + 64 * unit);
   g_assert_cmpuint (r.from, ==, 1024 * MIB + 1000);
   g_assert_cmpuint (r.to, ==, t.s[0].start);
-  g_assert_false (t.s[1].used);
+  g_assert_true (t.s[1].left);
 
   make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
   t.s[1].answered = 20 * unit;
@@ -706,6 +706,31 @@ test_stream_late (void)
     stream_succeed (&t, s, unit);
   }
   g_assert_cmpuint (s->window, ==, 32);
+}
+
+/* Who reads here and there in turn has two streams, and at most once one takes the other's window. */
+static void
+test_stream_in_turn (void)
+{
+  const uint32_t unit = 64 * KIB;
+  struct stream_range left;
+  struct streams t = { 0 };
+  uint64_t now = 0;
+  unsigned taken = 0;
+
+  for (unsigned turn = 0; turn < 20; turn++)
+    for (unsigned i = 0; i < 32; i++) {
+      struct stream *s = stream_note (&t, turn % 2 * 512 * MIB + (turn / 2 * 32 + i) * unit, unit, 0, now++, &left);
+
+      if (s == NULL)
+        continue;
+      stream_answered (s, unit, true);
+      left = stream_succeed (&t, s, unit);
+      taken += left.from < left.to;
+      stream_plan (s, unit, 32, 1024 * MIB);
+    }
+  g_assert_cmpuint (taken, <=, 1);
+  g_assert_cmpuint (stream_active (&t, now), ==, 2);
 }
 
 /* Who lacked buffers, of several the last one read from, until it is planned again. */
@@ -1059,6 +1084,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/stream/take", test_stream_take);
   g_test_add_func ("/stream/succeed", test_stream_succeed);
   g_test_add_func ("/stream/late", test_stream_late);
+  g_test_add_func ("/stream/in-turn", test_stream_in_turn);
   g_test_add_func ("/stream/hungry", test_stream_hungry);
   g_test_add_func ("/stream/census", test_stream_census);
   g_test_add_data_func ("/stream/end/units", GUINT_TO_POINTER (65536), test_stream_end);
