@@ -174,15 +174,28 @@ stream_lost (struct streams *t, uint64_t offset)
       stream_cut (&t->s[i], offset);
 }
 
+/* Whether nothing was read from O since S began. */
+static bool
+is_silent (const struct stream *o, const struct stream *s)
+{
+  return o->used && o->last_ns < s->began_ns;
+}
+
 struct stream *
 stream_hungry (struct streams *t)
 {
-  struct stream *last = NULL;
+  struct stream *last = &t->s[0], *hungry = NULL;
 
-  for (unsigned i = 0; i < STREAMS; i++)
-    if (t->s[i].cut && (last == NULL || t->s[i].last_ns > last->last_ns))
+  for (unsigned i = 1; i < STREAMS; i++)
+    if (t->s[i].last_ns > last->last_ns)
       last = &t->s[i];
-  return last;
+  for (unsigned i = 0; i < STREAMS; i++) {
+    struct stream *s = &t->s[i];
+
+    if (s->cut && !is_silent (s, last) && (hungry == NULL || s->last_ns > hungry->last_ns))
+      hungry = s;
+  }
+  return hungry;
 }
 
 void
@@ -231,14 +244,7 @@ stream_part (const struct streams *t, const struct stream *s, uint32_t share, ui
   return left;
 }
 
-/* Whether nothing was read from O since S began. */
-static bool
-is_silent (const struct stream *o, const struct stream *s)
-{
-  return o->used && o->last_ns < s->began_ns;
-}
-
-/* ... and S does not come to it. */
+/* It is silent since S began, and S does not come to it. */
 static bool
 is_left (const struct stream *o, const struct stream *s)
 {
@@ -255,8 +261,8 @@ stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
     struct stream *o = &t->s[i];
     bool is_within = o->end <= s->start && s->end < o->ahead;
 
-    if (s->stays || o->stays || o->window <= s->window || !(is_left (o, s) || (is_within && is_silent (o, s)))
-        || !is_active (o, s->began_ns))
+    if (s->stays || o->stays || o->window <= s->window || !is_active (o, s->began_ns)
+        || !(is_left (o, s) || (is_within && is_silent (o, s))))
       continue;
     earned = o->answered / unit;
     if (earned <= s->window)
@@ -267,6 +273,7 @@ stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
     if (o->ahead > o->end)
       r = (struct stream_range) { .from = o->end, .to = is_within ? s->start : o->ahead };
     o->left = true;
+    o->cut = false;
     o->ahead = 0;
     break;
   }

@@ -79,7 +79,9 @@ extern struct stream_range stream_plan (struct stream *, uint32_t unit, uint32_t
 extern void stream_cut (struct stream *, uint64_t offset);
 /* What was read ahead at OFFSET is gone: whose it was plans it again. */
 extern void stream_lost (struct streams *, uint64_t offset);
-/* Of those that lack buffers the one that was last read from, or NULL. */
+/* Of those that lack buffers the one that was last read from, or NULL; not one from which nothing was
+ * read since the latest began.
+ */
 extern struct stream *stream_hungry (struct streams *);
 /* Reading [FROM, TO) ahead failed: ends that stream. */
 extern void stream_end (struct streams *, uint64_t from, uint64_t to);

@@ -746,6 +746,9 @@ test_stream_hungry (void)
   g_assert_true (stream_hungry (&t) == &t.s[1]);
   stream_plan (&t.s[1], 64 * KIB, 64, 9 * 1024 * MIB);
   g_assert_true (stream_hungry (&t) == &t.s[0]);
+  t.s[1].began_ns = 25;                         /* the others have been left for it */
+  g_assert_null (stream_hungry (&t));
+  t.s[1].began_ns = 1;
   stream_end (&t, 0, 500 * MIB);
   g_assert_true (stream_hungry (&t) == &t.s[2]);
 }
