@@ -62,7 +62,7 @@ hooks_pick () { # MEDIANS CLIENT CONTESTANT WORKLOAD COLUMN
 }
 
 summary_hooks () { # CSV MEDIANS
-  local name one="one at a time N=1024" best how
+  local name one="one at a time N=1024" best how n mbs cpu
   echo "One at a time, 1024 buffers, against the lesser of 2097 MB/s and the client at delay 0:"
   for name in write+flush read; do
     best=$(lesser 2097 "$(pick "$2" "$one" "client at delay 0" $name)")
@@ -84,10 +84,12 @@ summary_hooks () { # CSV MEDIANS
   done
   echo "The same, each over nbdkit -t N beside it; goals: the patch over nbdkit -t N beside that:"
   for how in "hooks -t 1" hooks; do
-    hooks_ratio "$2" "$how" 64 write+flush 0.995 0.885
-    hooks_ratio "$2" "$how" 64 read 0.995 0.855
-    hooks_ratio "$2" "$how" 1024 write+flush 1.093 0.740
-    hooks_ratio "$2" "$how" 1024 read 1.011 0.878
+    while read -r n name mbs cpu; do hooks_ratio "$2" "$how" "$n" "$name" "$mbs" "$cpu"; done <<'EOF'
+64 write+flush 0.995 0.885
+64 read 0.995 0.855
+1024 write+flush 1.093 0.740
+1024 read 1.011 0.878
+EOF
     at_most "$how, 1024, write p99" "$(hooks_over "$2" "$how" 1024 write+flush 12)" 0.349
   done
 }

@@ -133,7 +133,7 @@ struct conn {
   struct streams streams;
   /* Under engine.lock. */
   unsigned n_dirty, n_reading;  /* its buffers in these states, READING also where dropped */
-  uint64_t lost;                /* the first unit of what was read ahead and a write took since, or UINT64_MAX */
+  uint64_t lost;                /* first unit read ahead that a write has taken since, or UINT64_MAX */
   unsigned resuming;            /* buffers that became free while a thread reads ahead with them */
   struct stream_counted counted;
   uint64_t look_ns;             /* when a waiting request last asked whether the client is there */

@@ -632,6 +632,7 @@ check_tree (struct engine *e)
 
     g_assert_true (should == (b->node != NULL));
     g_assert_true (!b->dropped || b->state == BUF_TAKEN || b->state == BUF_READING);
+    g_assert_true (!b->hooked || b->state == BUF_READING || b->state == BUF_WRITING);
     n += should;
     if (should) {
       g_assert_true (g_tree_node_key (b->node) == b);
