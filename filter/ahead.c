@@ -29,10 +29,11 @@ filled_ahead (struct backend_io *io, int err)
   b->hooked = false;
   b->given_up = io->given_up;
   b->err = err;
-  b->since_ns = stats_now_ns ();
+  b->since_ns = io->end_ns;
   stale = b->dropped;
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
-  pthread_cond_broadcast (&b->changed);
+  if (b->pins > 0)
+    engine_wake (e, &b->changed);
   /* As if it had been pinned for us: frees it if it was dropped and nobody waits. */
   buffers_pin (b);
   if (err && !b->dropped)

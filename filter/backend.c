@@ -7,14 +7,16 @@
 
 static __thread bool replying;
 
-static void
+/* An operation has ended.  Returns when. */
+static uint64_t
 note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count, int err)
 {
   enum stats_kind kind = is_write ? STATS_DEVICE_WRITE : STATS_DEVICE_READ;
-  uint64_t took_ns = stats_end_device (b->stats, kind, start_ns, count);
+  uint64_t end_ns = stats_end_device (b->stats, kind, start_ns, count);
 
   if (err == 0)
-    pace_note (is_write ? b->pace_write : b->pace_read, took_ns, count);
+    pace_note (is_write ? b->pace_write : b->pace_read, end_ns - start_ns, count);
+  return end_ns;
 }
 
 int
@@ -38,16 +40,31 @@ backend_pwrite (struct backend *b, const void *buf, uint32_t count, uint64_t off
   return err;
 }
 
+static void
+note_io (struct backend_io *io, int err)
+{
+  io->end_ns = note (io->backend, io->hook.is_write, io->start_ns, io->hook.count, err);
+}
+
+static void
+begin_io (struct backend_io *io)
+{
+  io->given_up = false;         /* it may have been before */
+  io->start_ns = stats_begin_device (io->backend->stats);
+}
+
 void
 backend_io_do (struct backend_io *io)
 {
   struct nbdkit_async_io *h = &io->hook;
+  struct backend *b = io->backend;
+  int err;
 
-  io->given_up = false;         /* a hook may have had it before */
-  if (h->is_write)
-    io->done (io, backend_pwrite (io->backend, h->buf, h->count, h->offset, 0));
-  else
-    io->done (io, backend_pread (io->backend, h->buf, h->count, h->offset));
+  begin_io (io);
+  err = h->is_write ? b->ops->pwrite (b->handle, h->buf, h->count, h->offset, 0)
+    : b->ops->pread (b->handle, h->buf, h->count, h->offset);
+  note_io (io, err);
+  io->done (io, err);           /* last: from here on io may be anything */
 }
 
 /* Hooks. */
@@ -65,23 +82,17 @@ backend_is_replying (void)
 }
 
 static void
-ended (struct backend_io *io, int err)
-{
-  note (io->backend, io->hook.is_write, io->start_ns, io->hook.count, err);
-  io->done (io, err);           /* last: from here on io may be anything */
-}
-
-static void
 replied (struct nbdkit_async_io *h, int err)
 {
   struct backend_io *io = (struct backend_io *) h;
   bool was = replying;          /* a hook may reply to another request from inside its own start */
 
+  note_io (io, err);
   /* A reply to being asked to give up is none of those that we might wait for. */
   if (!atomic_load (&io->giving_up))
-    atomic_store_explicit (&io->backend->alive_ns, stats_now_ns (), memory_order_relaxed);
+    atomic_store_explicit (&io->backend->alive_ns, io->end_ns, memory_order_relaxed);
   replying = true;
-  ended (io, err);
+  io->done (io, err);
   replying = was;
 }
 
@@ -92,8 +103,7 @@ backend_io_start (struct backend_io *io)
 
   io->hook.handle = b->hooks_handle;
   io->hook.done = replied;
-  io->given_up = false;
-  io->start_ns = stats_begin_device (b->stats);
+  begin_io (io);
   if (atomic_load (&b->gone_ns) != 0)
     atomic_store (&b->alive_ns, io->start_ns);
   stats_add (b->stats, STATS_HOOKED, 1);
@@ -131,5 +141,6 @@ backend_io_give_up (struct backend_io *io)
   if (!is_given_up)
     return;
   io->given_up = true;
-  ended (io, ESHUTDOWN);
+  note_io (io, ESHUTDOWN);
+  io->done (io, ESHUTDOWN);
 }

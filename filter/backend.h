@@ -58,7 +58,7 @@ struct backend_io {
   struct backend *backend;
   /* Called once, on any thread.  A hook's: the plugin may hold locks, so call no hook. */
   void (*done) (struct backend_io *, int err);
-  uint64_t start_ns;
+  uint64_t start_ns, end_ns;    /* end: when done is called */
   bool given_up;                /* when done is called: by backend_io_give_up */
   atomic_bool giving_up;        /* its reply may be given by whichever thread the plugin has */
 };

@@ -247,14 +247,14 @@ wait_for_space (struct conn *c)
 }
 
 /* The buffer for a write, new or joined, its range widened for it; NULL if the write may not wait.
- * Wants the lock, lets go of it while it waits for a buffer.
+ * Wants the lock, lets go of it while it waits for a buffer; *NOW_NS is later then.
  */
 static struct buf *
-reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
+reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end, uint64_t *now_ns)
 {
   struct engine *e = c->engine;
   struct buf *spare = NULL, *b = NULL;
-  uint64_t wait_ns = 0;
+  bool is_new = false, waited = false;
 
   for (;;) {
     if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0
@@ -273,22 +273,23 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
       submit_others (e, spare, offset, end);
       b = spare;
       spare = NULL;
-      b->since_ns = stats_now_ns ();
       buffers_enter (b, BUF_OPEN, c, base, offset - base, end - base);
+      is_new = true;
       break;
     }
-    if (wait_ns == 0)
-      wait_ns = stats_now_ns ();
     if (!wait_for_space (c))
       break;
+    waited = true;
     spare = buffers_take_for_write (e); /* at once: who was woken must use it or pass it on */
   }
-  if (wait_ns != 0)
-    stats_end (e->stats, STATS_SPACE_WAIT, wait_ns, end - offset);
+  if (waited)
+    *now_ns = stats_end (e->stats, STATS_SPACE_WAIT, *now_ns, end - offset);
+  if (is_new)
+    b->since_ns = *now_ns;
   if (spare)
     buffers_put (spare);
-  else if (wait_ns != 0)
-    pthread_cond_signal (&e->space);    /* it may have been woken for a buffer that was still fresh */
+  else if (waited && e->space_waiters > 0)
+    engine_wake (e, &e->space);         /* it may have been woken for a buffer that was still fresh */
   return b;
 }
 
@@ -316,14 +317,14 @@ filled (struct buf *b)
 }
 
 bool
-behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset)
+behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, uint64_t *now_ns)
 {
   struct engine *e = c->engine;
   uint64_t base = offset / c->unit * c->unit;
   struct buf *b;
 
   engine_lock (e);
-  b = reserve (c, base, offset, offset + count);
+  b = reserve (c, base, offset, offset + count, now_ns);
   if (b) {
     b->fillers++;
     buffers_drop (e, offset, offset + count);

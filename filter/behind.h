@@ -9,10 +9,11 @@
 
 #include "state.h"
 
-/* Copies a write that lies within one unit into a buffer, waits for one if need be.  False if it may
- * not wait: then nothing was copied, and it must go to the plugin (mutator_*).
+/* Copies a write that lies within one unit into a buffer, waits for one if need be: *NOW_NS is later
+ * then.  False if it may not wait: then nothing was copied, and it must go to the plugin (mutator_*).
  */
-extern bool behind_write (struct conn *, const void *buf, uint32_t count, uint64_t offset);
+extern bool behind_write (struct conn *, const void *buf, uint32_t count, uint64_t offset,
+                          uint64_t *now_ns);
 
 /* A write, zero or trim goes straight to the plugin: between begin and end.  NEW_DATA is what stands
  * there after success, NULL for zeroes; TRIMMED if that is undefined; ERR the plugin's answer.

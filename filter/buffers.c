@@ -3,6 +3,7 @@
 
 #include "buffers.h"
 #include "guard.h"
+#include "handover.h"
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -135,7 +136,8 @@ buffers_put (struct buf *b)
   b->dropped = false;
   b->conn = NULL;
   buffers_set_state (b, BUF_FREE);
-  pthread_cond_signal (&b->engine->space);
+  if (b->engine->space_waiters > 0)
+    engine_wake (b->engine, &b->engine->space);
 }
 
 static void
@@ -294,7 +296,7 @@ buffers_take_for_write (struct engine *e)
   struct buf *b = take_free (e);
   uint64_t now;
 
-  if (b)
+  if (b || e->clean.length + e->reading.length == 0)
     return b;
   now = stats_now_ns ();
   return evict_idle (e, now) || evict_clean (e, now) || evict_reading (e) ? take_free (e) : NULL;
@@ -349,5 +351,5 @@ buffers_unpin (struct buf *b)
   pthread_cond_broadcast (&b->changed);
   put_if_unused (b);
   if (b->state == BUF_CLEAN && b->engine->space_waiters > 0)
-    pthread_cond_signal (&b->engine->space);    /* it may be evicted now */
+    engine_wake (b->engine, &b->engine->space); /* it may be evicted now */
 }

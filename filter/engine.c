@@ -129,6 +129,8 @@ engine_free (struct engine *e)
 {
   GList *l;
 
+  while (atomic_load (&e->waking) > 0)  /* for microseconds, if at all */
+    g_thread_yield ();
   while ((l = g_queue_pop_head_link (&e->conns)) != NULL)
     free_conn (l->data);
   while ((l = g_queue_pop_head_link (&e->exports)) != NULL)
@@ -605,7 +607,8 @@ may_wait (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 }
 
 static int
-write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset, unsigned flags)
+write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset, unsigned flags,
+           uint64_t now_ns)
 {
   uint32_t done = 0;
 
@@ -613,7 +616,7 @@ write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset, uns
     while (done < count) {
       uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
 
-      if (!behind_write (c, buf + done, n, offset + done))
+      if (!behind_write (c, buf + done, n, offset + done, &now_ns))
         break;
       done += n;
     }
@@ -632,7 +635,7 @@ engine_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
     knows_flush (c);
   if (waits)
     depth_begin (&c->engine->filling, count / c->unit, now, epoch_ns (c->backend.pace_write));
-  err = write_all (c, buf, count, offset, flags);
+  err = write_all (c, buf, count, offset, flags, now);
   if (waits)
     depth_end (&c->engine->filling, count / c->unit);
   end (c, STATS_WRITE, now, count);

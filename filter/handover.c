@@ -1,4 +1,5 @@
 #include <stddef.h>
+#include <string.h>
 
 #include "buffers.h"
 #include "guard.h"
@@ -38,6 +39,44 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
     pool_push (e->pool, &b->job, q);
 }
 
+static void
+wake (struct engine *e, pthread_cond_t *cond)
+{
+  if (cond == &e->space)
+    pthread_cond_signal (cond);
+  else
+    pthread_cond_broadcast (cond);
+}
+
+void
+engine_wake (struct engine *e, pthread_cond_t *cond)
+{
+  if (e->n_wakes < WAKES)
+    e->wakes[e->n_wakes++] = cond;
+  else
+    wake (e, cond);
+}
+
+static void
+unlock_and_wake (struct engine *e)
+{
+  pthread_cond_t *wakes[WAKES];
+  unsigned n = e->n_wakes;
+
+  if (n == 0) {
+    pthread_mutex_unlock (&e->lock);
+    return;
+  }
+  memcpy (wakes, e->wakes, sizeof wakes);
+  e->n_wakes = 0;
+  /* Who is woken may be the last one, and end the engine: that waits for us (engine_free). */
+  atomic_fetch_add (&e->waking, 1);
+  pthread_mutex_unlock (&e->lock);
+  for (unsigned i = 0; i < n; i++)
+    wake (e, wakes[i]);
+  atomic_fetch_sub (&e->waking, 1);
+}
+
 void
 engine_unlock (struct engine *e)
 {
@@ -45,7 +84,7 @@ engine_unlock (struct engine *e)
   GList *l;
 
   g_queue_init (&e->starts);
-  pthread_mutex_unlock (&e->lock);
+  unlock_and_wake (e);
   while ((l = g_queue_pop_head_link (&starts)) != NULL) {
     struct buf *b = l->data;
 
@@ -58,11 +97,11 @@ engine_unlock (struct engine *e)
   }
 }
 
-/* Whether there was something to start first. */
+/* Whether there was something to start, or someone to wake, first. */
 static bool
 started (struct engine *e)
 {
-  if (e->starts.length == 0)
+  if (e->starts.length == 0 && e->n_wakes == 0)
     return false;
   engine_unlock (e);
   engine_lock (e);
@@ -76,11 +115,10 @@ engine_wait (struct engine *e, pthread_cond_t *cond)
     pthread_cond_wait (cond, &e->lock);
 }
 
-void
+bool
 engine_wait_until (struct engine *e, pthread_cond_t *cond, uint64_t until_ns)
 {
-  if (!started (e))
-    guard_timedwait (cond, &e->lock, until_ns);
+  return !started (e) && guard_timedwait (cond, &e->lock, until_ns) != 0;
 }
 
 /* Giving up. */
@@ -119,12 +157,12 @@ engine_wait_plugin (struct conn *c, pthread_cond_t *cond)
     engine_wait (e, cond);
     return;
   }
-  now = stats_now_ns ();
   /* Not each wait's own time: other connections may wake us all the time. */
-  if (now < c->look_ns + BACKEND_POLL_NS) {
-    engine_wait_until (e, cond, c->look_ns + BACKEND_POLL_NS);
+  if (!engine_wait_until (e, cond, c->look_ns + BACKEND_POLL_NS))
     return;
-  }
+  now = stats_now_ns ();
+  if (now < c->look_ns + BACKEND_POLL_NS)       /* another request has looked meanwhile */
+    return;
   c->look_ns = now;
   engine_unlock (e);            /* starts what waits to be started, too */
   hopeless = backend_is_hopeless (&c->backend);

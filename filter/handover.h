@@ -3,7 +3,10 @@
  *
  * engine.lock is never held across a call into the plugin, but it is under the lock that operations
  * are handed over.  So those for hooks are collected in engine.starts, and who lets go of the lock
- * starts them.  Whenever the lock is free, starts is empty.
+ * starts them.  Whenever the lock is free, there are none.
+ *
+ * Likewise the wake-ups of requests: who is woken under the lock may run at once, on this very CPU, and
+ * has to sleep again for the lock.  They are collected in engine.wakes.
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
  * is started by a worker.
@@ -33,9 +36,15 @@ engine_unlock_scope (struct engine **e)
   __attribute__ ((cleanup (engine_unlock_scope))) struct engine *engine_locked = engine_lock (e); \
   (void) engine_locked
 
+/* Wakes who waits for the condition, when the lock is let go of: for engine.space one, else all.  It
+ * belongs to the engine or a buffer.  Wants the lock.
+ */
+extern void engine_wake (struct engine *, pthread_cond_t *);
+
 /* These want the lock and let go of it meanwhile.  They may return early: look again. */
 extern void engine_wait (struct engine *, pthread_cond_t *);
-extern void engine_wait_until (struct engine *, pthread_cond_t *, uint64_t until_ns);
+/* True: it is time. */
+extern bool engine_wait_until (struct engine *, pthread_cond_t *, uint64_t until_ns);
 /* For what the plugin does in the end; called as backend_is_hopeless is.  When its client has gone and
  * the plugin replies no more, this connection's operations are given up: they end with ESHUTDOWN.
  */

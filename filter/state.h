@@ -55,6 +55,9 @@
 enum write_mode { WRITE_AUTO, WRITE_BEHIND, WRITE_THROUGH };
 enum read_mode { READ_AHEAD, READ_DIRECT };
 
+/* At most so many wake-ups are put off at a time.  More is rare. */
+enum { WAKES = 4 };
+
 struct engine_config {
   unsigned buffers;
   uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
@@ -162,6 +165,8 @@ struct engine {
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
   GQueue mutators, conns, exports;
   GQueue starts;                /* see handover.h */
+  pthread_cond_t *wakes[WAKES]; /* likewise */
+  unsigned n_wakes;
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
   struct stream_census census;
@@ -175,6 +180,7 @@ struct engine {
   atomic_uint deferring;        /* connections that may hold writes behind, and waiting data */
   atomic_uint unregistered;     /* writes, zeroes and trims under way that are no mutators */
   atomic_uint pieces;           /* see backend.h */
+  atomic_uint waking;           /* threads that let go of the lock, and still wake others */
   struct depth filling;         /* whole buffers that the writes in flight would fill */
 };
 

@@ -98,10 +98,13 @@ note (struct stats *s, enum stats_kind kind, uint64_t ns, uint64_t bytes)
   note_extremes (&k->min_bytes, &k->max_bytes, bytes);
 }
 
-void
+uint64_t
 stats_end (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
 {
-  note (s, kind, stats_now_ns () - start_ns, bytes);
+  uint64_t now = stats_now_ns ();
+
+  note (s, kind, now - start_ns, bytes);
+  return now;
 }
 
 void
@@ -131,7 +134,7 @@ stats_end_device (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint
   add (&s->in_flight, -1);
   store (&s->last_ns, now);
   note (s, kind, now - start_ns, bytes);
-  return now - start_ns;
+  return now;
 }
 
 uint64_t

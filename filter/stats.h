@@ -45,10 +45,12 @@ stats_now_ns (void)
 
 extern struct stats *stats_new (void);
 extern void stats_free (struct stats *);
-/* One operation of KIND over BYTES, started at START_NS (stats_now_ns), has ended. */
-extern void stats_end (struct stats *, enum stats_kind, uint64_t start_ns, uint64_t bytes);
+/* One operation of KIND over BYTES, started at START_NS (stats_now_ns), has ended.  Returns when: not
+ * every clock is cheap to read.
+ */
+extern uint64_t stats_end (struct stats *, enum stats_kind, uint64_t start_ns, uint64_t bytes);
 extern void stats_add (struct stats *, enum stats_counter, uint64_t n);
-/* An operation in the plugin: begin returns its start time, end how long it took. */
+/* An operation in the plugin: begin returns its start time, end when it has ended. */
 extern uint64_t stats_begin_device (struct stats *);
 extern uint64_t stats_end_device (struct stats *, enum stats_kind, uint64_t start_ns,
                                   uint64_t bytes);

@@ -137,14 +137,15 @@ has_due_locked (const struct service *sv, uint64_t now)
   return sv->n > 0 && (sv->hurry || sv->heap[0].earliest_ns <= now);
 }
 
-static void
+/* True: who waits is to be signalled.  Best without the lock, as he wants it. */
+static bool
 call_idle_locked (struct service *sv)
 {
   if (sv->idle == 0)
-    return;
+    return false;
   sv->idle--;
   sv->calls_pending++;
-  pthread_cond_signal (&sv->called);
+  return true;
 }
 
 /* When who serves it looks at the queue again.  Where nobody knows, an idle
@@ -164,7 +165,7 @@ static void
 serve_locked (struct service *sv, struct slot *me, uint64_t now)
 {
   const struct queued *q = &me->q;
-  bool hurry;
+  bool hurry, call = false;
 
   remove_locked (sv, 0, &me->q);
   me->is_serving = true;
@@ -172,12 +173,14 @@ serve_locked (struct service *sv, struct slot *me, uint64_t now)
   if (!sv->leading) {
     sv->look_ns = back_ns (&q->op, now);
     if (sv->n > 0 && (hurry || sv->heap[0].latest_ns < sv->look_ns))
-      call_idle_locked (sv);
+      call = call_idle_locked (sv);
   }
   pthread_mutex_unlock (&sv->lock);
+  if (call)
+    pthread_cond_signal (&sv->called);
 
   sv->calls->apply (&q->op);
-  if (!hurry && latency_now_ns () < q->deadline_ns)
+  if (!hurry && now < q->deadline_ns && latency_now_ns () < q->deadline_ns)
     latency_sleep_until (q->deadline_ns);
   sv->calls->reply (&q->op);
 
@@ -394,7 +397,8 @@ see_to_it_locked (struct service *sv, uint64_t when, uint64_t now)
   if (!sv->leading && sv->idle > 0 &&
       (when < sv->look_ns || sv->look_ns < now)) {
     sv->look_ns = when;
-    call_idle_locked (sv);
+    if (call_idle_locked (sv))
+      pthread_cond_signal (&sv->called);
   }
 }
 
