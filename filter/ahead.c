@@ -152,7 +152,7 @@ static void
 go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool may_take,
           uint64_t now_ns)
 {
-  struct stream_range left, plan;
+  struct stream_range plan;
   unsigned mine;
   uint32_t most;
   uint64_t stop, lost;
@@ -160,10 +160,8 @@ go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool ma
   {
     LOCK_IN_SCOPE (&c->streams_lock);
     stream_answered (s, count, waited);
-    left = stream_succeed (&c->streams, s, c->unit);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
-  drop (c, left);
   most = max_ahead (c, mine, now_ns, &lost);
   {
     LOCK_IN_SCOPE (&c->streams_lock);
@@ -243,7 +241,7 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
   uint64_t slack = (uint64_t) (depth_peak (&c->depth) - 1) * 2 * count;
   struct stream_range left;
   struct stream *s;
-  bool first;
+  bool first, more = false;
 
   /* Advice, not worth a queue: who finds another thread here goes without. */
   if (pthread_mutex_trylock (&c->streams_lock) != 0)
@@ -251,13 +249,15 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
   *covered = s && offset + count <= s->ahead && offset + count == s->end;
   first = s && s->ahead < s->end;
+  if (s && left.from == left.to)
+    more = stream_succeed (&c->streams, s, c->unit, &left);
   pthread_mutex_unlock (&c->streams_lock);
 
   drop (c, left);
-  /* Before a read that has to wait in the plugin, or with what a jump has set free; any other sets
-   * buffers free first.
+  /* Before a read that has to wait in the plugin, or where there is more to have than before, or a jump
+   * has set it free; any other sets buffers free first.
    */
-  if (s && (first || left.from < left.to))
+  if (s && (first || more || left.from < left.to))
     ahead_answered (c, s, 0, first, now_ns);
   return s;
 }

@@ -251,18 +251,37 @@ evict_idle (struct engine *e, uint64_t now_ns)
   return false;
 }
 
-/* One that is no longer fresh: the youngest, as a stream comes to the others first. */
+/* The last CLEAN one of what its connection has read ahead from B on without a gap. */
+static struct buf *
+furthest_clean (struct buf *b)
+{
+  uint64_t next = b->base;
+  struct conn *c = b->conn;
+  struct buf *found = NULL;
+
+  for (GTreeNode *node = b->node; node; node = g_tree_node_next (node)) {
+    b = g_tree_node_key (node);
+    if (b->base > next)
+      break;
+    if (b->conn != c || !is_ahead (b))
+      continue;
+    if (b->state == BUF_CLEAN && b->pins == 0)
+      found = b;
+    next = b->base + c->unit;
+  }
+  return found;
+}
+
+/* Where one is no longer fresh: the furthest there, as its stream comes to the others first. */
 static bool
 evict_clean (struct engine *e, uint64_t now_ns)
 {
-  uint64_t until = buffers_fresh_until (e);
-
-  if (until == 0 || until > now_ns)
-    return false;
-  for (GList *l = e->clean.tail; l; l = l->prev) {
+  for (GList *l = e->clean.head; l; l = l->next) {
     struct buf *b = l->data;
 
-    if (b->since_ns + FRESH_NS <= now_ns && b->pins == 0) {
+    if (b->since_ns + FRESH_NS > now_ns)
+      return false;
+    if ((b = furthest_clean (b)) != NULL) {
       evict (b);
       return true;
     }

@@ -23,8 +23,8 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
  */
 #define FRESH_NS UINT64_C (20000000)
 
-/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  For a write a CLEAN buffer that
- * is no longer fresh gives way, or one that waits to be read ahead; for reading ahead only one that
+/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  For a write a CLEAN buffer
+ * gives way where one is no longer fresh, or one that waits to be read ahead; for reading ahead only one that
  * nobody has asked for in a long time, and none while a writer waits.  NULL if there is none.
  */
 extern uint64_t buffers_fresh_until (const struct engine *);   /* the oldest one; 0: there is none */

@@ -1328,6 +1328,34 @@ test_ahead_left (void)
   world_end_clean (&w);
 }
 
+/* One piece of a file, then the next: from its fourth read on that has the window which the first one
+ * has earned.  All at once, not when the first read is answered.
+ */
+static void
+test_ahead_succeed (void)
+{
+  struct world w;
+  struct task *read[4];
+  int hold;
+
+  world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  for (unsigned i = 2; i < 10; i++)
+    do_request (&w, 0, READ, U, i * U, OLD);
+  wait_state (&w, BUF_CLEAN, 10 * U, 16 * U, 16);
+  hold = fake_hold (w.f, FAKE_READ, 40 * U, 0);
+  for (unsigned i = 0; i < 4; i++) {
+    read[i] = task_start (&w, 0, READ, U, (40 + i) * U, OLD);
+    task_wait_blocked (read[i]);
+  }
+  fake_wait_held (w.f, hold, 4 + 10);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 10 * U, 16 * U), ==, 0);
+  fake_release (w.f, hold);
+  for (unsigned i = 0; i < 4; i++)
+    g_assert_cmpint (task_end (read[i]), ==, 0);
+  world_end_clean (&w);
+}
+
 static gint
 compare_bases (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
 {
@@ -2072,8 +2100,9 @@ test_evict_clean (void)
   world_end_clean (&w);
 }
 
-/* What is fresh does not: the writer has the buffer that is read next.  The stream knows what it has
- * lost, and reads it again before it comes there.
+/* Where all is fresh it does not: the writer has the buffer that is read next.  Where one is not, it is
+ * still the far end that goes.  The stream knows what it has lost, and reads it again before it comes
+ * there.
  */
 static void
 test_evict_fresh (void)
@@ -2093,7 +2122,10 @@ test_evict_fresh (void)
   g_assert_cmpint (task_end (write), ==, 0);
   g_assert_cmpuint (count_state (&w, BUF_CLEAN, 3 * U, 3 * U), ==, 3);
 
-  make_older (&w, INT64_C (3600000000000) + FRESH_NS);
+  {
+    LOCK_IN_SCOPE (&w.e->lock);
+    ((struct buf *) w.e->clean.head->data)->since_ns -= INT64_C (3600000000000) + FRESH_NS;
+  }
   do_request (&w, 1, WRITE, U, 14 * U, 1);
   g_assert_cmpuint (count_state (&w, BUF_CLEAN, 3 * U, 2 * U), ==, 2);
   fake_release (w.f, hold);
@@ -3276,6 +3308,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
   g_test_add_func ("/engine/ahead/jump", test_ahead_jump);
   g_test_add_func ("/engine/ahead/jump-closed", test_ahead_jump_closed);
+  g_test_add_func ("/engine/ahead/succeed", test_ahead_succeed);
   g_test_add_func ("/engine/ahead/left", test_ahead_left);
   g_test_add_func ("/engine/ahead/hole", test_ahead_hole);
   g_test_add_func ("/engine/ahead/beside", test_ahead_beside);
