@@ -243,6 +243,7 @@ wait_for_space (struct conn *c)
   else
     engine_wait_plugin (c, &e->space);
   e->space_waiters--;
+  e->space_called = false;
   return true;
 }
 
@@ -288,8 +289,8 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end, uint64_t 
     b->since_ns = *now_ns;
   if (spare)
     buffers_put (spare);
-  else if (waited && e->space_waiters > 0)
-    engine_wake (e, &e->space);         /* it may have been woken for a buffer that was still fresh */
+  else if (waited && e->free.length + e->clean.length > 0)
+    buffers_call_writer (e);
   return b;
 }
 

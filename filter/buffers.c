@@ -131,13 +131,21 @@ buffers_set_state (struct buf *b, enum buf_state state)
 }
 
 void
+buffers_call_writer (struct engine *e)
+{
+  if (e->space_waiters == 0 || e->space_called)
+    return;
+  e->space_called = true;
+  engine_wake (e, &e->space);
+}
+
+void
 buffers_put (struct buf *b)
 {
   b->dropped = false;
   b->conn = NULL;
   buffers_set_state (b, BUF_FREE);
-  if (b->engine->space_waiters > 0)
-    engine_wake (b->engine, &b->engine->space);
+  buffers_call_writer (b->engine);
 }
 
 static void
@@ -369,6 +377,6 @@ buffers_unpin (struct buf *b)
     return;
   pthread_cond_broadcast (&b->changed);
   put_if_unused (b);
-  if (b->state == BUF_CLEAN && b->engine->space_waiters > 0)
-    engine_wake (b->engine, &b->engine->space); /* it may be evicted now */
+  if (b->state == BUF_CLEAN)
+    buffers_call_writer (b->engine);    /* it may be evicted now */
 }

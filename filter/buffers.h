@@ -32,6 +32,11 @@ extern struct buf *buffers_take_for_write (struct engine *);
 extern struct buf *buffers_take_for_ahead (struct engine *, uint64_t now_ns);
 extern void buffers_put (struct buf *);
 
+/* There may be a buffer for a writer that waits: wakes one.  Not one for each buffer, as by the time they
+ * run another request has mostly taken it.  Who was called calls the next, where there is more.
+ */
+extern void buffers_call_writer (struct engine *);
+
 /* Puts a taken buffer into the tree: as READING or OPEN, for bytes [LO, HI) of the unit at BASE. */
 extern void buffers_enter (struct buf *, enum buf_state, struct conn *, uint64_t base,
                            uint32_t lo, uint32_t hi);

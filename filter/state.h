@@ -169,6 +169,7 @@ struct engine {
   unsigned n_wakes;
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
+  bool space_called;            /* one of the former was woken and has not run yet */
   struct stream_census census;
   bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
   pthread_cond_t space;         /* a buffer became free, or there is nothing to wait for */
