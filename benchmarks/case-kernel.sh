@@ -5,9 +5,11 @@ rounds=1
 seconds=20                      # of a read that is slower; the job has the same number
 
 kernel_files=2000
-kernel_seconds=1800
-# Of the large file and of the three beside it. dd's first second goes to the page cache alone, so it is
-# to be large; under emulation that would take too long.
+kernel_seconds=2700
+# Of the device, the large file, and the first one beside it: the other two have half of that. dd's first
+# second goes to the page cache alone, so it is to be large, and those that are read side by side are all
+# to last as long as the reading; under emulation that would take too long.
+kernel_device=1G
 kernel_mib=512
 kernel_other_mib=96
 # The guest's memory holds the device as well. With less the kernel reclaims pages while dd writes, and
@@ -16,17 +18,18 @@ kernel_guest_mib () { echo $((kernel_mib * 2 + 4608)); }
 
 # As large as this machine's memory allows.
 kernel_sizes () {
-  kernel_mib=1536
-  [ "$(awk '/^MemAvailable:/ { print int ($2 / 1024) }' /proc/meminfo)" -gt 12288 ] || return 0
-  kernel_mib=2560
-  kernel_other_mib=384
+  local available
+  available=$(awk '/^MemAvailable:/ { print int ($2 / 1024) }' /proc/meminfo)
+  if [ "$available" -gt 16384 ]; then kernel_device=6G kernel_mib=3072 kernel_other_mib=1152
+  elif [ "$available" -gt 12288 ]; then kernel_device=4G kernel_mib=2560 kernel_other_mib=384
+  else kernel_device=4G kernel_mib=1536
+  fi
 }
 
 # kernel_plan CLIENT: a line for each contestant, see guest/kernel-job.sh. Slow ones get small files,
 # so that they take seconds; -t 1 also gets few of the tree's and a small device for a small journal.
 kernel_plan () {
-  local n size=1G
-  [ $kernel_mib -le 512 ] || size=4G
+  local n size=$kernel_device
   echo "$1|nbdkit -t 1|4|2|100|-t 1 $(delaymem 256M 64ms)"
   echo "$1|nbdkit -t 16|32|32|$kernel_files|-t 16 $(delaymem 1G 64ms)"
   echo "$1|nbdkit -t 64|64|64|$kernel_files|-t 64 $(delaymem 1G 64ms)"

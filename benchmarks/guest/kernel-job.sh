@@ -4,8 +4,9 @@
 #
 # In $JOB_DIR (or /): asyncpool.so, delaymem.so, tree.tar, plan. A line of the plan:
 #   CLIENT|CONTESTANT|MIB|OTHER|FILES|ARGUMENTS OF NBDKIT
-# CLIENT is `default' or `tuned'; MIB the size of the file written, OTHER of the three beside it;
-# FILES how many files of the tree. What is found goes out as `@ row,...', see row ().
+# CLIENT is `default' or `tuned'; MIB the size of the file written, OTHER of the first one beside it (the
+# other two have half of that); FILES how many files of the tree. What is found goes out as `@ row,...',
+# see row ().
 # shellcheck disable=SC3043
 set -u
 dir=${JOB_DIR:-}
@@ -158,7 +159,8 @@ contestant () { # MIB OTHER FILES ARGUMENTS
   mount $device "$mnt" || { fail mount; clean; return; }
   row mkfs+mount 0 $(($(now_ms) - from)) 1
   write_file zeros "$mib"
-  for i in 1 2 3; do write_file zeros$i "$other"; done
+  write_file zeros1 "$other"
+  for i in 2 3; do write_file zeros$i $((other / 2)); done
   read_files "read 1 file" zeros
   # What is in the page cache now is what the reads got.
   [ -z "$complete" ] || cmp -n $((mib << 20)) "$mnt/zeros" /dev/zero || fail "zeros differ"
@@ -173,7 +175,7 @@ contestant () { # MIB OTHER FILES ARGUMENTS
 # A guest's memory is the machine's only when it was written to: not while we measure.
 prefault () {
   dd if=/dev/zero of="$work/memory" bs=1M \
-    count="$(awk '/^MemAvailable:/ { print int ($2 / 1024 * 0.85) }' /proc/meminfo)" 2>"$work/dd"
+    count="$(awk '/^MemAvailable:/ { print int ($2 / 1024 * 0.96) }' /proc/meminfo)" 2>"$work/dd"
   rm "$work/memory"
 }
 
