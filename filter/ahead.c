@@ -241,7 +241,7 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
   uint64_t slack = (uint64_t) (depth_peak (&c->depth) - 1) * 2 * count;
   struct stream_range left;
   struct stream *s;
-  bool first, more = false;
+  bool first;
 
   /* Advice, not worth a queue: who finds another thread here goes without. */
   if (pthread_mutex_trylock (&c->streams_lock) != 0)
@@ -250,14 +250,14 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
   *covered = s && offset + count <= s->ahead && offset + count == s->end;
   first = s && s->ahead < s->end;
   if (s && left.from == left.to)
-    more = stream_succeed (&c->streams, s, c->unit, &left);
+    left = stream_succeed (&c->streams, s, c->unit);
   pthread_mutex_unlock (&c->streams_lock);
 
   drop (c, left);
-  /* Before a read that has to wait in the plugin, or where there is more to have than before, or a jump
-   * has set it free; any other sets buffers free first.
+  /* Before a read that has to wait in the plugin, or with what has become free; any other sets buffers
+   * free first.
    */
-  if (s && (first || more || left.from < left.to))
+  if (s && (first || left.from < left.to))
     ahead_answered (c, s, 0, first, now_ns);
   return s;
 }

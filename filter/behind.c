@@ -228,18 +228,21 @@ static bool
 wait_for_space (struct conn *c)
 {
   struct engine *e = c->engine;
-  uint64_t until;
+  uint64_t fresh;
 
   submit_all (e);
   if (e->failed.length == e->config.buffers)
     return false;
   pool_hurry (e->pool);
   e->space_waiters++;
-  until = buffers_fresh_until (e);
-  if (until > 0)                /* a pinned one may have been due long ago */
-    until = MAX (until, stats_now_ns () + 1000000);
-  if (until > 0 && (c->backend.hooks == NULL || until < c->look_ns + BACKEND_POLL_NS))
-    engine_wait_until (e, &e->space, until);
+  e->space_called = false;      /* it may be for one that does something else just now: call us, too */
+  fresh = buffers_fresh_until (e);
+  if (fresh > 0 && (c->backend.hooks == NULL || fresh < c->look_ns + BACKEND_POLL_NS))
+    /* Not at once: a pinned one may have been due long ago. */
+    engine_wait_until (e, &e->space, MAX (fresh, stats_now_ns () + 1000000));
+  else if (c->backend.hooks == NULL)
+    /* Some versions of glibc can lose a signal (its bug 25847), and there may be no other one. */
+    engine_wait_until (e, &e->space, stats_now_ns () + BACKEND_POLL_NS);
   else
     engine_wait_plugin (c, &e->space);
   e->space_waiters--;
@@ -254,7 +257,7 @@ static struct buf *
 reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end, uint64_t *now_ns)
 {
   struct engine *e = c->engine;
-  struct buf *spare = NULL, *b = NULL;
+  struct buf *b = NULL;
   bool is_new = false, waited = false;
 
   for (;;) {
@@ -268,12 +271,8 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end, uint64_t 
       stats_add (e->stats, STATS_COMBINED, 1);
       break;
     }
-    if (spare == NULL)
-      spare = buffers_take_for_write (e);
-    if (spare) {
-      submit_others (e, spare, offset, end);
-      b = spare;
-      spare = NULL;
+    if ((b = buffers_take_for_write (e)) != NULL) {
+      submit_others (e, b, offset, end);
       buffers_enter (b, BUF_OPEN, c, base, offset - base, end - base);
       is_new = true;
       break;
@@ -281,15 +280,12 @@ reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end, uint64_t 
     if (!wait_for_space (c))
       break;
     waited = true;
-    spare = buffers_take_for_write (e); /* at once: who was woken must use it or pass it on */
   }
   if (waited)
     *now_ns = stats_end (e->stats, STATS_SPACE_WAIT, *now_ns, end - offset);
   if (is_new)
     b->since_ns = *now_ns;
-  if (spare)
-    buffers_put (spare);
-  else if (waited && e->free.length + e->clean.length > 0)
+  if (waited && e->free.length + e->clean.length > 0)
     buffers_call_writer (e);
   return b;
 }

@@ -259,23 +259,25 @@ evict_idle (struct engine *e, uint64_t now_ns)
   return false;
 }
 
-/* The last CLEAN one of what its connection has read ahead from B on without a gap. */
+/* The last CLEAN one, that nobody reads just now, of what its connection has read ahead from B on without
+ * a gap; NULL if there is none.  *END: where that ends.
+ */
 static struct buf *
-furthest_clean (struct buf *b)
+furthest_clean (struct buf *b, uint64_t *end)
 {
-  uint64_t next = b->base;
   struct conn *c = b->conn;
   struct buf *found = NULL;
 
+  *end = b->base;
   for (GTreeNode *node = b->node; node; node = g_tree_node_next (node)) {
     b = g_tree_node_key (node);
-    if (b->base > next)
+    if (b->base > *end)
       break;
     if (b->conn != c || !is_ahead (b))
       continue;
     if (b->state == BUF_CLEAN && b->pins == 0)
       found = b;
-    next = b->base + c->unit;
+    *end = b->base + c->unit;
   }
   return found;
 }
@@ -284,12 +286,20 @@ furthest_clean (struct buf *b)
 static bool
 evict_clean (struct engine *e, uint64_t now_ns)
 {
+  struct conn *c = NULL;
+  uint64_t from = 0, end = 0;   /* of C, where nothing was found */
+
   for (GList *l = e->clean.head; l; l = l->next) {
     struct buf *b = l->data;
 
     if (b->since_ns + FRESH_NS > now_ns)
       return false;
-    if ((b = furthest_clean (b)) != NULL) {
+    if (b->conn == c && from <= b->base && b->base < end)
+      continue;
+    c = b->conn;
+    from = b->base;
+    b = furthest_clean (b, &end);
+    if (b) {
       evict (b);
       return true;
     }

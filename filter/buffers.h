@@ -18,8 +18,8 @@ extern struct buf *buffers_first (struct engine *, uint64_t offset, uint64_t end
 extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
 
 /* What was read ahead so lately is about to be asked for where a stream is followed, and its buffer free
- * then.  Writes wait for that: taken at once it would be the unit that comes next, as all others are
- * still being read, and a burst of writes (a journal's) stopped the stream for some latencies.
+ * then.  Writes wait for that where all is as fresh: what they could take is what comes next, as the rest
+ * is still being read, and a burst of writes (a journal's) stopped the stream for some latencies.
  */
 #define FRESH_NS UINT64_C (20000000)
 

@@ -5,8 +5,9 @@
  * are handed over.  So those for hooks are collected in engine.starts, and who lets go of the lock
  * starts them.  Whenever the lock is free, there are none.
  *
- * Likewise the wake-ups of requests: who is woken under the lock may run at once, on this very CPU, and
- * has to sleep again for the lock.  They are collected in engine.wakes.
+ * Likewise the wake-ups that come with every operation, of its reader and of writers that wait for a
+ * buffer: who is woken under the lock may run at once, on this very CPU, and has to sleep again for the
+ * lock.  They are collected in engine.wakes.
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
  * is started by a worker.

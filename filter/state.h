@@ -85,7 +85,7 @@ struct buf {
   uint64_t base;                /* device offset of the unit */
   uint32_t lo, hi;
   uint64_t seq;                 /* age */
-  uint64_t since_ns;            /* CLEAN: read at; OPEN: begun at */
+  uint64_t since_ns;            /* CLEAN: read at; OPEN: its first write came then, or could go on then */
   uint32_t used;                /* bytes that clients have read, or skipped */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
@@ -169,7 +169,7 @@ struct engine {
   unsigned n_wakes;
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
-  bool space_called;            /* one of the former was woken and has not run yet */
+  bool space_called;            /* a writer was woken since the last one began to wait, and has not run yet */
   struct stream_census census;
   bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
   pthread_cond_t space;         /* a buffer became free, or there is nothing to wait for */

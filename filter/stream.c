@@ -251,12 +251,12 @@ is_left (const struct stream *o, const struct stream *s)
   return is_silent (o, s) && (o->ahead <= s->end || s->ahead <= o->end);
 }
 
-bool
-stream_succeed (struct streams *t, struct stream *s, uint32_t unit, struct stream_range *left)
+struct stream_range
+stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
 {
+  struct stream_range r = { 0 };
   uint64_t earned;
 
-  *left = (struct stream_range) { 0 };
   for (unsigned i = 0; i < STREAMS && s->end - s->start >= WINDOW_MIN * unit; i++) {
     struct stream *o = &t->s[i];
     bool is_within = o->end <= s->start && s->end < o->ahead;
@@ -270,14 +270,17 @@ stream_succeed (struct streams *t, struct stream *s, uint32_t unit, struct strea
     s->window = o->window < earned ? o->window : earned;
     if (is_within && s->ahead < o->ahead)
       s->ahead = o->ahead;
-    if (o->ahead > o->end)
-      *left = (struct stream_range) { .from = o->end, .to = is_within ? s->start : o->ahead };
+    if (o->ahead > o->end) {
+      r = (struct stream_range) { .from = o->end, .to = o->ahead };
+      if (r.from <= s->start && s->start < r.to)
+        r.to = s->start;
+    }
     o->left = true;
     o->cut = false;
     o->ahead = 0;
-    return true;
+    break;
   }
-  return false;
+  return r;
 }
 
 struct stream_range

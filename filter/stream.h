@@ -96,11 +96,11 @@ extern uint32_t stream_part (const struct streams *, const struct stream *, uint
                              uint64_t now_ns);
 /* Whether this stream follows another (a file's next piece, or the next file): nothing was read from
  * that one since this began, and this is WINDOW_MIN units long.  Then that one is left, and this one has
- * its window, as far as that was earned by reading as many units.  *LEFT is what was read ahead there, for
+ * its window, as far as that was earned by reading as many units.  Returns what was read ahead there, for
  * dropping, empty if there is none; where this one began within it, it has what lies behind its start.
  * It can be wrong once for each stream: who reads in turn here and there shows it by coming back.
  */
-extern bool stream_succeed (struct streams *, struct stream *, uint32_t unit, struct stream_range *left);
+extern struct stream_range stream_succeed (struct streams *, struct stream *, uint32_t unit);
 /* This stream finds no buffers for BYTES.  Of a stream that was not read from since
  * this one began the far end is given up: returns it, for dropping, empty if there is none.  So that one
  * loses no more than the new one has shown need for, in case that it goes on after all.

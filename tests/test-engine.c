@@ -2079,7 +2079,40 @@ test_slab_failed (gconstpointer data)
   world_end_clean (&w);
 }
 
-/* What was read ahead gives way to a writer, the far end first. */
+/* Two writers wait, and two buffers become free at once: the first calls the second.  Nothing else
+ * does: what was read ahead stays fresh, and the plugin holds what is written.
+ */
+static void
+test_space_two (void)
+{
+  struct world w;
+  struct task *read, *write[2];
+  int hold_read, hold_write;
+
+  world_init (&w, 16 * U, config (4, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 4 * U, 4);
+  make_older (&w, FRESH_NS);
+  hold_read = fake_hold (w.f, FAKE_READ, 4 * U, U);
+  hold_write = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 2; i++)
+    do_request (&w, 1, WRITE, U, (10 + i) * U, 1);
+  make_older (&w, -INT64_C (3600000000000));
+  read = task_start (&w, 0, READ, 3 * U, 2 * U, OLD);   /* two buffers, and one unit that is held */
+  fake_wait_held (w.f, hold_read, 1);
+  for (unsigned i = 0; i < 2; i++) {
+    write[i] = task_start (&w, 1, WRITE, U, (12 + i) * U, 1);
+    task_wait_blocked (write[i]);
+  }
+  fake_release (w.f, hold_read);
+  g_assert_cmpint (task_end (read), ==, 0);
+  for (unsigned i = 0; i < 2; i++)
+    g_assert_cmpint (task_end (write[i]), ==, 0);
+  fake_release (w.f, hold_write);
+  world_end_clean (&w);
+}
+
+/* What was read ahead gives way to a writer, the far end first, but no further than a gap. */
 static void
 test_evict_clean (void)
 {
@@ -2097,6 +2130,28 @@ test_evict_clean (void)
   }
   fake_release (w.f, hold);
   g_assert_cmpuint (stats_count (w.e->stats, STATS_SPACE_WAIT), ==, 0);
+  world_end_clean (&w);
+}
+
+static void
+test_evict_gap (void)
+{
+  struct world w;
+  int hold;
+
+  world_init (&w, 16 * U, config (5, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 5 * U, 5);
+  make_older (&w, FRESH_NS);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 1, WRITE, U, 4 * U, 1);       /* takes the last, and makes this one stale */
+  do_request (&w, 1, WRITE, U, 15 * U, 1);      /* has that */
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, 16 * U), ==, 3);
+  do_request (&w, 1, WRITE, U, 14 * U, 1);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 2 * U, U), ==, 1);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 3 * U, U), ==, 0);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 5 * U, U), ==, 1);
+  fake_release (w.f, hold);
   world_end_clean (&w);
 }
 
@@ -3342,7 +3397,9 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
   g_test_add_func ("/engine/slab/evict-clean", test_evict_clean);
+  g_test_add_func ("/engine/slab/evict-gap", test_evict_gap);
   g_test_add_func ("/engine/slab/evict-fresh", test_evict_fresh);
+  g_test_add_func ("/engine/slab/two-writers", test_space_two);
   if (!hooked)
     g_test_add_func ("/engine/slab/evict-reading", test_evict_reading);
   g_test_add_func ("/engine/slab/writer-first", test_writer_first);
