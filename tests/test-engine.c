@@ -1338,14 +1338,14 @@ test_ahead_succeed (void)
   struct task *read[4];
   int hold;
 
-  world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
+  world_init (&w, 128 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
   start_stream (&w, 0);
   for (unsigned i = 2; i < 10; i++)
     do_request (&w, 0, READ, U, i * U, OLD);
   wait_state (&w, BUF_CLEAN, 10 * U, 16 * U, 16);
-  hold = fake_hold (w.f, FAKE_READ, 40 * U, 0);
+  hold = fake_hold (w.f, FAKE_READ, 100 * U, 0);
   for (unsigned i = 0; i < 4; i++) {
-    read[i] = task_start (&w, 0, READ, U, (40 + i) * U, OLD);
+    read[i] = task_start (&w, 0, READ, U, (100 + i) * U, OLD);
     task_wait_blocked (read[i]);
   }
   fake_wait_held (w.f, hold, 4 + 10);
