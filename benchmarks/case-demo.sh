@@ -46,7 +46,8 @@ summary_demo () { # CSV MEDIANS
 notes_demo () {
   cat <<'EOF'
 Little's law: limit = in flight x 128 KiB / 64 ms: 2 MB/s for 1 in flight, 131 for 64, 2097 for 1024.
-"nbdkit at delay 0" is the same client on a device without latency: more than that it cannot send.
+"nbdkit at delay 0" is the same client on a device without latency: what it can send where nothing works
+ahead for it on the other processor.
 asyncpool writes with asyncpool-write=behind; the final flush is inside the time.
 EOF
 }
