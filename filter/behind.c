@@ -240,9 +240,6 @@ wait_for_space (struct conn *c)
   if (fresh > 0 && (c->backend.hooks == NULL || fresh < c->look_ns + BACKEND_POLL_NS))
     /* Not at once: a pinned one may have been due long ago. */
     engine_wait_until (e, &e->space, MAX (fresh, stats_now_ns () + 1000000));
-  else if (c->backend.hooks == NULL)
-    /* Some versions of glibc can lose a signal (its bug 25847), and there may be no other one. */
-    engine_wait_until (e, &e->space, stats_now_ns () + BACKEND_POLL_NS);
   else
     engine_wait_plugin (c, &e->space);
   e->space_waiters--;

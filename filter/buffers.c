@@ -3,7 +3,6 @@
 
 #include "buffers.h"
 #include "guard.h"
-#include "handover.h"
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -135,8 +134,7 @@ buffers_call_writer (struct engine *e)
 {
   if (e->space_waiters == 0 || e->space_called)
     return;
-  e->space_called = true;
-  engine_wake (e, &e->space);
+  e->space_called = e->wake_writer = true;
 }
 
 void

@@ -1,5 +1,4 @@
 #include <stddef.h>
-#include <string.h>
 
 #include "buffers.h"
 #include "guard.h"
@@ -40,40 +39,24 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
 }
 
 static void
-wake (struct engine *e, pthread_cond_t *cond)
-{
-  if (cond == &e->space)
-    pthread_cond_signal (cond);
-  else
-    pthread_cond_broadcast (cond);
-}
-
-void
-engine_wake (struct engine *e, pthread_cond_t *cond)
-{
-  if (e->n_wakes < WAKES)
-    e->wakes[e->n_wakes++] = cond;
-  else
-    wake (e, cond);
-}
-
-static void
 unlock_and_wake (struct engine *e)
 {
-  pthread_cond_t *wakes[WAKES];
-  unsigned n = e->n_wakes;
+  pthread_cond_t *readers = e->wake_readers;
+  bool writer = e->wake_writer;
 
-  if (n == 0) {
+  if (readers == NULL && !writer) {
     pthread_mutex_unlock (&e->lock);
     return;
   }
-  memcpy (wakes, e->wakes, sizeof wakes);
-  e->n_wakes = 0;
+  e->wake_readers = NULL;
+  e->wake_writer = false;
   /* Who is woken may be the last one, and end the engine: that waits for us (engine_free). */
   atomic_fetch_add (&e->waking, 1);
   pthread_mutex_unlock (&e->lock);
-  for (unsigned i = 0; i < n; i++)
-    wake (e, wakes[i]);
+  if (readers)
+    pthread_cond_broadcast (readers);
+  if (writer)
+    pthread_cond_signal (&e->space);
   atomic_fetch_sub (&e->waking, 1);
 }
 
@@ -101,7 +84,7 @@ engine_unlock (struct engine *e)
 static bool
 started (struct engine *e)
 {
-  if (e->starts.length == 0 && e->n_wakes == 0)
+  if (e->starts.length == 0 && e->wake_readers == NULL && !e->wake_writer)
     return false;
   engine_unlock (e);
   engine_lock (e);
@@ -153,8 +136,9 @@ engine_wait_plugin (struct conn *c, pthread_cond_t *cond)
   uint64_t now;
   bool hopeless;
 
+  /* Some versions of glibc can lose a signal (its bug 25847), and there may be no other one. */
   if (c->backend.hooks == NULL) {
-    engine_wait (e, cond);
+    engine_wait_until (e, cond, stats_now_ns () + BACKEND_POLL_NS);
     return;
   }
   /* Not each wait's own time: other connections may wake us all the time. */

@@ -7,7 +7,7 @@
  *
  * Likewise the wake-ups that come with every operation, of its reader and of writers that wait for a
  * buffer: who is woken under the lock may run at once, on this very CPU, and has to sleep again for the
- * lock.  They are collected in engine.wakes.
+ * lock.  Who lets go of it wakes them, see engine.wake_readers and wake_writer.
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
  * is started by a worker.
@@ -36,11 +36,6 @@ engine_unlock_scope (struct engine **e)
 #define ENGINE_LOCK_IN_SCOPE(e)                                                                 \
   __attribute__ ((cleanup (engine_unlock_scope))) struct engine *engine_locked = engine_lock (e); \
   (void) engine_locked
-
-/* Wakes who waits for the condition, when the lock is let go of: for engine.space one, else all.  It
- * belongs to the engine or a buffer.  Wants the lock.
- */
-extern void engine_wake (struct engine *, pthread_cond_t *);
 
 /* These want the lock and let go of it meanwhile.  They may return early: look again. */
 extern void engine_wait (struct engine *, pthread_cond_t *);

@@ -55,9 +55,6 @@
 enum write_mode { WRITE_AUTO, WRITE_BEHIND, WRITE_THROUGH };
 enum read_mode { READ_AHEAD, READ_DIRECT };
 
-/* At most so many wake-ups are put off at a time.  More is rare. */
-enum { WAKES = 4 };
-
 struct engine_config {
   unsigned buffers;
   uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
@@ -165,8 +162,8 @@ struct engine {
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
   GQueue mutators, conns, exports;
   GQueue starts;                /* see handover.h */
-  pthread_cond_t *wakes[WAKES]; /* likewise */
-  unsigned n_wakes;
+  pthread_cond_t *wake_readers; /* likewise: changed of the buffer that was read under it */
+  bool wake_writer;             /* likewise: one that waits for space */
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
   bool space_called;            /* a writer was woken since the last one began to wait, and has not run yet */

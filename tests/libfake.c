@@ -714,7 +714,7 @@ check_queues (struct engine *e)
   g_assert_cmpuint (e->failed.length, ==, n[BUF_FAILED]);
   g_assert_cmpuint (e->dirty.length, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
   g_assert_cmpuint (e->starts.length, ==, 0);
-  g_assert_cmpuint (e->n_wakes, ==, 0);
+  g_assert_true (e->wake_readers == NULL && !e->wake_writer);
   g_assert_true (!e->space_called || e->space_waiters > 0);
   check_sorted (&e->dirty);
   check_sorted (&e->failed);
