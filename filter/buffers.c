@@ -114,6 +114,8 @@ buffers_set_state (struct buf *b, enum buf_state state)
   b->state = state;
   if (state == BUF_FAILED)
     insert_by_age (to, &b->link);
+  else if (state == BUF_FREE)   /* the first to be taken: it is in the processor's cache */
+    g_queue_push_head_link (to, &b->link);
   else if (to)
     g_queue_push_tail_link (to, &b->link);
 

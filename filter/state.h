@@ -158,7 +158,7 @@ struct engine {
   pthread_mutex_t lock;
   /* Under the lock. */
   GTree *tree;
-  GQueue free, reading, clean, open, failed;    /* failed by seq, the others oldest first */
+  GQueue free, reading, clean, open, failed;    /* free: youngest first; failed by seq; others oldest first */
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
   GQueue mutators, conns, exports;
   GQueue starts;                /* see handover.h */

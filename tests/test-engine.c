@@ -2017,6 +2017,29 @@ test_filling (void)
   world_end_clean (&w);
 }
 
+/* The buffer that became free last is taken first, of however many there are. */
+static void
+test_reuse (void)
+{
+  struct world w;
+  struct buf *b;
+
+  world_init (&w, 8 * U, config (4, 4, WRITE_BEHIND, READ_DIRECT));
+  for (unsigned i = 0; i < 3; i++) {
+    int hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+
+    do_request (&w, 0, WRITE, U, i * U, 1);
+    engine_lock (w.e);
+    if (i == 0)
+      b = buffers_first (w.e, 0, U);
+    g_assert_true (buffers_first (w.e, i * U, (i + 1) * U) == b);
+    engine_unlock (w.e);
+    fake_release (w.f, hold);
+    do_request (&w, 0, FLUSH, 0, 0, 0);
+  }
+  world_end_clean (&w);
+}
+
 /* A writer waits for a buffer and gets the first that becomes free. */
 static void
 test_space (void)
@@ -3393,6 +3416,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/exports/not-shared", test_not_shared);
   g_test_add_func ("/engine/exports/same-name", test_same_name);
   g_test_add_func ("/engine/slab/filling", test_filling);
+  g_test_add_func ("/engine/slab/reuse", test_reuse);
   g_test_add_func ("/engine/slab/space", test_space);
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);

@@ -156,12 +156,13 @@ guest_accel () {
 }
 
 guest_boot () {
-  local seconds=$1 mib=$2 image=$3 log=$4 rc=0
+  local seconds=$1 mib=$2 image=$3 log=$4
   shift 4
   if [ "${guest_accel[0]}" = uml ]; then
-    uml_boot "$seconds" "$mib" "$image" "$log" || rc=$?
+    uml_boot "$seconds" "$mib" "$image" "$log" || :
   else
-    guest_qemu "$seconds" "$image" "$log" "${guest_accel[@]}" -m "$mib" -append "$guest_append" "$@" || rc=$?
+    guest_qemu "$seconds" "$image" "$log" "${guest_accel[@]}" -m "$mib" -append "$guest_append" "$@" || :
   fi
-  [ $rc = 0 ] && grep -aq '^@ status 0' "$log"
+  # The guest's own word: user-mode Linux now and then aborts when it halts.
+  grep -aq '^@ status 0' "$log"
 }
