@@ -2022,7 +2022,7 @@ static void
 test_reuse (void)
 {
   struct world w;
-  struct buf *b;
+  struct buf *b = NULL;
 
   world_init (&w, 8 * U, config (4, 4, WRITE_BEHIND, READ_DIRECT));
   for (unsigned i = 0; i < 3; i++) {
