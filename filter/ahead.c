@@ -44,7 +44,7 @@ filled_ahead (struct backend_io *io, int err)
     resume (c);
   /* Last: from here on the connection may be closed. */
   if (c->n_reading + c->resuming == 0)
-    pthread_cond_broadcast (&e->progress);
+    cond_broadcast (&e->progress);
 }
 
 bool

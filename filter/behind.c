@@ -41,10 +41,10 @@ written (struct buf *b, int err)
     stats_add (e->stats, STATS_DEFERRED_ERRORS, 1);
     atomic_store (&b->export->failing, true);
     buffers_set_state (b, BUF_FAILED);
-    pthread_cond_broadcast (&e->space); /* a writer must not wait for failed data */
+    cond_broadcast (&e->space); /* a writer must not wait for failed data */
   }
   kick (e, offset, end);
-  pthread_cond_broadcast (&e->progress);
+  cond_broadcast (&e->progress);
 }
 
 static void
@@ -117,8 +117,8 @@ kick (struct engine *e, uint64_t offset, uint64_t end)
     }
     buffers_set_state (b, BUF_FAILED);
     b->err = EIO;               /* nobody has tried: the flush that does learns the true one */
-    pthread_cond_broadcast (&e->progress);
-    pthread_cond_broadcast (&e->space);
+    cond_broadcast (&e->progress);
+    cond_broadcast (&e->space);
     /* Again from the start, and as far as this one reached: others may wait behind it. */
     offset = MIN (offset, buf_start (b));
     end = MAX (end, buf_end (b));
@@ -295,9 +295,9 @@ filled (struct buf *b)
 
   if (--b->fillers > 0)
     return;
-  pthread_cond_broadcast (&b->changed);
+  cond_broadcast (&b->changed);
   if (b->claimed)
-    pthread_cond_broadcast (&e->progress);      /* a flush waits to write it */
+    cond_broadcast (&e->progress);      /* a flush waits to write it */
   if (b->state != BUF_OPEN) {
     kick (e, buf_start (b), buf_end (b));
     return;
@@ -307,7 +307,7 @@ filled (struct buf *b)
   else if (e->open.length > OPEN_MAX_BUFS)
     submit (e->open.head->data);
   if (e->linger_idle && e->open.length > 0)
-    pthread_cond_signal (&e->linger);
+    cond_signal (&e->linger);
 }
 
 bool
@@ -444,7 +444,7 @@ mutator_end (struct conn *c, struct mutator *m, int err, const void *new_data, b
   buffers_drop (e, m->offset, m->end);
   g_queue_unlink (&e->mutators, &m->link);
   kick (e, m->offset, m->end);
-  pthread_cond_broadcast (&e->progress);
+  cond_broadcast (&e->progress);
 }
 
 bool

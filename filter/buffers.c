@@ -2,7 +2,6 @@
 #include <string.h>
 
 #include "buffers.h"
-#include "guard.h"
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -27,7 +26,6 @@ buffers_init (struct engine *e)
     b->engine = e;
     b->data = e->slab.data + (size_t) i * e->slab.size;
     b->link.data = b->dirty_link.data = b;
-    guard_init_cond (&b->changed);
     g_queue_push_tail_link (&e->free, &b->link);
   }
   return 0;
@@ -36,8 +34,6 @@ buffers_init (struct engine *e)
 void
 buffers_destroy (struct engine *e)
 {
-  for (unsigned i = 0; i < e->config.buffers && e->bufs; i++)
-    pthread_cond_destroy (&e->bufs[i].changed);
   if (e->tree)
     g_tree_unref (e->tree);
   g_free (e->bufs);
@@ -164,7 +160,7 @@ cancel_reading (struct buf *b)
   b->conn->n_reading--;
   b->hooked = false;            /* where a reply of the plugin's had it wait for a worker */
   b->err = ECANCELED;
-  pthread_cond_broadcast (&b->changed);
+  cond_broadcast (&b->changed);
   return true;
 }
 
@@ -385,7 +381,7 @@ buffers_unpin (struct buf *b)
 {
   if (--b->pins > 0)
     return;
-  pthread_cond_broadcast (&b->changed);
+  cond_broadcast (&b->changed);
   put_if_unused (b);
   if (b->state == BUF_CLEAN)
     buffers_call_writer (b->engine);    /* it may be evicted now */

@@ -21,9 +21,6 @@ engine_new (const struct engine_config *config, struct engine **ep)
 
   e->config = *config;
   guard_init (&e->lock);
-  guard_init_cond (&e->space);
-  guard_init_cond (&e->progress);
-  guard_init_cond (&e->linger);
 
   err = slab_init (&e->slab, config->buffers, config->buffer_size);
   if (err == 0)
@@ -100,7 +97,7 @@ engine_stop (struct engine *e, behind_report *report)
   {
     ENGINE_LOCK_IN_SCOPE (e);
     e->stopping = true;
-    pthread_cond_signal (&e->linger);
+    cond_signal (&e->linger);
   }
   pthread_join (e->linger_thread, NULL);
   wait_for_hooks (e);
@@ -138,9 +135,6 @@ engine_free (struct engine *e)
   buffers_destroy (e);
   slab_destroy (&e->slab);
   stats_free (e->stats);
-  pthread_cond_destroy (&e->linger);
-  pthread_cond_destroy (&e->progress);
-  pthread_cond_destroy (&e->space);
   pthread_mutex_destroy (&e->lock);
   g_free (e);
 }

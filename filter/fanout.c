@@ -2,6 +2,7 @@
 #include <glib.h>
 
 #include "backend.h"
+#include "cond.h"
 #include "fanout.h"
 #include "guard.h"
 #include "pool.h"
@@ -20,7 +21,7 @@ struct request {
   bool hooked;                  /* the plugin's async hooks do the pieces */
   /* Under the lock. */
   pthread_mutex_t lock;
-  pthread_cond_t done;
+  struct cond done;
   unsigned running;
 };
 
@@ -58,7 +59,7 @@ piece_done (struct backend_io *io, int err)
   LOCK_IN_SCOPE (&p->request->lock);
   p->err = err;
   if (--p->request->running == 0)
-    pthread_cond_signal (&p->request->done);
+    cond_signal (&p->request->done);
 }
 
 static void
@@ -123,8 +124,8 @@ wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
       LOCK_IN_SCOPE (&r->lock);
       while (r->running > 0)
         if (!r->hooked)
-          pthread_cond_wait (&r->done, &r->lock);
-        else if (guard_timedwait (&r->done, &r->lock, stats_now_ns () + BACKEND_POLL_NS) != 0)
+          cond_wait (&r->done, &r->lock);
+        else if (!cond_wait_until (&r->done, &r->lock, stats_now_ns () + BACKEND_POLL_NS))
           break;
       if (r->running == 0)
         return;
@@ -165,9 +166,7 @@ run (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
   int err;
 
   pthread_mutex_init (&r->lock, NULL);
-  guard_init_cond (&r->done);
   err = fanout (pool, r, unit, count);
-  pthread_cond_destroy (&r->done);
   pthread_mutex_destroy (&r->lock);
   return err;
 }

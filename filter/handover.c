@@ -41,7 +41,7 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
 static void
 unlock_and_wake (struct engine *e)
 {
-  pthread_cond_t *readers = e->wake_readers;
+  struct cond *readers = e->wake_readers;
   bool writer = e->wake_writer;
 
   if (readers == NULL && !writer) {
@@ -54,9 +54,9 @@ unlock_and_wake (struct engine *e)
   atomic_fetch_add (&e->waking, 1);
   pthread_mutex_unlock (&e->lock);
   if (readers)
-    pthread_cond_broadcast (readers);
+    cond_broadcast (readers);
   if (writer)
-    pthread_cond_signal (&e->space);
+    cond_signal (&e->space);
   atomic_fetch_sub (&e->waking, 1);
 }
 
@@ -92,16 +92,16 @@ started (struct engine *e)
 }
 
 void
-engine_wait (struct engine *e, pthread_cond_t *cond)
+engine_wait (struct engine *e, struct cond *cond)
 {
   if (!started (e))
-    pthread_cond_wait (cond, &e->lock);
+    cond_wait (cond, &e->lock);
 }
 
 bool
-engine_wait_until (struct engine *e, pthread_cond_t *cond, uint64_t until_ns)
+engine_wait_until (struct engine *e, struct cond *cond, uint64_t until_ns)
 {
-  return !started (e) && guard_timedwait (cond, &e->lock, until_ns) != 0;
+  return !started (e) && !cond_wait_until (cond, &e->lock, until_ns);
 }
 
 /* Giving up. */
@@ -130,15 +130,14 @@ give_up_all (struct conn *c)
 }
 
 void
-engine_wait_plugin (struct conn *c, pthread_cond_t *cond)
+engine_wait_plugin (struct conn *c, struct cond *cond)
 {
   struct engine *e = c->engine;
   uint64_t now;
   bool hopeless;
 
-  /* Some versions of glibc can lose a signal (its bug 25847), and there may be no other one. */
   if (c->backend.hooks == NULL) {
-    engine_wait_until (e, cond, stats_now_ns () + BACKEND_POLL_NS);
+    engine_wait (e, cond);
     return;
   }
   /* Not each wait's own time: other connections may wake us all the time. */

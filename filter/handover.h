@@ -38,13 +38,13 @@ engine_unlock_scope (struct engine **e)
   (void) engine_locked
 
 /* These want the lock and let go of it meanwhile.  They may return early: look again. */
-extern void engine_wait (struct engine *, pthread_cond_t *);
+extern void engine_wait (struct engine *, struct cond *);
 /* True: it is time. */
-extern bool engine_wait_until (struct engine *, pthread_cond_t *, uint64_t until_ns);
+extern bool engine_wait_until (struct engine *, struct cond *, uint64_t until_ns);
 /* For what the plugin does in the end; called as backend_is_hopeless is.  When its client has gone and
  * the plugin replies no more, this connection's operations are given up: they end with ESHUTDOWN.
  */
-extern void engine_wait_plugin (struct conn *, pthread_cond_t *);
+extern void engine_wait_plugin (struct conn *, struct cond *);
 
 /* What became of that: to try again for the same connection would be to wait as long again. */
 static inline bool

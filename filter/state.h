@@ -46,6 +46,7 @@
 #include <glib.h>
 
 #include "backend.h"
+#include "cond.h"
 #include "pace.h"
 #include "pool.h"
 #include "slab.h"
@@ -93,7 +94,7 @@ struct buf {
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */
   GList dirty_link;             /* in engine.dirty */
-  pthread_cond_t changed;       /* READING ended, fillers or pins dropped to 0 */
+  struct cond changed;          /* READING ended, fillers or pins dropped to 0 */
 };
 
 /* One device as far as we know: what connections share that name the same export, where the plugin
@@ -162,16 +163,16 @@ struct engine {
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
   GQueue mutators, conns, exports;
   GQueue starts;                /* see handover.h */
-  pthread_cond_t *wake_readers; /* likewise: changed of the buffer that was read under it */
+  struct cond *wake_readers;    /* likewise: changed of the buffer that was read under it */
   bool wake_writer;             /* likewise: one that waits for space */
   uint64_t seq;
   unsigned space_waiters, progress_waiters;
   bool space_called;            /* a writer was woken since the last one began to wait, and has not run yet */
   struct stream_census census;
   bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
-  pthread_cond_t space;         /* a buffer became free, or there is nothing to wait for */
-  pthread_cond_t progress;      /* dirty data was written or failed, a mutator ended */
-  pthread_cond_t linger;        /* the first buffer became OPEN, or the engine stops */
+  struct cond space;            /* a buffer became free, or there is nothing to wait for */
+  struct cond progress;         /* dirty data was written or failed, a mutator ended */
+  struct cond linger;           /* the first buffer became OPEN, or the engine stops */
 
   /* Atomic.  in_tree and deferring are written under the lock; who finds 0 need not take it. */
   atomic_uint in_tree;          /* buffers in the tree */

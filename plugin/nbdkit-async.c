@@ -47,6 +47,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "cond.h"
 #include "copy.h"
 #include "nbdkit-async.h"
 
@@ -76,7 +77,7 @@ struct operation {
 
 struct slot {
   /* Constant. */
-  pthread_cond_t changed;
+  struct cond changed;
   uint32_t index;
   /* Under the lock. */
   enum state state;
@@ -150,20 +151,15 @@ add_free_last_locked (struct slot *s)
 static bool
 grow_locked (void)
 {
-  pthread_condattr_t attr;
   struct slot *chunk;
 
   if (n_slots == CHUNKS * CHUNK || !(chunk = calloc (CHUNK, sizeof *chunk)))
     return false;
   chunks[n_slots / CHUNK] = chunk;
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
   for (unsigned i = 0; i < CHUNK; i++) {
-    pthread_cond_init (&chunk[i].changed, &attr);
     chunk[i].index = n_slots++;
     add_free_last_locked (&chunk[i]);
   }
-  pthread_condattr_destroy (&attr);
   return true;
 }
 
@@ -286,7 +282,7 @@ settle_and_unlock (struct slot *s, int err)
     s->state = ANSWERED;
   }
   pthread_mutex_unlock (&lock);
-  pthread_cond_broadcast (&s->changed);
+  cond_broadcast (&s->changed);
   if (io)
     io->done (io, err);
 }
@@ -484,16 +480,6 @@ result (int err)
   return -1;
 }
 
-/* False when the time is over. */
-static bool
-wait_until_locked (struct slot *s, uint64_t until_ns)
-{
-  struct timespec t = { .tv_sec = (time_t) (until_ns / (1000 * MS)),
-                        .tv_nsec = (long) (until_ns % (1000 * MS)) };
-
-  return pthread_cond_timedwait (&s->changed, &lock, &t) != ETIMEDOUT;
-}
-
 /* nbdkit says so in no other way.  It logs a line when it is so, hence it is asked no more then. */
 static bool
 client_has_left_locked (void)
@@ -514,7 +500,7 @@ wait_for_reply_locked (struct slot *s)
   bool has_left = false, given_up = false;
 
   while (!given_up && (s->state == OWED || s->state == COPYING)) {
-    if (wait_until_locked (s, until))
+    if (cond_wait_until (&s->changed, &lock, until))
       continue;
     if (!has_left && client_has_left_locked ()) {
       has_left = true;
@@ -688,7 +674,7 @@ driver_start (struct nbdkit_async_io *io)
   if (is_over)
     end_locked (s);             /* else io is the replier's, and may be gone */
   pthread_mutex_unlock (&lock);
-  pthread_cond_broadcast (&s->changed);
+  cond_broadcast (&s->changed);
   if (has_failed_late)
     report_failed_after_reply (&op);
   if (is_over)
@@ -704,7 +690,7 @@ driver_give_up (struct nbdkit_async_io *io)
   pthread_mutex_lock (&lock);
   reqid = io->reqid;
   while ((s = find_locked (reqid)) != NULL && s->state == OWED && s->in_hook)
-    pthread_cond_wait (&s->changed, &lock);
+    cond_wait (&s->changed, &lock);
   if (s && s->state == OWED)
     return give_up_and_unlock (s);
   pthread_mutex_unlock (&lock);
@@ -753,10 +739,8 @@ wrap_unload (void)
 {
   if (author.unload)
     author.unload ();
-  for (uint32_t i = 0; i < n_slots; i++) {
+  for (uint32_t i = 0; i < n_slots; i++)
     free (slot_at_locked (i)->copy);
-    pthread_cond_destroy (&slot_at_locked (i)->changed);
-  }
   for (uint32_t i = 0; i < n_slots; i += CHUNK)
     free (chunks[i / CHUNK]);
   n_slots = 0;

@@ -5,8 +5,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "cond.h"
 #include "latency.h"
 #include "service.h"
 
@@ -61,9 +61,9 @@ struct service {
   struct slot slots[SERVICE_MAX_THREADS];
 
   pthread_mutex_t lock;
-  pthread_cond_t lead;          /* for who leads */
-  pthread_cond_t called;        /* for who is idle */
-  pthread_cond_t replied;       /* for who cancels */
+  struct cond lead;             /* for who leads */
+  struct cond called;           /* for who is idle */
+  struct cond replied;          /* for who cancels */
 
   /* Under the lock. */
   struct queued *heap;
@@ -177,7 +177,7 @@ serve_locked (struct service *sv, struct slot *me, uint64_t now)
   }
   pthread_mutex_unlock (&sv->lock);
   if (call)
-    pthread_cond_signal (&sv->called);
+    cond_signal (&sv->called);
 
   sv->calls->apply (&q->op);
   if (!hurry && now < q->deadline_ns && latency_now_ns () < q->deadline_ns)
@@ -187,18 +187,7 @@ serve_locked (struct service *sv, struct slot *me, uint64_t now)
   pthread_mutex_lock (&sv->lock);
   me->is_serving = false;
   if (sv->cancelling > 0)
-    pthread_cond_broadcast (&sv->replied);
-}
-
-static void
-wait_until_locked (struct service *sv, uint64_t when_ns)
-{
-  const struct timespec ts = {
-    .tv_sec = (time_t) (when_ns / LATENCY_NS_PER_S),
-    .tv_nsec = (long) (when_ns % LATENCY_NS_PER_S),
-  };
-
-  pthread_cond_timedwait (&sv->lead, &sv->lock, &ts);
+    cond_broadcast (&sv->replied);
 }
 
 /* Still leading while it asks: a signal is lost then, but the queue is
@@ -224,7 +213,7 @@ lead_locked (struct service *sv, uint64_t now)
   sv->leading = true;
   sv->look_ns = UINT64_MAX;
   if (sv->n == 0)
-    pthread_cond_wait (&sv->lead, &sv->lock);
+    cond_wait (&sv->lead, &sv->lock);
   else {
     sv->look_ns = sv->heap[0].latest_ns;
     if (sv->calls->is_shutting_down && sv->look_ns > now + ASK_NS) {
@@ -232,7 +221,7 @@ lead_locked (struct service *sv, uint64_t now)
       ask = true;
     }
     now = sv->look_ns;
-    wait_until_locked (sv, now);
+    cond_wait_until (&sv->lead, &sv->lock, now);
     if (ask && !sv->stopping && latency_now_ns () >= now)
       ask_locked (sv);
   }
@@ -244,7 +233,7 @@ idle_locked (struct service *sv)
 {
   sv->idle++;
   while (sv->calls_pending == 0 && !sv->stopping)
-    pthread_cond_wait (&sv->called, &sv->lock);
+    cond_wait (&sv->called, &sv->lock);
   if (sv->calls_pending > 0)
     sv->calls_pending--;
   else
@@ -272,22 +261,6 @@ run (void *slot)
   }
   pthread_mutex_unlock (&sv->lock);
   return NULL;
-}
-
-static int
-init_conditions (struct service *sv)
-{
-  pthread_condattr_t attr;
-  int r = pthread_condattr_init (&attr);
-
-  if (r != 0)
-    return r;
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&sv->lead, &attr);
-  pthread_cond_init (&sv->called, &attr);
-  pthread_cond_init (&sv->replied, &attr);
-  pthread_condattr_destroy (&attr);
-  return 0;
 }
 
 /* Sections under the lock are shorter than a sleep, so who finds it taken
@@ -318,8 +291,6 @@ service_new (const struct service_calls *calls)
   sv->calls = calls;
   r = init_lock (sv);
   if (r == 0)
-    r = init_conditions (sv);
-  if (r == 0)
     return sv;
   free (sv);
   errno = r;
@@ -332,9 +303,6 @@ service_free (struct service *sv)
   if (sv == NULL)
     return;
   service_stop (sv);
-  pthread_cond_destroy (&sv->replied);
-  pthread_cond_destroy (&sv->called);
-  pthread_cond_destroy (&sv->lead);
   pthread_mutex_destroy (&sv->lock);
   free (sv->heap);
   free (sv);
@@ -368,8 +336,8 @@ service_stop (struct service *sv)
 {
   pthread_mutex_lock (&sv->lock);
   sv->hurry = sv->stopping = true;
-  pthread_cond_signal (&sv->lead);
-  pthread_cond_broadcast (&sv->called);
+  cond_signal (&sv->lead);
+  cond_broadcast (&sv->called);
   pthread_mutex_unlock (&sv->lock);
   while (sv->threads > 0)
     pthread_join (sv->slots[--sv->threads].thread, NULL);
@@ -383,23 +351,20 @@ min_ns (uint64_t a, uint64_t b)
   return a < b ? a : b;
 }
 
-/* That a thread looks at the queue by WHEN.  In a hurry too: then who leads
- * has an empty queue, and anything is before UINT64_MAX.
+/* Who is to be signalled, if anyone, so that a thread looks at the queue by
+ * WHEN.  In a hurry too: then who leads has an empty queue, and anything is
+ * before UINT64_MAX.
  */
-static void
+static struct cond *
 see_to_it_locked (struct service *sv, uint64_t when, uint64_t now)
 {
-  if (sv->leading && when < sv->look_ns) {
-    sv->look_ns = when;
-    pthread_cond_signal (&sv->lead);
-  }
   /* Who serves should be back by look_ns, but may be held up. */
-  if (!sv->leading && sv->idle > 0 &&
-      (when < sv->look_ns || sv->look_ns < now)) {
-    sv->look_ns = when;
-    if (call_idle_locked (sv))
-      pthread_cond_signal (&sv->called);
-  }
+  if (when >= sv->look_ns && (sv->leading || sv->look_ns >= now))
+    return NULL;
+  if (!sv->leading && !call_idle_locked (sv))
+    return NULL;
+  sv->look_ns = when;
+  return sv->leading ? &sv->lead : &sv->called;
 }
 
 int
@@ -416,13 +381,16 @@ service_submit (struct service *sv, const struct service_op *op,
     .latest_ns = now + delay_ns - copy_ns + slack_ns,
     .op = *op,
   };
+  struct cond *waiting = NULL;
   int r;
 
   pthread_mutex_lock (&sv->lock);
   r = add_locked (sv, &q);
   if (r == 0)
-    see_to_it_locked (sv, q.latest_ns, now);
+    waiting = see_to_it_locked (sv, q.latest_ns, now);
   pthread_mutex_unlock (&sv->lock);
+  if (waiting)
+    cond_signal (waiting);
   return r;
 }
 
@@ -441,7 +409,7 @@ wait_replied_locked (struct service *sv, const struct slot *slot,
     return;
   sv->cancelling++;
   while (slot->is_serving && is_named (&slot->q.op, conn, reqid))
-    pthread_cond_wait (&sv->replied, &sv->lock);
+    cond_wait (&sv->replied, &sv->lock);
   sv->cancelling--;
 }
 

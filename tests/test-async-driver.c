@@ -3,6 +3,7 @@
  */
 #include <glib.h>
 
+#include "asleep.h"
 #include "guard.h"
 #include "service.h"
 
@@ -20,19 +21,19 @@ static void *test_memcpy (void *to, const void *from, size_t n);
 #include <time.h>
 
 static int test_clock_gettime (clockid_t id, struct timespec *t);
-static int test_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until);
+static bool test_wait_until (struct cond *cond, pthread_mutex_t *mutex, uint64_t until_ns);
 
 #define malloc test_malloc
 #define calloc test_calloc
 #define memcpy test_memcpy
 #define clock_gettime test_clock_gettime
-#define pthread_cond_timedwait test_timedwait
+#define cond_wait_until test_wait_until
 #include "../plugin/nbdkit-async.c"
 #undef malloc
 #undef calloc
 #undef memcpy
 #undef clock_gettime
-#undef pthread_cond_timedwait
+#undef cond_wait_until
 
 #define COUNT 4096
 
@@ -43,7 +44,6 @@ static bool client_is_gone;
 static bool is_hook_held, is_hook_waiting;
 static bool is_copy_held, is_copy_waiting;
 static bool is_reply_held, is_reply_waiting;
-static unsigned n_asleep;       /* until they are called */
 static unsigned n_cancelled;
 static uint64_t cancelled_in_hook;
 static uint64_t last_reqid;
@@ -128,8 +128,8 @@ test_clock_gettime (clockid_t id, struct timespec *t)
 }
 
 /* Fake time goes by at once, until there are no timeouts left: then it stands still. */
-static int
-test_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until)
+static bool
+test_wait_until (struct cond *cond, pthread_mutex_t *mutex, uint64_t until_ns)
 {
   bool is_real, is_over;
 
@@ -139,31 +139,10 @@ test_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct times
   is_time_still = !is_real && !is_over;
   if (is_over) {
     timeouts_left--;
-    fake_ns = (uint64_t) until->tv_sec * 1000 * MS + (uint64_t) until->tv_nsec;
+    fake_ns = until_ns;
   }
   pthread_mutex_unlock (&test_lock);
-  if (is_over)
-    return ETIMEDOUT;
-  return is_real ? pthread_cond_timedwait (cond, mutex, until) : pthread_cond_wait (cond, mutex);
-}
-
-/* In place of the C library's: who waits for a service thread is seen. */
-int
-pthread_cond_wait (pthread_cond_t *cond, pthread_mutex_t *mutex)
-{
-  struct timespec never;
-  int r;
-
-  clock_gettime (CLOCK_MONOTONIC, &never);
-  never.tv_sec += 24 * 3600;
-  pthread_mutex_lock (&test_lock);
-  n_asleep++;
-  pthread_mutex_unlock (&test_lock);
-  r = pthread_cond_clockwait (cond, mutex, CLOCK_MONOTONIC, &never);
-  pthread_mutex_lock (&test_lock);
-  n_asleep--;
-  pthread_mutex_unlock (&test_lock);
-  return r;
+  return !is_over && cond_wait_until (cond, mutex, is_real ? until_ns : UINT64_MAX);
 }
 
 static int
@@ -932,7 +911,7 @@ look_again (uint64_t reqid, unsigned timeouts)
   LOCK_IN_SCOPE (&test_lock);
   is_time_still = false;
   timeouts_left = timeouts;
-  pthread_cond_broadcast (&find_locked (reqid)->changed);
+  cond_broadcast (&find_locked (reqid)->changed);
 }
 
 /* What is replied to from inside async_cancel does not prolong the wait of the others. */

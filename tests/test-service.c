@@ -14,6 +14,7 @@
 
 #include <glib.h>
 
+#include "asleep.h"
 #include "latency.h"
 #include "service.h"
 
@@ -38,47 +39,6 @@ static uint64_t order[100];     /* of replies, by reqid */
 static unsigned n_replied;
 static bool is_down;
 static unsigned n_asked;
-
-/* Threads that sleep until they are called, and until a moment: in place of the C library's, as nothing
- * else tells which of them a service does.
- */
-static unsigned n_asleep, n_napping;    /* under the lock */
-
-static void
-count (unsigned *counter, int n)
-{
-  pthread_mutex_lock (&lock);
-  *counter += n;
-  pthread_cond_broadcast (&changed);
-  pthread_mutex_unlock (&lock);
-}
-
-int
-pthread_cond_wait (pthread_cond_t *cond, pthread_mutex_t *mutex)
-{
-  struct timespec never;
-  int r;
-
-  clock_gettime (CLOCK_MONOTONIC, &never);
-  never.tv_sec += 24 * 3600;
-  if (cond != &changed)
-    count (&n_asleep, 1);
-  r = pthread_cond_clockwait (cond, mutex, CLOCK_MONOTONIC, &never);
-  if (cond != &changed)
-    count (&n_asleep, -1);
-  return r;
-}
-
-int
-pthread_cond_timedwait (pthread_cond_t *cond, pthread_mutex_t *mutex, const struct timespec *until)
-{
-  int r;
-
-  count (&n_napping, 1);
-  r = pthread_cond_clockwait (cond, mutex, CLOCK_MONOTONIC, until);
-  count (&n_napping, -1);
-  return r;
-}
 
 static void
 set (bool *flag, bool value)
@@ -107,6 +67,13 @@ wait_for (const unsigned *counter, unsigned n)
   while (*counter < n)
     pthread_cond_wait (&changed, &lock);
   pthread_mutex_unlock (&lock);
+}
+
+static void
+wait_asleep (unsigned n)
+{
+  while (atomic_load (&n_asleep) < n)
+    g_usleep (1000);
 }
 
 static unsigned
@@ -330,7 +297,7 @@ test_cancel_serving (gconstpointer in_reply)
   wait_for (in_reply ? &job.replying : &job.applying, 1);
   for (unsigned i = 0; i < 2; i++)
     g_assert_cmpint (pthread_create (&threads[i], NULL, run_canceller, &c), ==, 0);
-  wait_for (&n_asleep, 2);
+  wait_asleep (2);
   set (in_reply ? &job.hold_reply : &job.hold_apply, false);
   for (unsigned i = 0; i < 2; i++)
     pthread_join (threads[i], NULL);
@@ -459,7 +426,7 @@ test_shutdown (void)
 {
   struct service *sv = start_with (&asking_calls, 3);
   struct job jobs[50] = { 0 }, later = { 0 };
-  unsigned asked, napping;
+  unsigned asked;
 
   for (unsigned i = 0; i < 50; i++)
     submit_long (sv, &jobs[i], i, HOUR_NS + i);
@@ -472,12 +439,9 @@ test_shutdown (void)
   submit_long (sv, &later, 50, HOUR_NS);
   wait_for (&later.replied, 1);
   /* Who naps would ask again. */
-  pthread_mutex_lock (&lock);
   while (n_asleep + n_napping < 3)
-    pthread_cond_wait (&changed, &lock);
-  napping = n_napping;
-  pthread_mutex_unlock (&lock);
-  g_assert_cmpuint (napping, ==, 0);
+    g_usleep (1000);
+  g_assert_cmpuint (n_napping, ==, 0);
   g_assert_cmpuint (get (&n_asked), ==, asked);
   service_free (sv);
 }

@@ -1,0 +1,162 @@
+/* Unit tests of plugin/cond.h.  A signal that is lost shows as a test that waits for ever: tests/run
+ * ends it.
+ */
+#include <glib.h>
+
+#include "asleep.h"
+#include "guard.h"
+#include "latency.h"
+
+#define HOUR_NS (3600 * LATENCY_NS_PER_S)
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* A ring of threads, each waits for its turn: the gap between letting go of the mutex and falling asleep
+ * is met from all sides, by signals with the mutex and without.
+ */
+enum { THREADS = 4, ROUNDS = 5000 };
+
+static struct {
+  struct cond turned[THREADS];  /* or the first of them for all */
+  bool is_shared, is_timed;
+  /* Under the lock. */
+  unsigned turn;
+} ring;
+
+static struct cond *
+turned_to (unsigned i)
+{
+  return &ring.turned[ring.is_shared ? 0 : i % THREADS];
+}
+
+static void
+wake_next (unsigned me)
+{
+  if (ring.is_shared)
+    cond_broadcast (turned_to (me + 1));
+  else
+    cond_signal (turned_to (me + 1));
+}
+
+static void *
+run_in_ring (void *vp)
+{
+  const unsigned me = GPOINTER_TO_UINT (vp);
+
+  for (unsigned i = 0; i < ROUNDS; i++) {
+    const bool with_mutex = i % 2;
+
+    pthread_mutex_lock (&lock);
+    while (ring.turn % THREADS != me)
+      if (ring.is_timed)
+        g_assert_true (cond_wait_until (turned_to (me), &lock, latency_now_ns () + HOUR_NS));
+      else
+        cond_wait (turned_to (me), &lock);
+    ring.turn++;
+    if (with_mutex)
+      wake_next (me);
+    pthread_mutex_unlock (&lock);
+    if (!with_mutex)
+      wake_next (me);
+  }
+  return NULL;
+}
+
+static void
+test_ring (gconstpointer flags)
+{
+  pthread_t threads[THREADS];
+
+  ring.turn = 0;
+  ring.is_shared = GPOINTER_TO_UINT (flags) & 1;
+  ring.is_timed = GPOINTER_TO_UINT (flags) & 2;
+  for (unsigned i = 0; i < THREADS; i++)
+    g_assert_cmpint (pthread_create (&threads[i], NULL, run_in_ring, GUINT_TO_POINTER (i)), ==, 0);
+  for (unsigned i = 0; i < THREADS; i++)
+    pthread_join (threads[i], NULL);
+  g_assert_cmpuint (ring.turn, ==, THREADS * ROUNDS);
+}
+
+/* One signal wakes one of those that wait, whichever; a broadcast wakes all. */
+static struct {
+  struct cond came;
+  unsigned tokens, taken;       /* under the lock */
+} shop;
+
+static void *
+take_token (void *vp G_GNUC_UNUSED)
+{
+  LOCK_IN_SCOPE (&lock);
+  while (shop.tokens == 0)
+    cond_wait (&shop.came, &lock);
+  shop.tokens--;
+  shop.taken++;
+  return NULL;
+}
+
+static void
+put_tokens (unsigned n)
+{
+  LOCK_IN_SCOPE (&lock);
+  shop.tokens += n;
+}
+
+static unsigned
+taken (void)
+{
+  LOCK_IN_SCOPE (&lock);
+  return shop.taken;
+}
+
+static void
+test_wake (void)
+{
+  pthread_t threads[THREADS];
+
+  for (unsigned i = 0; i < THREADS; i++)
+    g_assert_cmpint (pthread_create (&threads[i], NULL, take_token, NULL), ==, 0);
+  while (n_asleep < THREADS)
+    g_usleep (1000);
+  put_tokens (1);
+  cond_signal (&shop.came);
+  while (taken () < 1)
+    g_usleep (1000);
+  g_assert_cmpuint (n_asleep, ==, THREADS - 1);
+  put_tokens (THREADS - 1);
+  cond_broadcast (&shop.came);
+  for (unsigned i = 0; i < THREADS; i++)
+    pthread_join (threads[i], NULL);
+  g_assert_cmpuint (taken (), ==, THREADS);
+}
+
+/* A deadline ends the wait, with the mutex; a signal that came before does not. */
+static void
+test_deadline (void)
+{
+  struct cond c = { 0 };
+  uint64_t until;
+
+  LOCK_IN_SCOPE (&lock);
+  g_assert_false (cond_wait_until (&c, &lock, 0));
+  g_assert_cmpint (pthread_mutex_trylock (&lock), ==, EBUSY);
+  cond_signal (&c);
+  cond_broadcast (&c);
+  until = latency_now_ns () + 20000000;
+  while (cond_wait_until (&c, &lock, until))
+    ;
+  g_assert_cmpuint (latency_now_ns (), >=, until);
+  g_assert_cmpint (pthread_mutex_trylock (&lock), ==, EBUSY);
+}
+
+int
+main (int argc, char **argv)
+{
+  g_test_init (&argc, &argv, NULL);
+  g_test_add_data_func ("/cond/ring/signal", GUINT_TO_POINTER (0), test_ring);
+  g_test_add_data_func ("/cond/ring/broadcast", GUINT_TO_POINTER (1), test_ring);
+  g_test_add_data_func ("/cond/ring/signal-until", GUINT_TO_POINTER (2), test_ring);
+  g_test_add_data_func ("/cond/ring/broadcast-until", GUINT_TO_POINTER (3), test_ring);
+  g_test_add_func ("/cond/wake", test_wake);
+  g_test_add_func ("/cond/deadline", test_deadline);
+  return g_test_run ();
+}
