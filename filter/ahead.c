@@ -33,7 +33,7 @@ filled_ahead (struct backend_io *io, int err)
   stale = b->dropped;
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
   if (b->pins > 0)
-    e->wake_readers = &b->changed;
+    wake_later (e, WAKE_READERS, &b->changed);
   /* As if it had been pinned for us: frees it if it was dropped and nobody waits. */
   buffers_pin (b);
   if (err && !b->dropped)

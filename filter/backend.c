@@ -5,7 +5,7 @@
 #include "pace.h"
 #include "stats.h"
 
-static __thread bool replying;
+static __thread unsigned replying;      /* how many replies this thread is inside of */
 
 /* An operation has ended.  Returns when. */
 static uint64_t
@@ -76,24 +76,23 @@ backend_has_hook (const struct backend *b, bool is_write)
 }
 
 bool
-backend_is_replying (void)
+backend_may_start (const struct backend *b)
 {
-  return replying;
+  return replying == 0 || (replying == 1 && b->hooks && b->hooks->reentrant);
 }
 
 static void
 replied (struct nbdkit_async_io *h, int err)
 {
   struct backend_io *io = (struct backend_io *) h;
-  bool was = replying;          /* a hook may reply to another request from inside its own start */
 
   note_io (io, err);
   /* A reply to being asked to give up is none of those that we might wait for. */
   if (!atomic_load (&io->giving_up))
     atomic_store_explicit (&io->backend->alive_ns, io->end_ns, memory_order_relaxed);
-  replying = true;
+  replying++;                   /* a hook may reply to another request from inside its own start */
   io->done (io, err);
-  replying = was;
+  replying--;
 }
 
 void

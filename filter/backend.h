@@ -56,7 +56,7 @@ struct backend {
 struct backend_io {
   struct nbdkit_async_io hook;  /* first; buf, count, offset, is_write are the caller's to set */
   struct backend *backend;
-  /* Called once, on any thread.  A hook's: the plugin may hold locks, so call no hook. */
+  /* Called once, on any thread.  A hook's: the plugin may hold locks, see backend_may_start. */
   void (*done) (struct backend_io *, int err);
   uint64_t start_ns, end_ns;    /* end: when done is called */
   bool given_up;                /* when done is called: by backend_io_give_up */
@@ -73,8 +73,10 @@ extern void backend_io_do (struct backend_io *);
 extern bool backend_has_hook (const struct backend *, bool is_write);
 /* Calls the hook.  Hold no lock that done () takes. */
 extern void backend_io_start (struct backend_io *);
-/* Whether this thread is inside a reply. */
-extern bool backend_is_replying (void);
+/* Whether it may be called here: not inside a reply, but for plugins that say so.  With these not inside
+ * two, as each could be answered at once and start the next one, without end.
+ */
+extern bool backend_may_start (const struct backend *);
 
 /* What waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: no more when the client
  * has gone, and the plugin has had its grace time since then, since its last reply to any hook and since

@@ -11,6 +11,8 @@
 enum { OPEN_MAX_BUFS = STREAMS };
 
 static void kick (struct engine *, uint64_t offset, uint64_t end);
+static void serve_writer (struct engine *, uint64_t now_ns);
+static void wake_writers (struct engine *);
 
 /* Waiting for dirty data or a mutator.  Wants the lock, lets go of it meanwhile. */
 static void
@@ -41,7 +43,7 @@ written (struct buf *b, int err)
     stats_add (e->stats, STATS_DEFERRED_ERRORS, 1);
     atomic_store (&b->export->failing, true);
     buffers_set_state (b, BUF_FAILED);
-    cond_broadcast (&e->space); /* a writer must not wait for failed data */
+    wake_writers (e);           /* they must not wait for failed data */
   }
   kick (e, offset, end);
   cond_broadcast (&e->progress);
@@ -51,12 +53,17 @@ static void
 written_behind (struct backend_io *io, int err)
 {
   struct buf *b = buf_of_io (io);
+  struct engine *e = b->engine;
+  bool may_start = backend_may_start (io->backend);
+  uint64_t end_ns = io->end_ns;
 
-  ENGINE_LOCK_IN_SCOPE (b->engine);
+  ENGINE_LOCK_IN_SCOPE (e);
   b->hooked = false;
   /* Not where it had become another client's meanwhile, see can_retry: that one may well try again. */
   b->given_up = io->given_up && atomic_load (&b->conn->backend.gone_ns) != 0;
   written (b, err);
+  if (may_start)
+    serve_writer (e, end_ns);
 }
 
 /* What a READY buffer has to wait for. */
@@ -96,7 +103,7 @@ give_to_worker (struct buf *b)
 
   buffers_set_state (b, BUF_WRITING);
   handover (b, true, POOL_WRITE, written_behind);
-  if (e->progress_waiters + e->space_waiters > 0)
+  if (e->progress_waiters + e->writers.length > 0)
     pool_hurry (e->pool);
 }
 
@@ -118,7 +125,7 @@ kick (struct engine *e, uint64_t offset, uint64_t end)
     buffers_set_state (b, BUF_FAILED);
     b->err = EIO;               /* nobody has tried: the flush that does learns the true one */
     cond_broadcast (&e->progress);
-    cond_broadcast (&e->space);
+    wake_writers (e);
     /* Again from the start, and as far as this one reached: others may wait behind it. */
     offset = MIN (offset, buf_start (b));
     end = MAX (end, buf_end (b));
@@ -223,67 +230,37 @@ find_join (struct conn *c, uint64_t base, uint64_t offset, uint64_t end)
   return found && found->seq >= youngest ? found : NULL;
 }
 
-/* Waits until a buffer may have become free.  False if there is nothing to wait for. */
-static bool
-wait_for_space (struct conn *c)
-{
-  struct engine *e = c->engine;
-  uint64_t fresh;
-
-  submit_all (e);
-  if (e->failed.length == e->config.buffers)
-    return false;
-  pool_hurry (e->pool);
-  e->space_waiters++;
-  e->space_called = false;      /* it may be for one that does something else just now: call us, too */
-  fresh = buffers_fresh_until (e);
-  if (fresh > 0 && (c->backend.hooks == NULL || fresh < c->look_ns + BACKEND_POLL_NS))
-    /* Not at once: a pinned one may have been due long ago. */
-    engine_wait_until (e, &e->space, MAX (fresh, stats_now_ns () + 1000000));
-  else
-    engine_wait_plugin (c, &e->space);
-  e->space_waiters--;
-  e->space_called = false;
-  return true;
-}
-
-/* The buffer for a write, new or joined, its range widened for it; NULL if the write may not wait.
- * Wants the lock, lets go of it while it waits for a buffer; *NOW_NS is later then.
+/* The buffer for a write, new or joined, its range widened for it; it has a filler more.  NULL if the
+ * write may not wait, or, *IS_FULL, there is none.  Wants the lock.
  */
 static struct buf *
-reserve (struct conn *c, uint64_t base, uint64_t offset, uint64_t end, uint64_t *now_ns)
+reserve (const struct writer *w, uint64_t now_ns, bool *is_full)
 {
+  struct conn *c = w->conn;
   struct engine *e = c->engine;
-  struct buf *b = NULL;
-  bool is_new = false, waited = false;
+  struct buf *b;
 
-  for (;;) {
-    if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0
-        || mutator_overlaps (e, offset, end))
-      break;
-    if ((b = find_join (c, base, offset, end)) != NULL) {
-      submit_others (e, b, offset, end);
-      b->lo = MIN (b->lo, offset - base);
-      b->hi = MAX (b->hi, end - base);
-      stats_add (e->stats, STATS_COMBINED, 1);
-      break;
-    }
-    if ((b = buffers_take_for_write (e)) != NULL) {
-      submit_others (e, b, offset, end);
-      buffers_enter (b, BUF_OPEN, c, base, offset - base, end - base);
-      is_new = true;
-      break;
-    }
-    if (!wait_for_space (c))
-      break;
-    waited = true;
+  *is_full = false;
+  if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0
+      || mutator_overlaps (e, w->offset, w->end))
+    return NULL;
+  if ((b = find_join (c, w->base, w->offset, w->end)) != NULL) {
+    submit_others (e, b, w->offset, w->end);
+    b->lo = MIN (b->lo, w->offset - w->base);
+    b->hi = MAX (b->hi, w->end - w->base);
+    stats_add (e->stats, STATS_COMBINED, 1);
   }
-  if (waited)
-    *now_ns = stats_end (e->stats, STATS_SPACE_WAIT, *now_ns, end - offset);
-  if (is_new)
-    b->since_ns = *now_ns;
-  if (waited && e->free.length + e->clean.length > 0)
-    buffers_call_writer (e);
+  else if ((b = buffers_take_for_write (e)) != NULL) {
+    submit_others (e, b, w->offset, w->end);
+    buffers_enter (b, BUF_OPEN, c, w->base, w->offset - w->base, w->end - w->base);
+    b->since_ns = now_ns;
+  }
+  else {
+    *is_full = true;
+    return NULL;
+  }
+  b->fillers++;
+  buffers_drop (e, w->offset, w->end);
   return b;
 }
 
@@ -310,28 +287,118 @@ filled (struct buf *b)
     cond_signal (&e->linger);
 }
 
+/* Into what was reserved for it.  Wants the lock, lets go of it meanwhile. */
+static void
+fill (struct buf *b, const struct writer *w)
+{
+  struct engine *e = b->engine;
+
+  engine_unlock (e);
+  copy_bytes (b->data + (w->offset - w->base), w->data, w->end - w->offset);
+  engine_lock (e);
+  filled (b);
+  stats_add (e->stats, STATS_BEHIND, 1);
+}
+
+/* Wants the lock. */
+static void
+dequeue (struct writer *w, enum writer_state state)
+{
+  struct engine *e = w->conn->engine;
+
+  g_queue_unlink (&e->writers, &w->link);
+  w->state = state;
+  /* Whoever was called since we have the lock was the first: this one. */
+  e->writer_called = false;
+  e->wake[WAKE_WRITER] = NULL;
+}
+
+/* A buffer became free, and this thread may hand it over: for the first that waits.  Wants the lock, lets
+ * go of it meanwhile.
+ */
+static void
+serve_writer (struct engine *e, uint64_t now_ns)
+{
+  struct writer *w = g_queue_peek_head (&e->writers);
+  struct buf *b = NULL;
+  bool is_full;
+
+  if (w && (b = reserve (w, now_ns, &is_full)) != NULL) {
+    dequeue (w, WRITER_SERVING);
+    fill (b, w);
+    w->state = WRITER_SERVED;
+    wake_later (e, WAKE_WRITER, w->woken);
+  }
+  if (e->free.length + e->clean.length > 0)
+    buffers_call_writer (e);
+}
+
+static void
+wake_writers (struct engine *e)
+{
+  for (unsigned i = 0; i < WRITER_CONDS; i++)
+    cond_broadcast (&e->writer_woken[i]);
+}
+
+/* Waits until it is served, or a buffer may have become free.  False if there is nothing to wait for.
+ * Wants the lock, lets go of it meanwhile.
+ */
+static bool
+wait_for_space (struct writer *w)
+{
+  struct conn *c = w->conn;
+  struct engine *e = c->engine;
+  uint64_t fresh;
+
+  submit_all (e);
+  if (e->failed.length == e->config.buffers)
+    return false;
+  pool_hurry (e->pool);
+  if (w->state == WRITER_NEW) {
+    w->state = WRITER_WAITING;
+    w->woken = &e->writer_woken[e->n_writers++ % WRITER_CONDS];
+    w->link.data = w;
+    g_queue_push_tail_link (&e->writers, &w->link);
+  }
+  e->writer_called = false;     /* it may be for one that does something else just now: call the first, too */
+  fresh = buffers_fresh_until (e);
+  if (fresh > 0 && (c->backend.hooks == NULL || fresh < c->look_ns + BACKEND_POLL_NS))
+    /* Not at once: a pinned one may have been due long ago. */
+    engine_wait_until (e, w->woken, MAX (fresh, stats_now_ns () + 1000000));
+  else
+    engine_wait_plugin (c, w->woken);
+  while (w->state == WRITER_SERVING)
+    engine_wait (e, w->woken);
+  if (w->state == WRITER_WAITING)
+    e->writer_called = false;
+  return true;
+}
+
 bool
 behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, uint64_t *now_ns)
 {
   struct engine *e = c->engine;
-  uint64_t base = offset / c->unit * c->unit;
-  struct buf *b;
+  struct writer w = {
+    .conn = c, .base = offset / c->unit * c->unit, .offset = offset, .end = offset + count, .data = buf
+  };
+  uint64_t start_ns = *now_ns;
+  struct buf *b = NULL;
+  bool is_full;
 
-  engine_lock (e);
-  b = reserve (c, base, offset, offset + count, now_ns);
-  if (b) {
-    b->fillers++;
-    buffers_drop (e, offset, offset + count);
-    engine_unlock (e);
-
-    copy_bytes (b->data + (offset - base), buf, count);
-
-    engine_lock (e);
-    filled (b);
-    stats_add (e->stats, STATS_BEHIND, 1);
+  ENGINE_LOCK_IN_SCOPE (e);
+  while (w.state != WRITER_SERVED && (b = reserve (&w, *now_ns, &is_full)) == NULL && is_full
+         && wait_for_space (&w))
+    *now_ns = stats_now_ns ();
+  if (w.state == WRITER_WAITING) {
+    dequeue (&w, WRITER_NEW);
+    if (e->free.length + e->clean.length > 0)
+      buffers_call_writer (e);
   }
-  engine_unlock (e);
-  return b != NULL;
+  if (*now_ns > start_ns)
+    stats_note (e->stats, STATS_SPACE_WAIT, *now_ns - start_ns, count);
+  if (b)
+    fill (b, &w);
+  return b || w.state == WRITER_SERVED;
 }
 
 /* Writes, zeroes and trims that go straight to the plugin. */

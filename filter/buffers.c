@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "handover.h"
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -130,9 +131,12 @@ buffers_set_state (struct buf *b, enum buf_state state)
 void
 buffers_call_writer (struct engine *e)
 {
-  if (e->space_waiters == 0 || e->space_called)
+  struct writer *first = g_queue_peek_head (&e->writers);
+
+  if (first == NULL || e->writer_called)
     return;
-  e->space_called = e->wake_writer = true;
+  e->writer_called = true;
+  wake_later (e, WAKE_WRITER, first->woken);
 }
 
 void
@@ -340,7 +344,7 @@ buffers_take_for_ahead (struct engine *e, uint64_t now_ns)
 {
   struct buf *b;
 
-  if (e->space_waiters > 0)
+  if (e->writers.length > 0)
     return NULL;
   b = take_free (e);
   if (b == NULL && evict_idle (e, now_ns))

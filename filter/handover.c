@@ -41,22 +41,20 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
 static void
 unlock_and_wake (struct engine *e)
 {
-  struct cond *readers = e->wake_readers;
-  bool writer = e->wake_writer;
+  struct cond *readers = e->wake[WAKE_READERS], *writer = e->wake[WAKE_WRITER];
 
-  if (readers == NULL && !writer) {
+  if (readers == NULL && writer == NULL) {
     pthread_mutex_unlock (&e->lock);
     return;
   }
-  e->wake_readers = NULL;
-  e->wake_writer = false;
+  e->wake[WAKE_READERS] = e->wake[WAKE_WRITER] = NULL;
   /* Who is woken may be the last one, and end the engine: that waits for us (engine_free). */
   atomic_fetch_add (&e->waking, 1);
   pthread_mutex_unlock (&e->lock);
   if (readers)
     cond_broadcast (readers);
   if (writer)
-    cond_signal (&e->space);
+    cond_broadcast (writer);
   atomic_fetch_sub (&e->waking, 1);
 }
 
@@ -71,12 +69,12 @@ engine_unlock (struct engine *e)
   while ((l = g_queue_pop_head_link (&starts)) != NULL) {
     struct buf *b = l->data;
 
-    if (backend_is_replying ()) {
+    if (backend_may_start (b->io.backend))
+      backend_io_start (&b->io);
+    else {
       b->job.run = start_job;
       pool_push (e->pool, &b->job, POOL_PIECE);
     }
-    else
-      backend_io_start (&b->io);
   }
 }
 
@@ -84,7 +82,7 @@ engine_unlock (struct engine *e)
 static bool
 started (struct engine *e)
 {
-  if (e->starts.length == 0 && e->wake_readers == NULL && !e->wake_writer)
+  if (e->starts.length == 0 && e->wake[WAKE_READERS] == NULL && e->wake[WAKE_WRITER] == NULL)
     return false;
   engine_unlock (e);
   engine_lock (e);

@@ -7,10 +7,10 @@
  *
  * Likewise the wake-ups that come with every operation, of its reader and of writers that wait for a
  * buffer: who is woken under the lock may run at once, on this very CPU, and has to sleep again for the
- * lock.  Who lets go of it wakes them, see engine.wake_readers and wake_writer.
+ * lock.  Who lets go of it wakes them: of each kind there is one at a time (wake_later).
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
- * is started by a worker.
+ * is started by a worker, but where the plugin says that it holds none (reentrant).
  */
 #ifndef ASYNCPOOL_HANDOVER_H
 #define ASYNCPOOL_HANDOVER_H
@@ -36,6 +36,16 @@ engine_unlock_scope (struct engine **e)
 #define ENGINE_LOCK_IN_SCOPE(e)                                                                 \
   __attribute__ ((cleanup (engine_unlock_scope))) struct engine *engine_locked = engine_lock (e); \
   (void) engine_locked
+
+/* Wakes all that wait there, when the lock is free.  Wants the lock. */
+static inline void
+wake_later (struct engine *e, enum wake who, struct cond *cond)
+{
+  if (e->wake[who] && e->wake[who] != cond)
+    cond_broadcast (cond);
+  else
+    e->wake[who] = cond;
+}
 
 /* These want the lock and let go of it meanwhile.  They may return early: look again. */
 extern void engine_wait (struct engine *, struct cond *);

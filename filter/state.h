@@ -147,6 +147,27 @@ struct mutator {
   GList link;                   /* in engine.mutators */
 };
 
+/* A write that waits for a buffer, on the stack of its thread.  Who has written a buffer fills it for the
+ * first that waits, and sends it on its way, before he wakes anyone: the device would wait for that.
+ */
+struct writer {
+  /* Constant. */
+  struct conn *conn;
+  uint64_t base, offset, end;   /* within the unit at base */
+  const char *data;             /* the byte at offset */
+  /* Under engine.lock. */
+  enum writer_state { WRITER_NEW, WRITER_WAITING, WRITER_SERVING, WRITER_SERVED } state;
+  struct cond *woken;           /* one of engine.writer_woken */
+  GList link;                   /* in engine.writers, while WAITING */
+};
+
+/* Conditions for writers, which share them where there are more: a writer's own would be gone as soon
+ * as he is served, and who wakes him does it after that.
+ */
+enum { WRITER_CONDS = 64 };
+
+enum wake { WAKE_READERS, WAKE_WRITER, WAKES };
+
 struct engine {
   /* Constant after engine_start. */
   struct engine_config config;
@@ -163,14 +184,15 @@ struct engine {
   GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
   GQueue mutators, conns, exports;
   GQueue starts;                /* see handover.h */
-  struct cond *wake_readers;    /* likewise: changed of the buffer that was read under it */
-  bool wake_writer;             /* likewise: one that waits for space */
+  struct cond *wake[WAKES];     /* likewise, or NULL */
   uint64_t seq;
-  unsigned space_waiters, progress_waiters;
-  bool space_called;            /* a writer was woken since the last one began to wait, and has not run yet */
+  unsigned progress_waiters;
+  GQueue writers;               /* oldest first */
+  unsigned n_writers;           /* that there ever were */
+  bool writer_called;           /* the first was woken since the last one began to wait, and has not run yet */
   struct stream_census census;
   bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
-  struct cond space;            /* a buffer became free, or there is nothing to wait for */
+  struct cond writer_woken[WRITER_CONDS];       /* served; or a buffer became free, or none will */
   struct cond progress;         /* dirty data was written or failed, a mutator ended */
   struct cond linger;           /* the first buffer became OPEN, or the engine stops */
 

@@ -86,8 +86,8 @@ note_extremes (atomic_uint_fast64_t *min, atomic_uint_fast64_t *max, uint64_t v)
     store (min, v);
 }
 
-static void
-note (struct stats *s, enum stats_kind kind, uint64_t ns, uint64_t bytes)
+void
+stats_note (struct stats *s, enum stats_kind kind, uint64_t ns, uint64_t bytes)
 {
   struct kind *k = &my_shard (s)->kind[kind];
 
@@ -103,7 +103,7 @@ stats_end (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint64_t by
 {
   uint64_t now = stats_now_ns ();
 
-  note (s, kind, now - start_ns, bytes);
+  stats_note (s, kind, now - start_ns, bytes);
   return now;
 }
 
@@ -133,7 +133,7 @@ stats_end_device (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint
 
   add (&s->in_flight, -1);
   store (&s->last_ns, now);
-  note (s, kind, now - start_ns, bytes);
+  stats_note (s, kind, now - start_ns, bytes);
   return now;
 }
 

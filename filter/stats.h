@@ -49,6 +49,8 @@ extern void stats_free (struct stats *);
  * every clock is cheap to read.
  */
 extern uint64_t stats_end (struct stats *, enum stats_kind, uint64_t start_ns, uint64_t bytes);
+/* As that, where it is known that it took NS. */
+extern void stats_note (struct stats *, enum stats_kind, uint64_t ns, uint64_t bytes);
 extern void stats_add (struct stats *, enum stats_counter, uint64_t n);
 /* An operation in the plugin: begin returns its start time, end when it has ended. */
 extern uint64_t stats_begin_device (struct stats *);

@@ -658,6 +658,7 @@ static struct nbdkit_async hooks = {
   .async_cache       = hook_cache,
   .async_cancel      = hook_cancel,
   .grace_ms          = 1,       /* cancelled is done, so there is nothing to wait for */
+  .reentrant         = true,    /* service.h: no call is made under its lock */
 };
 
 NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)

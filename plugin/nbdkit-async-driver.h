@@ -31,6 +31,7 @@ struct nbdkit_async_io {
 struct nbdkit_async_driver {
   bool can_read, can_write;     /* which hooks are there */
   bool can_cancel;              /* without, start nothing: what does not reply could not be ended */
+  bool reentrant;               /* start may be called from inside done, where the plugin called that */
   uint64_t grace_ns;
   /* The handle of the connection that was opened last on this thread, once: a second call says
    * false.  A filter asks right after its next_open.

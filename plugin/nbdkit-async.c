@@ -718,6 +718,7 @@ nbdkit_async_get_driver (void)
     driver.can_read = hooks->async_pread;
     driver.can_write = hooks->async_pwrite;
     driver.can_cancel = hooks->async_cancel;
+    driver.reentrant = hooks->reentrant;
     driver.grace_ns = grace_ns ();
   }
   pthread_mutex_unlock (&lock);

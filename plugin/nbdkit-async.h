@@ -87,13 +87,20 @@ struct nbdkit_async {
    * it.
    */
   uint32_t grace_ms;
+
+  /* Set to 1 where hooks may be called from inside a reply, on the thread that gave it: replies are
+   * given with no lock held that a hook takes.  Then asyncpool starts the next operation where one has
+   * ended, and need not wake another thread for it first.  It calls none there that is started by a
+   * reply inside a reply.
+   */
+  bool reentrant;
 };
 
 /* nbdkit loads plugins with RTLD_GLOBAL: what is linked into this one stays its own. */
 #pragma GCC visibility push(hidden)
 
 /* The replies.  From any thread, also before the hook has returned, and holding any lock of the
- * plugin's, as no reply calls a hook; exactly one for each request.  A second one, or one to an
+ * plugin's, as no reply calls a hook (but see reentrant); exactly one for each request.  A second one, or one to an
  * unknown request, is reported in nbdkit's log and does nothing.  They never block for a client.
  */
 

@@ -47,7 +47,7 @@ struct fake {
   bool gone;
   unsigned asked;               /* whether it is */
   GPtrArray *asyncs;            /* under way */
-  unsigned n_asyncs;
+  unsigned n_asyncs, n_in_reply;
 };
 
 /* An operation that a hook has started. */
@@ -335,7 +335,7 @@ static const struct backend_ops ops = {
 
 /* Hooks. */
 
-static __thread bool in_reply;
+static __thread unsigned in_reply;
 
 static void *
 async_run (void *va)
@@ -351,10 +351,10 @@ async_run (void *va)
     io = a->io;
     a->io = NULL;
   }
-  in_reply = true;
+  in_reply++;
   if (io)
     io->done (io, err);
-  in_reply = false;
+  in_reply--;
 
   LOCK_IN_SCOPE (&f->lock);
   g_ptr_array_remove_fast (f->asyncs, a);
@@ -371,7 +371,7 @@ async_start (struct nbdkit_async_io *io)
   pthread_t thread;
   bool here;
 
-  g_assert_false (in_reply);
+  g_assert_cmpuint (in_reply, <=, ((struct handle *) io->handle)->driver.reentrant);
 
   *a = (struct async) {
     .handle = io->handle, .io = io, .buf = io->buf,
@@ -384,6 +384,7 @@ async_start (struct nbdkit_async_io *io)
 
     LOCK_IN_SCOPE (&f->lock);
     g_ptr_array_add (f->asyncs, a);
+    f->n_in_reply += in_reply;
     now.start = UINT64_MAX;
     here = holding_rule (f, &now) == NULL && ++f->n_asyncs % 2 == 0;
   }
@@ -413,16 +414,24 @@ async_give_up (struct nbdkit_async_io *io)
 }
 
 void
-fake_hook (struct backend *b, uint64_t grace_ns)
+fake_hook (struct backend *b, uint64_t grace_ns, bool reentrant)
 {
   struct handle *h = b->handle;
 
   h->driver = (struct nbdkit_async_driver) {
-    .can_read = true, .can_write = true, .can_cancel = true, .grace_ns = grace_ns,
+    .can_read = true, .can_write = true, .can_cancel = true, .reentrant = reentrant,
+    .grace_ns = grace_ns,
     .start = async_start, .give_up = async_give_up
   };
   b->hooks = &h->driver;
   b->hooks_handle = h;
+}
+
+unsigned
+fake_in_reply (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return f->n_in_reply;
 }
 
 struct backend
@@ -714,8 +723,8 @@ check_queues (struct engine *e)
   g_assert_cmpuint (e->failed.length, ==, n[BUF_FAILED]);
   g_assert_cmpuint (e->dirty.length, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
   g_assert_cmpuint (e->starts.length, ==, 0);
-  g_assert_true (e->wake_readers == NULL && !e->wake_writer);
-  g_assert_true (!e->space_called || e->space_waiters > 0);
+  g_assert_true (e->wake[WAKE_READERS] == NULL && e->wake[WAKE_WRITER] == NULL);
+  g_assert_true (!e->writer_called || e->writers.length > 0);
   check_sorted (&e->dirty);
   check_sorted (&e->failed);
 

@@ -106,11 +106,14 @@ config_hasty (unsigned buffers, unsigned threads, enum write_mode write, enum re
   return c;
 }
 
-/* test-hooked.c is this file again, with all over async hooks. */
+/* test-hooked.c and test-reentrant.c are this file again, with all over async hooks. */
 #ifndef HOOKED
 #define HOOKED false
 #endif
-static const bool hooked = HOOKED;
+#ifndef REENTRANT
+#define REENTRANT false
+#endif
+static const bool hooked = HOOKED, reentrant = REENTRANT;
 
 static struct backend
 backend_of (struct fake *f, unsigned i)
@@ -118,7 +121,7 @@ backend_of (struct fake *f, unsigned i)
   struct backend b = fake_backend (f, i);
 
   if (hooked)
-    fake_hook (&b, UINT64_C (3600000000000));
+    fake_hook (&b, UINT64_C (3600000000000), reentrant);
   return b;
 }
 
@@ -2065,6 +2068,40 @@ test_space (void)
   world_end_clean (&w);
 }
 
+/* Two writers wait, and two buffers become free, one by one: who has written the one fills it for the
+ * first that waits, and starts it, from inside the reply where the plugin lets us.
+ */
+static void
+test_space_served (void)
+{
+  struct world w;
+  struct task *write[2];
+  int hold;
+
+  world_init (&w, 8 * U, config (4, 4, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 4; i++)
+    do_request (&w, 0, WRITE, U, i * U, 1);
+  fake_wait_held (w.f, hold, 4);
+  for (unsigned i = 0; i < 2; i++) {
+    write[i] = task_start (&w, i, WRITE, U, (5 + i) * U, 2 + i);
+    task_wait_blocked (write[i]);
+  }
+  for (unsigned i = 0; i < 2; i++) {
+    fake_pass (w.f, hold, 1);
+    g_assert_cmpint (task_end (write[i]), ==, 0);
+    fake_wait_held (w.f, hold, 4);
+    g_assert_cmpuint (fake_in_reply (w.f), ==, reentrant ? i + 1 : 0);
+  }
+  for (unsigned i = 0; i < 2; i++)
+    do_request (&w, 0, READ, U, (5 + i) * U, 2 + i);
+  g_assert_cmpuint (stats_count (w.e->stats, STATS_SPACE_WAIT), ==, 2);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_BEHIND), ==, 6);
+  fake_release (w.f, hold);
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  world_end_clean (&w);
+}
+
 /* Everything fails while writers wait: they are answered, by an error or by the plugin. */
 static void
 test_slab_failed (gconstpointer data)
@@ -2598,7 +2635,7 @@ world_init_hasty (struct world *w, uint64_t size, struct engine_config c)
   for (unsigned i = 0; i < 2; i++) {
     struct backend b = fake_backend (w->f, i);
 
-    fake_hook (&b, 0);
+    fake_hook (&b, 0, reentrant);
     g_assert_cmpint (conn_open (w->e, "", false, &b, &w->c[i]), ==, 0);
     fake_make_slow (w->c[i]);
   }
@@ -2691,7 +2728,7 @@ test_hooks_lost_once (void)
 static void
 make_hopeless (struct conn *c)
 {
-  fake_hook (&c->backend, stats_now_ns () / 2);
+  fake_hook (&c->backend, stats_now_ns () / 2, reentrant);
   atomic_store (&c->backend.gone_ns, 1);
   atomic_store (&c->backend.alive_ns, 1);
   c->look_ns = 0;
@@ -2849,7 +2886,7 @@ test_hooks_given_up_late (void)
   struct task *close;
 
   world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
-  fake_hook (&w.c[1]->backend, UINT64_MAX / 2);
+  fake_hook (&w.c[1]->backend, UINT64_MAX / 2, reentrant);
   late = (struct late) { .w = &w, .hold = fake_hold (w.f, FAKE_WRITE, 0, 0) };
   do_request (&w, 0, WRITE, U, 0, 1);
   fake_wait_held (w.f, late.hold, 1);
@@ -3418,6 +3455,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/slab/filling", test_filling);
   g_test_add_func ("/engine/slab/reuse", test_reuse);
   g_test_add_func ("/engine/slab/space", test_space);
+  g_test_add_func ("/engine/slab/served", test_space_served);
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
   g_test_add_func ("/engine/slab/evict-clean", test_evict_clean);
