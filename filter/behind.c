@@ -10,6 +10,11 @@
 /* At most so many buffers wait to grow: as many as there are places for streams of reads. */
 enum { OPEN_MAX_BUFS = STREAMS };
 
+/* What is copied for a writer by who has written a buffer, which may be a thread of the plugin's.  More
+ * takes longer than a thread takes to wake.
+ */
+enum { SERVE_MAX_BYTES = 256 * 1024 };
+
 static void kick (struct engine *, uint64_t offset, uint64_t end);
 static void serve_writer (struct engine *, uint64_t now_ns);
 static void wake_writers (struct engine *);
@@ -281,7 +286,7 @@ filled (struct buf *b)
   }
   if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
     submit (b);
-  else if (e->open.length > OPEN_MAX_BUFS)
+  else if (e->open.length > OPEN_MAX_BUFS || e->writers.length > 0)
     submit (e->open.head->data);
   if (e->linger_idle && e->open.length > 0)
     cond_signal (&e->linger);
@@ -300,7 +305,9 @@ fill (struct buf *b, const struct writer *w)
   stats_add (e->stats, STATS_BEHIND, 1);
 }
 
-/* Wants the lock. */
+/* It waits no longer, for the buffer that it has, or the plugin.  What else there is is the next one's.
+ * Wants the lock.
+ */
 static void
 dequeue (struct writer *w, enum writer_state state)
 {
@@ -308,9 +315,11 @@ dequeue (struct writer *w, enum writer_state state)
 
   g_queue_unlink (&e->writers, &w->link);
   w->state = state;
-  /* Whoever was called since we have the lock was the first: this one. */
+  /* Who was called since we have the lock was called for that buffer. */
   e->writer_called = false;
   e->wake[WAKE_WRITER] = NULL;
+  if (e->free.length + e->clean.length > 0)
+    buffers_call_writer (e);
 }
 
 /* A buffer became free, and this thread may hand it over: for the first that waits.  Wants the lock, lets
@@ -320,17 +329,18 @@ static void
 serve_writer (struct engine *e, uint64_t now_ns)
 {
   struct writer *w = g_queue_peek_head (&e->writers);
-  struct buf *b = NULL;
+  struct buf *b;
   bool is_full;
 
-  if (w && (b = reserve (w, now_ns, &is_full)) != NULL) {
-    dequeue (w, WRITER_SERVING);
-    fill (b, w);
-    w->state = WRITER_SERVED;
-    wake_later (e, WAKE_WRITER, w->woken);
-  }
-  if (e->free.length + e->clean.length > 0)
-    buffers_call_writer (e);
+  if (w == NULL || w->end - w->offset > SERVE_MAX_BYTES)
+    return;
+  b = reserve (w, now_ns, &is_full);
+  if (b == NULL)
+    return;                     /* it was called, and finds out itself */
+  dequeue (w, WRITER_SERVING);
+  fill (b, w);
+  w->state = WRITER_SERVED;
+  wake_later (e, WAKE_WRITER, w->woken);
 }
 
 static void
@@ -389,11 +399,8 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
   while (w.state != WRITER_SERVED && (b = reserve (&w, *now_ns, &is_full)) == NULL && is_full
          && wait_for_space (&w))
     *now_ns = stats_now_ns ();
-  if (w.state == WRITER_WAITING) {
+  if (w.state == WRITER_WAITING)
     dequeue (&w, WRITER_NEW);
-    if (e->free.length + e->clean.length > 0)
-      buffers_call_writer (e);
-  }
   if (*now_ns > start_ns)
     stats_note (e->stats, STATS_SPACE_WAIT, *now_ns - start_ns, count);
   if (b)

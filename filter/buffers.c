@@ -131,12 +131,15 @@ buffers_set_state (struct buf *b, enum buf_state state)
 void
 buffers_call_writer (struct engine *e)
 {
-  struct writer *first = g_queue_peek_head (&e->writers);
+  GList *l = e->writers.head;
 
-  if (first == NULL || e->writer_called)
+  if (l == NULL || e->writer_called)
     return;
+  /* One that sleeps: another may be at something long, and comes back to look in the end. */
+  while (l->next && !cond_is_waited_for (((struct writer *) l->data)->woken))
+    l = l->next;
   e->writer_called = true;
-  wake_later (e, WAKE_WRITER, first->woken);
+  wake_later (e, WAKE_WRITER, ((struct writer *) l->data)->woken);
 }
 
 void

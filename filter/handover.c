@@ -39,34 +39,11 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
 }
 
 static void
-unlock_and_wake (struct engine *e)
+start (struct engine *e, GQueue *starts)
 {
-  struct cond *readers = e->wake[WAKE_READERS], *writer = e->wake[WAKE_WRITER];
-
-  if (readers == NULL && writer == NULL) {
-    pthread_mutex_unlock (&e->lock);
-    return;
-  }
-  e->wake[WAKE_READERS] = e->wake[WAKE_WRITER] = NULL;
-  /* Who is woken may be the last one, and end the engine: that waits for us (engine_free). */
-  atomic_fetch_add (&e->waking, 1);
-  pthread_mutex_unlock (&e->lock);
-  if (readers)
-    cond_broadcast (readers);
-  if (writer)
-    cond_broadcast (writer);
-  atomic_fetch_sub (&e->waking, 1);
-}
-
-void
-engine_unlock (struct engine *e)
-{
-  GQueue starts = e->starts;
   GList *l;
 
-  g_queue_init (&e->starts);
-  unlock_and_wake (e);
-  while ((l = g_queue_pop_head_link (&starts)) != NULL) {
+  while ((l = g_queue_pop_head_link (starts)) != NULL) {
     struct buf *b = l->data;
 
     if (backend_may_start (b->io.backend))
@@ -76,6 +53,30 @@ engine_unlock (struct engine *e)
       pool_push (e->pool, &b->job, POOL_PIECE);
     }
   }
+}
+
+/* The device first: who is woken may run at once, in our place. */
+void
+engine_unlock (struct engine *e)
+{
+  struct cond *readers = e->wake[WAKE_READERS], *writer = e->wake[WAKE_WRITER];
+  GQueue starts = e->starts;
+
+  g_queue_init (&e->starts);
+  e->wake[WAKE_READERS] = e->wake[WAKE_WRITER] = NULL;
+  /* Who is woken, or waits for what is started, may be the last one and end the engine, which waits
+   * for us (engine_free).
+   */
+  if (readers || writer)
+    atomic_fetch_add (&e->waking, 1);
+  pthread_mutex_unlock (&e->lock);
+  start (e, &starts);
+  if (readers)
+    cond_broadcast (readers);
+  if (writer)
+    cond_broadcast (writer);
+  if (readers || writer)
+    atomic_fetch_sub (&e->waking, 1);
 }
 
 /* Whether there was something to start, or someone to wake, first. */

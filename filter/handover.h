@@ -7,7 +7,7 @@
  *
  * Likewise the wake-ups that come with every operation, of its reader and of writers that wait for a
  * buffer: who is woken under the lock may run at once, on this very CPU, and has to sleep again for the
- * lock.  Who lets go of it wakes them: of each kind there is one at a time (wake_later).
+ * lock.  Who lets go of it wakes them, after what there is to start was started (wake_later).
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
  * is started by a worker, but where the plugin says that it holds none (reentrant).
@@ -37,7 +37,9 @@ engine_unlock_scope (struct engine **e)
   __attribute__ ((cleanup (engine_unlock_scope))) struct engine *engine_locked = engine_lock (e); \
   (void) engine_locked
 
-/* Wakes all that wait there, when the lock is free.  Wants the lock. */
+/* Wakes all that wait there, when the lock is free, or at once where it has to wake others of the kind
+ * then: that is rare.  Wants the lock.
+ */
 static inline void
 wake_later (struct engine *e, enum wake who, struct cond *cond)
 {
@@ -64,7 +66,7 @@ was_given_up (const struct conn *c, const struct buf *b)
 }
 
 /* Has bytes [lo, hi) of the buffer read or written, for its connection; then calls DONE, without the
- * lock, on some other thread.  Wants the lock.  DONE clears buf.hooked under the lock.
+ * lock, on another thread or when this one lets go of the lock.  Wants the lock.  DONE clears buf.hooked under the lock.
  */
 extern void handover (struct buf *, bool is_write, enum pool_queue,
                       void (*done) (struct backend_io *, int err));

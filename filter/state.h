@@ -148,7 +148,8 @@ struct mutator {
 };
 
 /* A write that waits for a buffer, on the stack of its thread.  Who has written a buffer fills it for the
- * first that waits, and sends it on its way, before he wakes anyone: the device would wait for that.
+ * first that waits, and sends it on its way, before he wakes that one: the device would wait for it to
+ * run.  From SERVING to SERVED the writer's thread waits for him, whatever the hooks that he calls do.
  */
 struct writer {
   /* Constant. */
@@ -189,7 +190,7 @@ struct engine {
   unsigned progress_waiters;
   GQueue writers;               /* oldest first */
   unsigned n_writers;           /* that there ever were */
-  bool writer_called;           /* the first was woken since the last one began to wait, and has not run yet */
+  bool writer_called;           /* one was woken since the last one began to wait, and has not run yet */
   struct stream_census census;
   bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
   struct cond writer_woken[WRITER_CONDS];       /* served; or a buffer became free, or none will */

@@ -67,10 +67,17 @@ cond_wait (struct cond *c, pthread_mutex_t *m)
   cond_wait_until (c, m, UINT64_MAX);
 }
 
+/* With the mutex: whether a signal would reach anyone.  Who was woken already does not count. */
+static inline bool
+cond_is_waited_for (struct cond *c)
+{
+  return atomic_load (&c->waiters) > 0;
+}
+
 static inline void
 cond_wake (struct cond *c, int n)
 {
-  if (atomic_load (&c->waiters) == 0)
+  if (!cond_is_waited_for (c))
     return;
   atomic_fetch_add (&c->signals, 1);
   syscall (SYS_futex, &c->signals, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);

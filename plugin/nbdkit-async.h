@@ -88,10 +88,11 @@ struct nbdkit_async {
    */
   uint32_t grace_ms;
 
-  /* Set to 1 where hooks may be called from inside a reply, on the thread that gave it: replies are
-   * given with no lock held that a hook takes.  Then asyncpool starts the next operation where one has
-   * ended, and need not wake another thread for it first.  It calls none there that is started by a
-   * reply inside a reply.
+  /* True: hooks may be called from inside a reply, on the thread that gives it, and so inside the hook or
+   * the async_cancel that gave it.  Replies are given with no lock held that a hook takes, and neither
+   * errno nor nbdkit_set_error's value outlives one.  asyncpool then copies the data of a write that
+   * waits for a buffer, up to 256 KiB, and starts it where another has ended, with no thread to wake
+   * first.  Inside a reply inside a reply no hook is called.
    */
   bool reentrant;
 };

@@ -292,11 +292,13 @@ begin (bool can_cancel)
                                          .name = "test", .open = plugin_open };
   test_hooks = (struct nbdkit_async) { .async_pread = hook_pread, .async_pwrite = hook_pwrite,
                                        .async_cancel = can_cancel ? hook_cancel : NULL,
-                                       .grace_ms = 1 + can_cancel };
+                                       .grace_ms = 1 + can_cancel,
+                                       .reentrant = can_cancel };
   g_assert_true (nbdkit_async_register (&test_plugin, &test_hooks) == &test_plugin);
   driver = nbdkit_async_get_driver ();
   g_assert_true (driver->can_read && driver->can_write);
   g_assert_cmpuint (driver->grace_ns, ==, (1 + can_cancel) * MS);
+  g_assert_cmpint (driver->reentrant, ==, can_cancel);
 }
 
 static void
