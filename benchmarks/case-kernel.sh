@@ -20,7 +20,8 @@ kernel_guest_mib () { echo $((kernel_mib * 2 + 4608)); }
 kernel_sizes () {
   local available
   available=$(awk '/^MemAvailable:/ { print int ($2 / 1024) }' /proc/meminfo)
-  if [ "$available" -gt 16384 ]; then kernel_device=6G kernel_mib=3072 kernel_other_mib=1152
+  if [ "$available" -gt 20480 ]; then kernel_device=8G kernel_mib=4608 kernel_other_mib=1152
+  elif [ "$available" -gt 16384 ]; then kernel_device=6G kernel_mib=3072 kernel_other_mib=1152
   elif [ "$available" -gt 12288 ]; then kernel_device=4G kernel_mib=2560 kernel_other_mib=384
   else kernel_device=4G kernel_mib=1536
   fi
