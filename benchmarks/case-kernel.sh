@@ -192,10 +192,10 @@ notes_kernel () {
   cat <<EOF
 For each contestant: nbdkit on a Unix socket, nbd-client, mkfs.ext4 -b 4096; dd if=/dev/zero
 of=zeros bs=128k conv=fsync; echo 1 >drop_caches; cat zeros, for at most 45 s; the same with 2 and 4
-files at once, for at most 20 s. Then a tree of $kernel_files small files: tar -x and sync; drop_caches with 3, as inodes and
-directories are to be read from the device as well; md5sum -c of all files one after another, for at
-most 4 s; drop_caches again, rm -r and sync. job: these three, for all files, by the time per file of
-what was done of them (-t 1 has 100 files). After each contestant: umount, e2fsck -f.
+files at once, for at most 20 s. Then a tree of $kernel_files small files: tar -x and sync; drop_caches
+with 3, as inodes and directories are to be read from the device as well; md5sum -c of all files one
+after another, for at most 4 s; drop_caches again, rm -r and sync. job: these three, for all files, by
+the time per file of what was done of them (-t 1 has 100 files). After each contestant: umount, e2fsck -f.
 asyncpool as it is by default. tuned: read_ahead_kb=16384 wbt_lat_usec=0 nr_requests=1024.
 2017: 120 MB/s with 64 buffers, 1.8 GB/s with 1024, on a patched nbdkit and a machine's own kernel.
 EOF
