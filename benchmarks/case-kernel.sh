@@ -2,7 +2,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 title="The kernel as the client: nbd-client, mkfs.ext4, dd conv=fsync, drop_caches, cat; 64 ms"
 rounds=1
-seconds=20                      # not used: guest/kernel-job.sh has its own
 
 kernel_files=2000
 kernel_seconds=2700

@@ -346,8 +346,8 @@ serve_writer (struct engine *e, uint64_t now_ns)
 static void
 wake_writers (struct engine *e)
 {
-  for (unsigned i = 0; i < WRITER_CONDS; i++)
-    cond_broadcast (&e->writer_woken[i]);
+  for (GList *l = e->writers.head; l; l = l->next)
+    cond_broadcast (((struct writer *) l->data)->woken);
 }
 
 /* Waits until it is served, or a buffer may have become free.  False if there is nothing to wait for.

@@ -66,7 +66,8 @@ was_given_up (const struct conn *c, const struct buf *b)
 }
 
 /* Has bytes [lo, hi) of the buffer read or written, for its connection; then calls DONE, without the
- * lock, on another thread or when this one lets go of the lock.  Wants the lock.  DONE clears buf.hooked under the lock.
+ * lock, on another thread or when this one lets go of the lock.  Wants the lock.  DONE clears buf.hooked
+ * under the lock.
  */
 extern void handover (struct buf *, bool is_write, enum pool_queue,
                       void (*done) (struct backend_io *, int err));

@@ -101,8 +101,9 @@ struct nbdkit_async {
 #pragma GCC visibility push(hidden)
 
 /* The replies.  From any thread, also before the hook has returned, and holding any lock of the
- * plugin's, as no reply calls a hook (but see reentrant); exactly one for each request.  A second one, or one to an
- * unknown request, is reported in nbdkit's log and does nothing.  They never block for a client.
+ * plugin's, as no reply calls a hook (but see reentrant); exactly one for each request.  A second one,
+ * or one to an unknown request, is reported in nbdkit's log and does nothing.  They never block for a
+ * client.
  */
 
 /* Done.  Of a read: BUF of the hook has been filled. */

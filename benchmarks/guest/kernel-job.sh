@@ -15,7 +15,7 @@ mnt=$work/mnt
 device=/dev/nbd0
 queue=/sys/block/nbd0/queue
 # One file is read to its end, as in 2017, but by the slowest. Several are read side by side, until the
-# first could be through: what is not by then is as good as read.
+# first could be through: what is not by then is as good as read. (The notes of case-kernel.sh say these.)
 one_file_seconds=45
 files_seconds=20
 tree_seconds=4
