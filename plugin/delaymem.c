@@ -6,11 +6,11 @@
  * callbacks.  The bytes are in store, times and clock in latency, operations
  * that wait in service.
  *
- * With io-threads an operation is queued on arrival, applied by a service
- * thread near the end of its time, and answered then.  Without, it is applied
- * on arrival, and the thread that nbdkit called sleeps for the rest of its
- * time.  Either way the time counts from the arrival, and copying is part of
- * the latency, not added to it; and what ends a wait early applies the
+ * An operation of nbdkit's own is applied on arrival, and the thread that
+ * nbdkit called sleeps for the rest of its time.  One that asyncpool starts is
+ * queued on arrival, applied by a service thread near the end of its time, and
+ * answered then.  Either way the time counts from the arrival, and copying is
+ * part of the latency, not added to it; and what ends a wait early applies the
  * operation if that is still to do, so nothing that was taken is lost.
  *
  * State: the options, the store and the service are written before the first
@@ -156,8 +156,8 @@ delaymem_config_complete (void)
   "rdelay=<TIME>   (default: delay) The same for reads only.\n"         \
   "wdelay=<TIME>   (default: delay) The same for writes, zeroes, trims.\n" \
   "populate=<BOOL> (default false) Take all memory at the start.\n"     \
-  "io-threads=<N>  (default 2) Threads that serve operations, 64 at most.\n" \
-  "                0: each operation sleeps on a thread of nbdkit's.\n"   \
+  "io-threads=<N>  (default 2) Threads that serve what asyncpool starts, 64\n" \
+  "                at most. 0: no hooks, each operation sleeps on a thread.\n" \
   "<TIME> is 64ms, 250us, 10ns, 1.5s or 1.5 (seconds), 3600s at most."
 
 static void
@@ -529,8 +529,6 @@ do_async (const struct service_op *op)
   const uint64_t delay = delay_of ((enum kind) op->kind);
   int r;
 
-  if (is_refused (op))
-    return fail (EOPNOTSUPP);
   if (delay == 0) {
     apply (op);
     reply (op);
@@ -548,7 +546,7 @@ hook_pread (void *conn, uint64_t reqid, bool flush, void *handle,
   (void) handle;
   return do_async (&(struct service_op) {
       .conn = conn, .reqid = reqid, .kind = READ,
-      .buf.to = buf, .count = count, .offset = offset, .work_bytes = count,
+      .buf.to = buf, .count = count, .offset = offset,
     });
 }
 
@@ -560,49 +558,7 @@ hook_pwrite (void *conn, uint64_t reqid, bool flush, void *handle,
   (void) handle;
   return do_async (&(struct service_op) {
       .conn = conn, .reqid = reqid, .kind = WRITE,
-      .buf.from = buf, .count = count, .offset = offset, .work_bytes = count,
-    });
-}
-
-/* How long they take depends on how much of the range is a hole: what is
- * larger may have gigabytes of pages to give back.
- */
-#define ZERO_WORK_BYTES (UINT32_C (1) << 17)
-
-static int
-hook_zero (void *conn, uint64_t reqid, void *handle,
-           uint32_t count, uint64_t offset, uint32_t flags)
-{
-  (void) handle;
-  return do_async (&(struct service_op) {
-      .conn = conn, .reqid = reqid, .kind = ZERO,
-      .count = count, .offset = offset, .flags = flags,
-      .work_bytes = count < ZERO_WORK_BYTES ? count : ZERO_WORK_BYTES,
-      .is_long = count > ZERO_WORK_BYTES,
-    });
-}
-
-static int
-hook_trim (void *conn, uint64_t reqid, void *handle,
-           uint32_t count, uint64_t offset, uint32_t flags)
-{
-  (void) handle;
-  return do_async (&(struct service_op) {
-      .conn = conn, .reqid = reqid, .kind = TRIM,
-      .count = count, .offset = offset, .flags = flags,
-      .work_bytes = count < ZERO_WORK_BYTES ? count : ZERO_WORK_BYTES,
-      .is_long = count > ZERO_WORK_BYTES,
-    });
-}
-
-static int
-hook_cache (void *conn, uint64_t reqid, void *handle,
-            uint32_t count, uint64_t offset, uint32_t flags)
-{
-  (void) handle;
-  return do_async (&(struct service_op) {
-      .conn = conn, .reqid = reqid, .kind = CACHE,
-      .count = count, .offset = offset, .flags = flags,
+      .buf.from = buf, .count = count, .offset = offset,
     });
 }
 
@@ -653,12 +609,10 @@ static struct nbdkit_plugin plugin = {
 static struct nbdkit_async hooks = {
   .async_pread       = hook_pread,
   .async_pwrite      = hook_pwrite,
-  .async_zero        = hook_zero,
-  .async_trim        = hook_trim,
-  .async_cache       = hook_cache,
   .async_cancel      = hook_cancel,
   .grace_ms          = 1,       /* cancelled is done, so there is nothing to wait for */
   .reentrant         = true,    /* service.h: no call is made under its lock */
+  .prefer_callbacks  = true,
 };
 
 NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)

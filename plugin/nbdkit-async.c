@@ -586,10 +586,12 @@ perform (const struct operation *op)
   return result (perform_with (op, copy));
 }
 
+#define IS_HOOKED(op) (hooks->async_##op && !(hooks->prefer_callbacks && author.op))
+
 static int
 wrap_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  if (!hooks->async_pread)
+  if (!IS_HOOKED (pread))
     return author.pread (handle, buf, count, offset, flags);
   return perform (&(struct operation) { READ, handle, buf, count, offset, flags });
 }
@@ -599,7 +601,7 @@ wrap_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uin
 {
   void *data = (void *) (uintptr_t) buf;        /* only read */
 
-  if (!hooks->async_pwrite)
+  if (!IS_HOOKED (pwrite))
     return author.pwrite (handle, buf, count, offset, flags);
   return perform (&(struct operation) { WRITE, handle, data, count, offset, flags });
 }
@@ -607,7 +609,7 @@ wrap_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uin
 static int
 wrap_flush (void *handle, uint32_t flags)
 {
-  if (!hooks->async_flush)
+  if (!IS_HOOKED (flush))
     return author.flush (handle, flags);
   return perform (&(struct operation) { FLUSH, handle, NULL, 0, 0, flags });
 }
@@ -615,7 +617,7 @@ wrap_flush (void *handle, uint32_t flags)
 static int
 wrap_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  if (!hooks->async_zero)
+  if (!IS_HOOKED (zero))
     return author.zero (handle, count, offset, flags);
   return perform (&(struct operation) { ZERO, handle, NULL, count, offset, flags });
 }
@@ -623,7 +625,7 @@ wrap_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 static int
 wrap_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  if (!hooks->async_trim)
+  if (!IS_HOOKED (trim))
     return author.trim (handle, count, offset, flags);
   return perform (&(struct operation) { TRIM, handle, NULL, count, offset, flags });
 }
@@ -631,7 +633,7 @@ wrap_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 static int
 wrap_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  if (!hooks->async_cache)
+  if (!IS_HOOKED (cache))
     return author.cache (handle, count, offset, flags);
   return perform (&(struct operation) { CACHE, handle, NULL, count, offset, flags });
 }

@@ -45,7 +45,7 @@ extern "C" {
 #define NBDKIT_THREAD_MODEL_ASYNC NBDKIT_THREAD_MODEL_PARALLEL
 
 /* The hooks.  All may be NULL; what is left out is done by the callback of the same name in struct
- * nbdkit_plugin, if there is one.  Where both are there the hook is used.
+ * nbdkit_plugin, if there is one.  Where both are there the hook is used (but see prefer_callbacks).
  *
  * conn, reqid: to be handed back with the reply; mean nothing to the plugin.  reqid never repeats.
  * handle: what .open returned.  .close is called when all requests on it were replied to or given up.
@@ -95,6 +95,12 @@ struct nbdkit_async {
    * first.  Inside a reply inside a reply no hook is called.
    */
   bool reentrant;
+
+  /* True: where both are there, nbdkit's own requests use the callback, and hooks are for asyncpool.  A
+   * thread of nbdkit's waits for each of them in any case, and this spares it the way through another
+   * one.  Callbacks and hooks run side by side then, on one handle, too.
+   */
+  bool prefer_callbacks;
 };
 
 /* nbdkit loads plugins with RTLD_GLOBAL: what is linked into this one stays its own. */

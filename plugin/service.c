@@ -154,11 +154,9 @@ call_idle_locked (struct service *sv)
 static uint64_t
 back_ns (const struct service_op *op, uint64_t now)
 {
-  const uint64_t ns = op->work_bytes / COPY_BYTES_PER_NS;
+  const uint64_t ns = op->count / COPY_BYTES_PER_NS;
 
-  if (op->is_long)
-    return UINT64_MAX;
-  return now + CALL_NS + (op->work_bytes < LONG_BYTES ? ns : 10 * ns);
+  return now + CALL_NS + (op->count < LONG_BYTES ? ns : 10 * ns);
 }
 
 static void
@@ -374,7 +372,7 @@ service_submit (struct service *sv, const struct service_op *op,
   const uint64_t now = latency_now_ns ();
   const uint64_t slack_ns = min_ns (delay_ns / SLACK_PART, MAX_SLACK_NS);
   const uint64_t copy_ns =
-    min_ns (op->work_bytes / COPY_BYTES_PER_NS, delay_ns);
+    min_ns (op->count / COPY_BYTES_PER_NS, delay_ns);
   struct queued q = {
     .deadline_ns = now + delay_ns,
     .earliest_ns = now + delay_ns - copy_ns,

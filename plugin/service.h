@@ -43,8 +43,8 @@
 
 #define SERVICE_MAX_THREADS 64
 
-/* What the module needs to know of an operation is conn, reqid, work_bytes
- * and is_long; the rest is for who gave it.
+/* What the module needs to know of an operation is conn, reqid and count;
+ * the rest is for who gave it.
  */
 struct service_op {
   void *conn;
@@ -54,11 +54,9 @@ struct service_op {
     const void *from;           /* a write */
   } buf;
   uint64_t offset;
-  uint32_t count;
-  uint32_t work_bytes;          /* how much of it is copying */
+  uint32_t count;               /* of bytes to be copied */
   uint32_t kind;
   uint32_t flags;
-  bool is_long;                 /* it may take far longer than work_bytes says */
 };
 
 struct service_calls {

@@ -905,6 +905,131 @@ test_grace (void)
   end ();
 }
 
+/* Which of the two does nbdkit's requests. */
+
+static unsigned n_hooked, n_called;
+
+static int
+count_hook (void *conn, uint64_t reqid)
+{
+  n_hooked++;
+  nbdkit_async_reply (conn, reqid);
+  return 0;
+}
+
+static int
+count_pread (void *conn, uint64_t reqid, bool flush, void *handle, void *buf, uint32_t count,
+             uint64_t offset)
+{
+  (void) flush; (void) handle; (void) buf; (void) count; (void) offset;
+  return count_hook (conn, reqid);
+}
+
+static int
+count_pwrite (void *conn, uint64_t reqid, bool flush, void *handle, const void *buf, uint32_t count,
+              uint64_t offset)
+{
+  (void) flush; (void) handle; (void) buf; (void) count; (void) offset;
+  return count_hook (conn, reqid);
+}
+
+static int
+count_flush (void *conn, uint64_t reqid, void *handle, uint32_t flags)
+{
+  (void) handle; (void) flags;
+  return count_hook (conn, reqid);
+}
+
+static int
+count_range (void *conn, uint64_t reqid, void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle; (void) count; (void) offset; (void) flags;
+  return count_hook (conn, reqid);
+}
+
+static int
+call_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle; (void) buf; (void) count; (void) offset; (void) flags;
+  n_called++;
+  return 0;
+}
+
+static int
+call_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle; (void) buf; (void) count; (void) offset; (void) flags;
+  n_called++;
+  return 0;
+}
+
+static int
+call_flush (void *handle, uint32_t flags)
+{
+  (void) handle; (void) flags;
+  n_called++;
+  return 0;
+}
+
+static int
+call_range (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void) handle; (void) count; (void) offset; (void) flags;
+  n_called++;
+  return 0;
+}
+
+/* Each kind of request once, with all hooks. */
+static void
+ask_for_all (bool has_callbacks, bool prefer_callbacks)
+{
+  struct nbdkit_plugin *p = &test_plugin;
+  struct nbdkit_async counting = {
+    .async_pread = count_pread, .async_pwrite = count_pwrite, .async_flush = count_flush,
+    .async_zero = count_range, .async_trim = count_range, .async_cache = count_range,
+    .prefer_callbacks = prefer_callbacks,
+  };
+
+  test_hooks = counting;
+  *p = (struct nbdkit_plugin) { ._struct_size = sizeof *p, ._api_version = 2, .name = "test" };
+  if (has_callbacks) {
+    p->pread = call_pread;
+    p->pwrite = call_pwrite;
+    p->flush = call_flush;
+    p->zero = p->trim = p->cache = call_range;
+  }
+  nbdkit_async_register (p, &test_hooks);
+  n_hooked = n_called = 0;
+  g_assert_cmpint (p->pread (HANDLE, data, COUNT, 0, 0), ==, 0);
+  g_assert_cmpint (p->pwrite (HANDLE, data, COUNT, 0, 0), ==, 0);
+  g_assert_cmpint (p->flush (HANDLE, 0), ==, 0);
+  g_assert_cmpint (p->zero (HANDLE, COUNT, 0, 0), ==, 0);
+  g_assert_cmpint (p->trim (HANDLE, COUNT, 0, 0), ==, 0);
+  g_assert_cmpint (p->cache (HANDLE, COUNT, 0, 0), ==, 0);
+}
+
+static void
+test_prefer_callbacks (void)
+{
+  struct test_io t;
+
+  begin (false);
+  ask_for_all (true, false);
+  g_assert_cmpuint (n_hooked, ==, 6);
+  g_assert_cmpuint (n_called, ==, 0);
+  ask_for_all (false, true);
+  g_assert_cmpuint (n_hooked, ==, 6);
+  ask_for_all (true, true);
+  g_assert_cmpuint (n_hooked, ==, 0);
+  g_assert_cmpuint (n_called, ==, 6);
+  /* A filter's request is a hook's all the same. */
+  io_init (&t);
+  nbdkit_async_get_driver ()->start (&t.io);
+  g_assert_cmpuint (t.n_done, ==, 1);
+  g_assert_cmpuint (n_hooked, ==, 1);
+  end ();
+}
+
 /* Lets a call that waits in fake time look at the clock. */
 static void
 look_again (uint64_t reqid, unsigned timeouts)
@@ -1057,6 +1182,7 @@ main (int argc, char **argv)
   g_test_init (&argc, &argv, NULL);
   g_test_add_func ("/async-driver/claim", test_claim);
   g_test_add_func ("/async-driver/start", test_start);
+  g_test_add_func ("/async-driver/prefer-callbacks", test_prefer_callbacks);
   g_test_add_func ("/async-driver/reply-in-hook", test_reply_in_hook);
   g_test_add_func ("/async-driver/reply-beside-hook", test_reply_beside_hook);
   g_test_add_func ("/async-driver/reply-past-hook", test_reply_past_hook);

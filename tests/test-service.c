@@ -161,11 +161,10 @@ start (unsigned threads)
 
 static void
 submit_work (struct service *sv, struct job *job, uint64_t reqid, uint64_t delay_ns,
-             uint32_t work_bytes)
+             uint32_t count)
 {
   struct service_op op = {
-    .conn = job, .reqid = reqid, .kind = 7, .flags = 8, .count = 9, .offset = 10,
-    .work_bytes = work_bytes,
+    .conn = job, .reqid = reqid, .kind = 7, .flags = 8, .count = count, .offset = 10,
   };
 
   job->due_ns = latency_now_ns () + delay_ns;
@@ -175,7 +174,7 @@ submit_work (struct service *sv, struct job *job, uint64_t reqid, uint64_t delay
 static void
 submit (struct service *sv, struct job *job, uint64_t reqid, uint64_t delay_ns)
 {
-  submit_work (sv, job, reqid, delay_ns, 0);
+  submit_work (sv, job, reqid, delay_ns, 9);
 }
 
 static void
@@ -351,25 +350,6 @@ test_held_up (void)
   g_assert_cmpuint (stuck[1].replied, ==, 1);
 }
 
-/* Nobody knows how long it takes: what is due later than copying takes has a thread all the same. */
-static void
-test_long (void)
-{
-  struct service *sv = start (2);
-  struct job stuck = { .hold_apply = true }, later = { 0 };
-  const struct service_op op = { .conn = &stuck, .is_long = true };
-
-  /* Both are queued before a thread takes the first. */
-  submit (sv, &later, 2, 200 * MS_NS);
-  g_assert_cmpint (service_submit (sv, &op, 100 * MS_NS), ==, 0);
-  wait_for (&stuck.applying, 1);
-  wait_for (&later.replied, 1);
-  g_assert_cmpuint (get (&stuck.applied), ==, 0);
-  set (&stuck.hold_apply, false);
-  service_free (sv);
-  g_assert_cmpuint (stuck.replied, ==, 1);
-}
-
 /* What is due at the same time is shared: each of them is held until all are there. */
 static void
 test_shared (void)
@@ -533,7 +513,6 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/service/cancel-replying", &calls, test_cancel_serving);
   g_test_add_func ("/service/cancel-in-reply", test_cancel_in_reply);
   g_test_add_func ("/service/held-up", test_held_up);
-  g_test_add_func ("/service/long", test_long);
   g_test_add_func ("/service/shared", test_shared);
   g_test_add_func ("/service/stop", test_stop);
   g_test_add_func ("/service/empty", test_empty);
