@@ -321,6 +321,10 @@ test_populate (void)
     g_assert_cmpuint (resident_bytes (), >=, before + size - MIB);
   assert_run (st, size, 0, false, size);
   assert_bytes (st, 0, size, 0);
+  /* Here holes are looked at. */
+  fill (st, 7, 3 * MIB, 1000);
+  store_zero (st, 3 * MIB, 1000, true);
+  assert_bytes (st, 0, size, 0);
   store_free (st);
 }
 
