@@ -100,6 +100,10 @@ check-asan:
 check-tsan:
 	$(MAKE) VARIANT=tsan check
 
+# fio's companion, of case overhead only.
+$(B)/benchmarks/alternate: $(B)/benchmarks/alternate.o
+	$(CC) $(LDFLAGS) $(SAN) $^ -o $@ $(NBD_LIBS)
+
 demo: all
 	benchmarks/run demo
 bench: all

@@ -1,8 +1,10 @@
 # What the filter costs where it cannot win: no latency.
 # shellcheck shell=bash disable=SC2034,SC2154
 title="Cost where it cannot win: delay 0, with and without the filter"
-rounds=7
-seconds=2
+rounds=5
+seconds=6
+
+overhead_contestants=(nbdkit asyncpool "nbdkit again")
 
 # CELL: kib depth rw
 overhead_cells () {
@@ -14,16 +16,50 @@ overhead_cells () {
   done
 }
 
+# All three servers run for a whole round, as the client needs them side by side.
+rows_overhead () {
+  local round cell done=0 cells
+  make -s build/plain/benchmarks/alternate >&2 || die "benchmarks/alternate.c does not build"
+  mapfile -t cells <<<"$(overhead_cells)"
+  measure_idle 1G
+  case_started=$SECONDS
+  for ((round = 1; round <= rounds; round++)); do
+    servers_start "$(delaymem 1G 0)" "$(asyncpool_threads 64 1G 0)" "$(delaymem 1G 0)"
+    for cell in "${cells[@]}"; do
+      run_started=$SECONDS
+      progress_start "overhead: round $round/$rounds, $cell,\
+ $(eta $done $((rounds * ${#cells[@]} - done))) left"
+      # shellcheck disable=SC2086
+      overhead_cell "$round" $cell
+      done=$((done + 1))
+    done
+    servers_stop
+  done
+  progress_end
+}
+
 # What a cell is called in the CSV: "4 KiB depth 16" is the client, "randread" the workload.
-plan_overhead () {
-  local kib depth rw job
-  while read -r kib depth rw; do
-    job=$(fio_job "$rw" "${kib}k" "$depth" --time_based)
-    case $rw in rand*) job+=" --norandommap";; *write) job+=" --end_fsync=1";; esac
-    plan "$kib KiB depth $depth" nbdkit "$rw" "" "$(delaymem 1G 0)" "$job"
-    plan "$kib KiB depth $depth" asyncpool "$rw" "" "$(asyncpool_threads 64 1G 0)" "$job"
-    plan "$kib KiB depth $depth" "nbdkit again" "$rw" "" "$(delaymem 1G 0)" "$job"
-  done <<<"$(overhead_cells)"
+overhead_cell () { # ROUND KIB DEPTH RW
+  local i cpu=() peak server command="alternate $4 $(($2 * 1024)) $3 $seconds"
+  for i in 0 1 2; do server_select $i; cpu[i]=$(server_cpu); done
+  # shellcheck disable=SC2086
+  timeout $((seconds + 180)) build/plain/benchmarks/$command "${server_uris[@]}" >"$tmp/turns" ||
+    die "$command failed"
+  for i in 0 1 2; do
+    server_select $i
+    cpu[i]+=" $(server_cpu)"
+    peak=$(server_status VmHWM)
+    server=${server_arguments[i]}
+    awk -v line=$((i + 1)) -v cpu="${cpu[i]}" -v mem=$((peak - idle_kib[1G])) -v OFS=, \
+      -v start="$1,$2 KiB depth $3,${overhead_contestants[i]},$4," -v end="$server,$command" '
+      NR == line {
+        split (cpu, c, " ")
+        print start, sprintf ("%.3f", $1 / $2 / 1e6), "", sprintf ("%.4f", (c[2] - c[1]) * 1e9 / $1),
+          "", sprintf ("%.1f", mem * 1.024e-3), "", "", "", "", $1, $2, end
+        found = 1
+      }
+      END { exit !found }' "$tmp/turns" || die "no result of $command"
+  done
 }
 
 # One line per cell: client,workload,none,filter,ratio,noise. ratio: filter / mean of the two
@@ -62,11 +98,12 @@ summary_overhead () { # CSV MEDIANS
 
 notes_overhead () {
   cat <<'EOF'
-MB/s. Each round runs without the filter, with it, and without again. ratio: with it / the mean of
-the two runs around it, median of the rounds. noise: the lesser of these two runs / the greater,
-median: what two equal runs differ by on this machine. 16 threads (nbdkit's default) at every
-depth, for all: without latency more threads than cores gain nothing. asyncpool with its defaults
-(64 buffers, auto).
+MB/s. Three servers, without the filter, with it, and without again, have turns of 30 ms of the
+same client (benchmarks/alternate.c, on libnbd: fio takes longer to start than this machine stays the
+same) for six seconds; each round has new servers. ratio: with it / the mean of the two without, median
+of the rounds. noise: the lesser of these two / the greater, median: what two equal servers differ by.
+16 threads (nbdkit's default) at every depth, for all: without latency more threads than cores gain
+nothing. asyncpool with its defaults (64 buffers, auto), on its thread pool.
 EOF
 }
 

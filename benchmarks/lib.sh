@@ -135,9 +135,42 @@ server_stop () {
   cat "$tmp/log" >>"$tmp/messages"
 }
 
+# Several servers side by side, for a case with a client of its own. What is above is about the one
+# that was selected last.
+server_pids=() server_times=() server_uris=() server_arguments=()
+
+servers_start () { # ARGUMENTS OF THE FIRST, OF THE SECOND...
+  local top=$tmp tmp i
+  server_arguments=("$@")
+  for i in "${!server_arguments[@]}"; do
+    tmp=$top/server$i
+    mkdir -p "$tmp"
+    # shellcheck disable=SC2086
+    server_start ${server_arguments[i]}
+    server_pids[i]=$server_pid server_times[i]=$time_pid
+    server_uris[i]="nbd+unix:///?socket=$tmp/socket"
+  done
+}
+
+server_select () { # INDEX
+  server_pid=${server_pids[$1]} time_pid=${server_times[$1]}
+}
+
+servers_stop () {
+  local top=$tmp tmp i
+  for i in "${!server_pids[@]}"; do
+    tmp=$top/server$i
+    server_select "$i"
+    server_stop
+    cat "$tmp/messages" >>"$top/messages"
+  done
+  server_pids=()
+}
+
 # For the exit trap: nothing may stay behind.
 server_kill () {
-  [ -z "$server_pid" ] || kill -9 "$server_pid" 2>/dev/null || :
+  local pid
+  for pid in $server_pid "${server_pids[@]}"; do kill -9 "$pid" 2>/dev/null || :; done
   [ -z "$client_pid" ] || kill "$client_pid" 2>/dev/null || :
 }
 
