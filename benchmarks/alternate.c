@@ -6,8 +6,8 @@
  * a shared machine becomes another one.  Whatever slows it down for longer than a turn slows all of the
  * servers down, so their ratio is seen where their speeds are not.
  *
- * A turn ends when nothing is in flight any more, and that is inside its time.  Every second time the
- * servers have their turns backwards, so that none always comes after the same one.
+ * A turn ends when nothing is in flight any more, and that is inside its time.  Each time another server
+ * begins, so that none has two turns in a row.
  */
 
 #include <stdbool.h>
@@ -165,7 +165,7 @@ main (int argc, char **argv)
   end = now_ns () + (uint64_t) atoi (argv[4]) * 1000000000;
   for (unsigned turn = 0; now_ns () < end; turn++)
     for (unsigned i = 0; i < n; i++)
-      have_turn (&servers[turn % 2 ? n - 1 - i : i]);
+      have_turn (&servers[(turn + i) % n]);
   for (unsigned i = 0; i < n; i++) {
     printf ("%llu %.6f\n", (unsigned long long) servers[i].n_done * bytes, (double) servers[i].ns / 1e9);
     nbd_shutdown (servers[i].nbd, 0);
