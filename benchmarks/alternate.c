@@ -6,8 +6,8 @@
  * a shared machine becomes another one.  Whatever slows it down for longer than a turn slows all of the
  * servers down, so their ratio is seen where their speeds are not.
  *
- * A turn ends when nothing is in flight any more, and that is inside its time.  Each time another server
- * begins, so that none has two turns in a row.
+ * A turn ends when its time is over and nothing is in flight any more, which is inside its time.  None
+ * has two turns in a row, and with an even number of servers each comes after each other one as often.
  */
 
 #include <stdbool.h>
@@ -125,6 +125,13 @@ send_one (struct server *s)
     die (nbd_get_error ());
 }
 
+/* Which of N is the Ith of a turn of all: 0 1 n-1 2 n-2 ..., and from there around. */
+static unsigned
+whose_turn (unsigned turn, unsigned i, unsigned n)
+{
+  return (turn + (i % 2 ? (i + 1) / 2 : n - i / 2)) % n;
+}
+
 static void
 have_turn (struct server *s)
 {
@@ -136,7 +143,7 @@ have_turn (struct server *s)
     if (nbd_poll (s->nbd, -1) == -1)
       die (nbd_get_error ());
     now = now_ns ();
-  } while (s->in_flight > 0);
+  } while (s->in_flight > 0 || now - start < TURN_NS);
   s->ns += now - start;
 }
 
@@ -165,7 +172,7 @@ main (int argc, char **argv)
   end = now_ns () + (uint64_t) atoi (argv[4]) * 1000000000;
   for (unsigned turn = 0; now_ns () < end; turn++)
     for (unsigned i = 0; i < n; i++)
-      have_turn (&servers[(turn + i) % n]);
+      have_turn (&servers[whose_turn (turn, i, n)]);
   for (unsigned i = 0; i < n; i++) {
     printf ("%llu %.6f\n", (unsigned long long) servers[i].n_done * bytes, (double) servers[i].ns / 1e9);
     nbd_shutdown (servers[i].nbd, 0);

@@ -12,7 +12,7 @@ plan_hooks () {
       plan_hooks_row "one at a time N=$n" $n 1 $name "$big"
       plan_hooks_row "$n in flight N=$n" $n $n $name "$big"
     done
-    plan "one at a time N=1024" "client at delay 0" $name "" "$(delaymem 1G 0)" \
+    plan "one at a time N=1024" "client at delay 0" $name "" "-t 1 $(delaymem 1G 0)" \
       "$(hooks_job $name 1 --time_based)"
     plan_hooks_fast "one at a time delay 0" 1 $name
     plan_hooks_fast "64 in flight delay 0" 64 $name

@@ -20,13 +20,12 @@ overhead_cells () {
 # filter that does nothing: what it costs is what any filter costs.
 rows_overhead () {
   local round cell done=0 cells
-  make -s build/plain/benchmarks/alternate >&2 || die "benchmarks/alternate.c does not build"
+  make -s VARIANT=plain build/plain/benchmarks/alternate >&2 || die "benchmarks/alternate.c does not build"
   mapfile -t cells <<<"$(overhead_cells)"
-  measure_idle 1G
   case_started=$SECONDS
   for ((round = 1; round <= rounds; round++)); do
-    servers_start "$(delaymem 1G 0)" "--filter=nofilter $(delaymem 1G 0)" \
-      "$(asyncpool_threads 64 1G 0)" "$(delaymem 1G 0)"
+    servers_start "$(delaymem 256M 0)" "--filter=nofilter $(delaymem 256M 0)" \
+      "$(asyncpool_threads 64 256M 0)" "$(delaymem 256M 0)"
     for cell in "${cells[@]}"; do
       run_started=$SECONDS
       progress_start "overhead: round $round/$rounds, $cell,\
@@ -42,22 +41,23 @@ rows_overhead () {
 
 # What a cell is called in the CSV: "4 KiB depth 16" is the client, "randread" the workload.
 overhead_cell () { # ROUND KIB DEPTH RW
-  local i cpu=() peak server command="alternate $4 $(($2 * 1024)) $3 $seconds"
+  local i cpu=() server command="alternate $4 $(($2 * 1024)) $3 $seconds"
   for i in "${!overhead_contestants[@]}"; do server_select $i; cpu[i]=$(server_cpu); done
   # shellcheck disable=SC2086
-  timeout $((seconds + 180)) build/plain/benchmarks/$command "${server_uris[@]}" >"$tmp/turns" ||
-    die "$command failed"
+  timeout $((seconds + 180)) build/plain/benchmarks/$command "${server_uris[@]}" >"$tmp/turns" &
+  client_pid=$!
+  wait "$client_pid" || die "$command: exit status $?"
+  client_pid=""
   for i in "${!overhead_contestants[@]}"; do
     server_select $i
     cpu[i]+=" $(server_cpu)"
-    peak=$(server_status VmHWM)
     server=${server_arguments[i]}
-    awk -v line=$((i + 1)) -v cpu="${cpu[i]}" -v mem=$((peak - idle_kib[1G])) -v OFS=, \
+    awk -v line=$((i + 1)) -v cpu="${cpu[i]}" -v OFS=, \
       -v start="$1,$2 KiB depth $3,${overhead_contestants[i]},$4," -v end="$server,$command" '
       NR == line {
         split (cpu, c, " ")
         print start, sprintf ("%.3f", $1 / $2 / 1e6), "", sprintf ("%.4f", (c[2] - c[1]) * 1e9 / $1),
-          "", sprintf ("%.1f", mem * 1.024e-3), "", "", "", "", $1, $2, end
+          "", "", "", "", "", "", $1, $2, end
         found = 1
       }
       END { exit !found }' "$tmp/turns" || die "no result of $command"

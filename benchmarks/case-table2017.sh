@@ -27,7 +27,7 @@ plan_one_at_a_time () { # STREAMS BIG
     "-t 1 $(asyncpool 64 2G 64ms $write)" "$job"
   plan "one at a time" "asyncpool 1024 buffers" "$name" "$(limit 1024 128)" \
     "-t 1 $(asyncpool 1024 "$2" 64ms $write)" "$job"
-  plan "one at a time" "nbdkit at delay 0" "$name" "" "$(delaymem 1G 0)" \
+  plan "one at a time" "nbdkit at delay 0" "$name" "" "-t 1 $(delaymem 1G 0)" \
     "$(workload_job "$1" 1 --time_based)"
 }
 
@@ -103,9 +103,9 @@ summary_deep () { # MEDIANS N WORKLOAD
 
 notes_table2017 () {
   cat <<'EOF'
-one at a time: each stream waits for its reply before it sends the next request. asyncpool has -t 1
-then, as the manual advises for clients that write, or read one file in sequence; the client at delay 0
-has nbdkit's default. Writes use asyncpool-write=behind: the default, auto, holds writes behind once the client has sent a flush,
+one at a time: each stream waits for its reply before it sends the next request. asyncpool, and nbdkit
+at delay 0, have -t 1 then, as the manual advises for clients that write, or read one file in sequence.
+Writes use asyncpool-write=behind: the default, auto, holds writes behind once the client has sent a flush,
 and fio sends the only one at the end. N in flight: N requests in all, nbdkit -t N; with S streams
 each has its own connection, N/S requests and -t N/S. write+flush: the flush is inside the time.
 Reads go through the device once: the start of the window counts. More than 100 % of the limit:

@@ -109,6 +109,7 @@ server_pid="" time_pid=""
 
 server_start () { # ARGUMENTS
   local n=0
+  server_pid="" time_pid=""
   rm -f "$tmp/socket" "$tmp/pid" "$tmp/usage"
   # GNU time: the rusage of an exited child counts every thread, also those that ended with
   # their connection and are gone from /proc.
@@ -163,13 +164,15 @@ servers_stop () {
     server_select "$i"
     server_stop
     cat "$tmp/messages" >>"$top/messages"
+    rm "$tmp/messages"
   done
   server_pids=()
 }
 
-# For the exit trap: nothing may stay behind.
+# For the exit trap: nothing may stay behind, nor a server that has no pid file yet.
 server_kill () {
   local pid
+  [ -z "$time_pid" ] || pkill -9 -P "$time_pid" || :
   for pid in $server_pid "${server_pids[@]}"; do kill -9 "$pid" 2>/dev/null || :; done
   [ -z "$client_pid" ] || kill "$client_pid" 2>/dev/null || :
 }

@@ -490,7 +490,7 @@ delaymem_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
     });
 }
 
-/* Flush and extents do not wait, so they have no hooks. */
+/* What does not wait. */
 
 static int
 delaymem_flush (void *handle, uint32_t flags)

@@ -96,9 +96,10 @@ struct nbdkit_async {
    */
   bool reentrant;
 
-  /* True: where both are there, nbdkit's own requests use the callback, and hooks are for asyncpool.  A
-   * thread of nbdkit's waits for each of them in any case, and this spares it the way through another
-   * one.  Callbacks and hooks run side by side then, on one handle, too.
+  /* True: where both are there, nbdkit's own requests use the callback, and hooks are for asyncpool,
+   * which starts reads and writes.  A thread of nbdkit's waits for each of its own in any case, and this
+   * spares it the way through another one.  Callbacks and hooks run side by side then, on one handle,
+   * too, and what runs in a callback is not cancelled.
    */
   bool prefer_callbacks;
 };

@@ -148,9 +148,7 @@ call_idle_locked (struct service *sv)
   return true;
 }
 
-/* When who serves it looks at the queue again.  Where nobody knows, an idle
- * thread does.
- */
+/* When who serves it looks at the queue again. */
 static uint64_t
 back_ns (const struct service_op *op, uint64_t now)
 {

@@ -229,8 +229,8 @@ store_read (struct store *st, void *buf, uint64_t count, uint64_t offset)
 
   while (next_piece (st, &count, &offset, &p)) {
     pthread_rwlock_rdlock (lock_of (st, &p));
-    /* Looking at memory that was never touched would map it.  Where it is there,
-     * a hole takes as long as data, which is what measurements want to know.
+    /* Looking at memory that was never touched would map it.  Where all of it was
+     * taken, a hole takes as long as data, which is what measurements want.
      */
     if (st->populated || load_word (st, p.chunk) & p.touched)
       copy_bytes (to, &st->data[p.offset], p.count);

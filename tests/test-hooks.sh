@@ -104,6 +104,26 @@ PYTHON
   ok $((threads > 16 + 8)) "1024 buffers: $threads threads in the server, 24 at most"
   check "1024 buffers: ends" server_stop pool
 
+  # What delaymem's service threads do: the second read is of 8 buffers, and 7 of them go by hooks.
+  two_reads='
+import time
+h.pread(1, 0)
+start = time.monotonic()
+assert h.pread(8 << 17, 1 << 20) == bytes(8 << 17)
+print(time.monotonic() - start)'
+  server_start pool --filter="$FILTER" "$DELAYMEM" size=4M delay=200ms asyncpool-stats="$TEST_DIR/waits"
+  waited=$(nbd_python "$uri" <<<"$two_reads")
+  check "pieces by hooks: not before their time, $waited s" \
+    awk -v s="$waited" 'BEGIN { exit !(s >= 0.2) }'
+  check "pieces by hooks: the server ends" server_stop pool
+  check "pieces by hooks: there were" grep -q "^async hooks: 7 " waits
+  server_start pool -v --filter="$FILTER" "$DELAYMEM" size=4M rdelay=5
+  nbd_python "$uri" <<<"$two_reads" >waited 2>&1 &
+  until grep -q "asyncpool: pread count=1048576" pool.log; do sleep 0.01; done
+  check "the server ends in a long wait for hooks" server_stop pool
+  check "it has answered first" wait $!
+  check "it has not waited for its 5 s: $(<waited)" awk '{ exit !($1 < 5) }' waited
+
   # The client goes while acknowledged writes are on their way: delaymem does them when cancelled.
   for goes in "takes its leave" "breaks off"; do
     if [ "$goes" = "breaks off" ] && ! survives_break; then

@@ -416,8 +416,8 @@ static const struct {
     .plugin = "delaymem.so",
     .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us "
       "io-threads=5", .connections = 3, .names = true } },
-  { "hooks-below-a-filter", {
-    .plugin = "delaymem.so", .below = "--filter=nofilter",
+  { "hooks-awaited", {          /* nbdkit's and the pool's threads wait for the replies */
+    .plugin = "tests/async-gate.so", .below = "--filter=nofilter",
     .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=300us",
     .connections = 3 } },
 };
