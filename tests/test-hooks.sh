@@ -104,21 +104,31 @@ PYTHON
   ok $((threads > 16 + 8)) "1024 buffers: $threads threads in the server, 24 at most"
   check "1024 buffers: ends" server_stop pool
 
-  # What delaymem's service threads do: the second read is of 8 buffers, and 7 of them go by hooks.
-  two_reads='
+  # What delaymem's service threads do, not before its time: a held write, which a flush waits for.
+  server_start pool --filter="$FILTER" "$DELAYMEM" size=4M delay=200ms asyncpool-write=behind \
+    asyncpool-stats="$TEST_DIR/waits"
+  waited=$(nbd_python "$uri" <<'PYTHON'
+import time
+h.pwrite(bytes(UNIT), 0)        # how slow the device is
+start = time.monotonic()
+h.pwrite(data(1), 1 << 20)
+h.flush()
+print(time.monotonic() - start)
+PYTHON
+)
+  check "by a hook: not before its time, $waited s" awk -v s="$waited" 'BEGIN { exit !(s >= 0.2) }'
+  check "by a hook: the server ends" server_stop pool
+  check "by a hook: it was" grep -q "^async hooks: 1 " waits
+
+  # The second read is of 8 buffers, and 7 of them go by hooks.
+  server_start pool -v --filter="$FILTER" "$DELAYMEM" size=4M rdelay=5
+  nbd_python "$uri" >waited 2>&1 <<'PYTHON' &
 import time
 h.pread(1, 0)
 start = time.monotonic()
 assert h.pread(8 << 17, 1 << 20) == bytes(8 << 17)
-print(time.monotonic() - start)'
-  server_start pool --filter="$FILTER" "$DELAYMEM" size=4M delay=200ms asyncpool-stats="$TEST_DIR/waits"
-  waited=$(nbd_python "$uri" <<<"$two_reads")
-  check "pieces by hooks: not before their time, $waited s" \
-    awk -v s="$waited" 'BEGIN { exit !(s >= 0.2) }'
-  check "pieces by hooks: the server ends" server_stop pool
-  check "pieces by hooks: there were" grep -q "^async hooks: 7 " waits
-  server_start pool -v --filter="$FILTER" "$DELAYMEM" size=4M rdelay=5
-  nbd_python "$uri" <<<"$two_reads" >waited 2>&1 &
+print(time.monotonic() - start)
+PYTHON
   until grep -q "asyncpool: pread count=1048576" pool.log; do sleep 0.01; done
   check "the server ends in a long wait for hooks" server_stop pool
   check "it has answered first" wait $!
