@@ -16,6 +16,10 @@ overhead_cells () {
   done
 }
 
+cell_name () { # KIB DEPTH RW
+  echo "$1 KiB depth $2 $3"
+}
+
 # All servers run for a whole round, as the client needs them side by side. nofilter is nbdkit's own
 # filter that does nothing: what it costs is what any filter costs.
 rows_overhead () {
@@ -28,9 +32,9 @@ rows_overhead () {
       "$(asyncpool_threads 64 256M 0)" "$(delaymem 256M 0)"
     for cell in "${cells[@]}"; do
       run_started=$SECONDS
-      progress_start "overhead: round $round/$rounds, $cell,\
- $(eta $done $((rounds * ${#cells[@]} - done))) left"
       # shellcheck disable=SC2086
+      progress_start "overhead: round $round/$rounds, $(cell_name $cell),\
+ $(eta $done $((rounds * ${#cells[@]} - done))) left"
       overhead_cell "$round" $cell
       done=$((done + 1))
     done
@@ -70,10 +74,13 @@ overhead_ratios () { # CSV MEDIANS
   local kib depth rw client n
   while read -r kib depth rw; do
     client="$kib KiB depth $depth"
-    echo "$client,$rw,$(pick "$2" "$client" nbdkit "$rw"),$(pick "$2" "$client" asyncpool "$rw"),$(
+    echo "$client,$rw,$(mean "$(pick "$2" "$client" nbdkit "$rw")" \
+      "$(pick "$2" "$client" "nbdkit again" "$rw")"),$(pick "$2" "$client" asyncpool "$rw"),$(
       for n in 1 2 3; do overhead_rounds "$1" "$client" "$rw" | cut -d' ' -f$n | median; done | paste -sd,)"
   done <<<"$(overhead_cells)"
 }
+
+mean () { awk -v a="$1" -v b="$2" 'BEGIN { print (a + b) / 2 }'; }
 
 overhead_rounds () { # CSV CLIENT WORKLOAD: a line "RATIO EMPTY NOISE" for each round
   awk -F, -v client="$2" -v workload="$3" '
@@ -90,7 +97,7 @@ overhead_rounds () { # CSV CLIENT WORKLOAD: a line "RATIO EMPTY NOISE" for each 
 summary_overhead () { # CSV MEDIANS
   overhead_ratios "$1" "$2" | awk -F, "$awk_number"'
     BEGIN {
-      printf "%-18s %-10s %9s %9s %7s %7s %7s\n", "", "", "no filter", "asyncpool", "ratio", "empty", "noise"
+      printf "%-18s %-10s %9s %9s %7s %7s %7s\n", "MB/s", "", "no filter", "asyncpool", "ratio", "empty", "noise"
     }
     {
       printf "%-18s %-10s %9s %9s %7.3f %7.3f %7.3f%s\n", $1, $2, number ($3), number ($4), $5, $6, $7,
@@ -104,15 +111,28 @@ summary_overhead () { # CSV MEDIANS
     }'
 }
 
+table_overhead () { # MEDIANS
+  local kib depth rw client
+  echo
+  echo "CPU seconds of the server per GB   no filter   empty asyncpool"
+  while read -r kib depth rw; do
+    client="$kib KiB depth $depth"
+    printf '%-18s %-14s %10.2f %7.2f %9.2f\n' "$client" "$rw" "$(
+      mean "$(pick "$1" "$client" nbdkit "$rw" 7)" "$(pick "$1" "$client" "nbdkit again" "$rw" 7)")" \
+      "$(pick "$1" "$client" "empty filter" "$rw" 7)" "$(pick "$1" "$client" asyncpool "$rw" 7)"
+  done <<<"$(overhead_cells)"
+}
+
 notes_overhead () {
   cat <<'EOF'
 MB/s. Four servers, without a filter, with nbdkit's filter that does nothing (nofilter), with
 asyncpool, and without again, have turns of 30 ms of the same client (benchmarks/alternate.c, on libnbd:
-fio takes longer to start than this machine stays the same) for eight seconds; each round has new
-servers. ratio: asyncpool / the mean of the two without, median of the rounds. empty: the same of
-nofilter. noise: the lesser of the two without / the greater, median: what equal servers differ by.
-16 threads (nbdkit's default) at every depth, for all: without latency more threads than cores gain
-nothing. asyncpool with its defaults (64 buffers, auto), on its thread pool.
+fio takes longer to start than this machine stays the same). They share the seconds that are the last
+word of a command below; each round has new servers. ratio: asyncpool / the mean of the two without,
+median of the rounds. empty: the same of nofilter. noise: the lesser of the two without / the greater,
+median: what equal servers differ by. 16 threads (nbdkit's default) at every depth, for all: without
+latency more threads than cores gain nothing. asyncpool with its defaults (64 buffers, auto), on its
+thread pool.
 EOF
 }
 
