@@ -16,28 +16,23 @@ overhead_cells () {
   done
 }
 
-cell_name () { # KIB DEPTH RW
-  echo "$1 KiB depth $2 $3"
-}
-
 # All servers run for a whole round, as the client needs them side by side. nofilter is nbdkit's own
 # filter that does nothing: what it costs is what any filter costs.
 rows_overhead () {
-  local round cell done=0 cells
+  local round kib depth rw done=0 all
   make -s VARIANT=plain build/plain/benchmarks/alternate >&2 || die "benchmarks/alternate.c does not build"
-  mapfile -t cells <<<"$(overhead_cells)"
+  all=$((rounds * $(overhead_cells | wc -l)))
   case_started=$SECONDS
   for ((round = 1; round <= rounds; round++)); do
     servers_start "$(delaymem 256M 0)" "--filter=nofilter $(delaymem 256M 0)" \
       "$(asyncpool_threads 64 256M 0)" "$(delaymem 256M 0)"
-    for cell in "${cells[@]}"; do
+    while read -r kib depth rw; do
       run_started=$SECONDS
-      # shellcheck disable=SC2086
-      progress_start "overhead: round $round/$rounds, $(cell_name $cell),\
- $(eta $done $((rounds * ${#cells[@]} - done))) left"
-      overhead_cell "$round" $cell
+      progress_start "overhead: round $round/$rounds, $kib KiB depth $depth $rw,\
+ $(eta $done $((all - done))) left"
+      overhead_cell "$round" "$kib" "$depth" "$rw"
       done=$((done + 1))
-    done
+    done <<<"$(overhead_cells)"
     servers_stop
   done
   progress_end

@@ -22,8 +22,8 @@
  * 1. At most one thread leads.  When none does, at least one is serving, or
  *    called and about to look at the queue.
  * 2. look_ns is when a thread looks at the queue next, UINT64_MAX where who
- *    leads waits for a first operation.  Who takes or submits what lets something be due before
- *    that, and only he, wakes a thread.
+ *    leads waits for a first operation.  Who takes or submits what lets
+ *    something be due before that, and only he, wakes a thread.
  * 3. The heap's first is the one that must be taken first.
  * 4. What was submitted is replied to or handed back by service_cancel.
  *
