@@ -1,37 +1,47 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * libnbdkit-async.a: what is behind nbdkit-async.h and nbdkit-async-driver.h.  It is linked into
- * each plugin, so there is one of it, with one table of requests, for each plugin.
+ * libnbdkit-async.a: what is behind nbdkit-async.h and nbdkit-async-driver.h.
+ * It is linked into each plugin, so each plugin has its own table of requests.
  *
- * A request comes from nbdkit, through a callback that waits for the reply (perform), or from a
- * filter, which is told by io->done (driver_start).  Each has a slot from its start to its end:
+ * A request comes from nbdkit, through a callback that waits for the reply
+ * (perform), or from a filter, which is told by io->done (driver_start).  Each
+ * has a slot from its start to its end:
  *
- *   state      the plugin                     who ends it                   a reply
- *   FREE       owes nothing                   start_locked: OWED            is reported
- *   OWED       is to reply                    a reply, or giving up         ends it
- *   CANCELLING is in async_cancel             a reply, or the hook's end    ends it
- *   COPYING    is in nbdkit_async_reply_read  that call                     is reported
- *   ANSWERED   has replied                    perform's thread: FREE        is reported
- *   ABANDONED  is to reply to nobody          a reply: FREE                 ends it
- *   CANCELLED  was told (async_cancel)        start_locked: OWED            is ignored
+ *   state      the plugin             left by                     a reply
+ *   FREE       owes nothing           start_locked: OWED          is reported
+ *   OWED       is to reply            a reply, or giving up       ends it
+ *   CANCELLING is in async_cancel     a reply, or the hook's end  ends it
+ *   COPYING    is in .._reply_read    that call                   is reported
+ *   ANSWERED   has replied            perform's thread: FREE      is reported
+ *   ABANDONED  owes a reply for none  a reply: FREE               ends it
+ *   CANCELLED  was told               start_locked: OWED          is ignored
  *
- * A filter's request is ANSWERED only while its hook runs: else the reply makes it FREE and then
- * calls done.
+ * A filter's request is ANSWERED only while its hook runs.  Otherwise the reply
+ * makes it FREE and then calls done.
  *
- * 1. A slot's memory stays until .unload, and the number of a request has its slot's index in it:
- *    the reply to any number is looked up without touching anything that may be gone.
- * 2. Numbers are not used again: 44 bits of them last 200 days at a million requests per second.
- * 3. OWED or CANCELLING is left once for COPYING, ANSWERED or FREE, or for ABANDONED or CANCELLED,
- *    under the lock: that is who wins of a reply and who gives up.  Who wins as a reply touches the
- *    requester's buffer and io, who loses does not.
- * 4. A request is not given up while its hook is running, so that a plugin can cancel whatever its
- *    hooks have started.
+ * 1. A slot's memory stays until .unload, and the number of a request has its
+ *    slot's index in it.  So the reply to any number is looked up without
+ *    touching anything that may be gone.
+ * 2. Numbers are not used again: 44 bits of them last 200 days at a million
+ *    requests per second.
+ * 3. OWED or CANCELLING is left once for COPYING, ANSWERED or FREE, or for
+ *    ABANDONED or CANCELLED, under the lock.  That decides between a reply and
+ *    giving up.  A reply that wins touches the requester's buffer and io, one
+ *    that loses does not.
+ * 4. A request is not given up while its hook is running, so that a plugin can
+ *    cancel whatever its hooks have started.
  *
- * The one lock covers the table, all slots, and io->reqid.  It is held in no call into the plugin,
- * the filter or nbdkit, and while nothing is copied.
+ * The one lock covers the table, all slots, and io->reqid.  No call into the
+ * plugin, the filter or nbdkit, and no copy of data, is made with it held.
  *
- * Buffers belong to the requester.  A plugin with async_cancel works on them; one without gets a
- * copy from perform, which stays with the slot for as long as the plugin may use it.
+ * Buffers belong to the requester.  A plugin with async_cancel works on them.
+ * Another one gets a copy from perform, which stays with the slot for as long
+ * as the plugin may use it.
+ *
+ * Copies of ABANDONED requests have a bound, as each client that breaks off may
+ * leave some.  While they have reached it, perform makes no more copies.  The
+ * copies of requests that are under way at that moment may come on top: perform
+ * makes no more of them than nbdkit has threads.
  */
 
 #include <errno.h>
@@ -60,9 +70,14 @@
 /* How often a request that waits asks whether its client is still there. */
 #define LOOK_NS (250 * MS)
 
+/* The copies of four of the largest requests that nbdkit accepts. */
+#define ABANDONED_MAX_BYTES (4 * (UINT64_C (64) << 20))
+
 enum kind { READ, WRITE, FLUSH, ZERO, TRIM, CACHE };
 
-static const char *const kind_names[] = { "read", "write", "flush", "zero", "trim", "cache" };
+static const char *const kind_names[] = {
+  "read", "write", "flush", "zero", "trim", "cache"
+};
 
 enum state { FREE, OWED, CANCELLING, COPYING, ANSWERED, ABANDONED, CANCELLED };
 
@@ -84,20 +99,23 @@ struct slot {
   struct slot *next_free;
   uint64_t reqid;               /* of the request in it, or of the last one */
   struct operation op;
-  void *copy;                   /* perform's, where the plugin has no async_cancel */
+  void *copy;                   /* perform's; NULL: there is async_cancel */
   struct nbdkit_async_io *io;   /* a filter's; NULL: perform waits */
   bool in_hook;
   int err;                      /* ANSWERED */
   /* While perform waits on behalf of a client that has gone. */
   struct slot *next_leaving;
   uint64_t newest;              /* of the requests that were under way then */
-  uint64_t progress_ns;         /* when one of them was replied to, or the client left */
+  uint64_t progress_ns;         /* last reply to one, or when the client left */
 };
 
-/* Constant after nbdkit_async_register, but for what the author changes before .get_ready. */
+/* Constant from .get_ready on, before there are threads. */
 static struct nbdkit_plugin *plugin;
-static const struct nbdkit_async *hooks;
 static struct nbdkit_plugin author;     /* before the wrappers were put in */
+static const struct nbdkit_async *given;        /* NULL: disabled */
+static size_t given_size;       /* smaller if its header is older than ours */
+static bool is_given_final;     /* the author changes nothing any more */
+static struct nbdkit_async hooks;       /* the copy that is used */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* Under the lock. */
@@ -106,6 +124,8 @@ static uint32_t n_slots;
 static struct slot *first_free, *last_free;
 static struct slot *leaving;
 static uint64_t n_started;
+static uint64_t abandoned_bytes;        /* of copies of ABANDONED requests */
+static bool is_bound_reported;  /* since the last late reply */
 
 static __thread int thread_error;
 static __thread void *opened;
@@ -122,7 +142,7 @@ now_ns (void)
 static uint64_t
 grace_ns (void)
 {
-  return (hooks->grace_ms ? hooks->grace_ms : DEFAULT_GRACE_MS) * MS;
+  return (hooks.grace_ms ? hooks.grace_ms : DEFAULT_GRACE_MS) * MS;
 }
 
 /* Slots. */
@@ -136,7 +156,9 @@ add_free_locked (struct slot *s)
     last_free = s;
 }
 
-/* To be used again as late as possible, so that a late reply to it is recognised. */
+/* To be used again as late as possible, so that a late reply to it is
+ * recognised.
+ */
 static void
 add_free_last_locked (struct slot *s)
 {
@@ -170,7 +192,8 @@ slot_at_locked (uint32_t index)
 }
 
 static struct slot *
-start_locked (const struct operation *op, void *copy, struct nbdkit_async_io *io)
+start_locked (const struct operation *op, void *copy,
+              struct nbdkit_async_io *io)
 {
   struct slot *s;
 
@@ -207,8 +230,9 @@ end_locked (struct slot *s)
   add_free_locked (s);
 }
 
-/* The plugin replied to a request: it is alive, which those who are about to give up want to know.
- * Only requests from before their clients left count, or what begins later could keep them for ever.
+/* The plugin replied to a request, so it makes progress: requests whose clients
+ * have left get more time.  Replies to requests that began after a client left
+ * do not count for it, as they could make it wait for ever.
  */
 static void
 note_progress_locked (uint64_t reqid)
@@ -246,7 +270,7 @@ void
 nbdkit_async_set_error (int err)
 {
   thread_error = err;
-  (nbdkit_set_error) (err);     /* the callbacks that are not hooks have it from there */
+  (nbdkit_set_error) (err);     /* for callbacks */
 }
 
 static int
@@ -272,7 +296,9 @@ report_unknown (uint64_t reqid)
 static void
 settle_and_unlock (struct slot *s, int err)
 {
-  /* While its hook runs a filter's request goes on, for the handle is not closed before it ends. */
+  /* While its hook runs a filter's request goes on, for the handle is not
+   * closed before it ends.
+   */
   struct nbdkit_async_io *io = s->in_hook ? NULL : s->io;
 
   if (io)
@@ -287,7 +313,15 @@ settle_and_unlock (struct slot *s, int err)
     io->done (io, err);
 }
 
-/* Ends what nobody waits for. */
+/* A request without a copy has no part in the count. */
+static void
+count_abandoned_locked (const struct slot *s, int sign)
+{
+  if (s->copy)
+    abandoned_bytes += sign * (int64_t) s->op.count;
+}
+
+/* A late reply: no thread waits for it. */
 static void
 ignore_and_unlock (struct slot *s)
 {
@@ -295,6 +329,8 @@ ignore_and_unlock (struct slot *s)
 
   note_progress_locked (s->reqid);
   if (s->state == ABANDONED) {
+    count_abandoned_locked (s, -1);
+    is_bound_reported = false;
     copy = s->copy;
     end_locked (s);
   }
@@ -302,7 +338,9 @@ ignore_and_unlock (struct slot *s)
   free (copy);
 }
 
-/* With the lock, the slot that waits for this reply.  Without, NULL: all is done. */
+/* With the lock, the slot that waits for this reply.  Without, NULL: all is
+ * done.
+ */
 static struct slot *
 find_owed_and_lock (const void *conn, uint64_t reqid)
 {
@@ -357,7 +395,8 @@ void
 nbdkit_async_reply_errno (void *conn, uint64_t reqid, int err)
 {
   if (err <= 0)
-    nbdkit_error ("async: nbdkit_async_reply_errno: %d is not an error: EIO is taken", err);
+    nbdkit_error ("async: nbdkit_async_reply_errno: %d is not an error: EIO is "
+                  "taken", err);
   reply (conn, reqid, err > 0 ? err : EIO);
 }
 
@@ -367,14 +406,16 @@ is_data_for (const struct operation *op, uint32_t count, const void *buf)
 {
   if (op->kind == READ && count == op->count && buf)
     return true;
-  nbdkit_error ("async: nbdkit_async_reply_read: %" PRIu32 " bytes%s for a %s of %" PRIu32
-                " bytes at offset %" PRIu64 ": taken for an error",
-                count, buf ? "" : " at NULL", kind_names[op->kind], op->count, op->offset);
+  nbdkit_error ("async: nbdkit_async_reply_read: %" PRIu32 " bytes%s for a %s "
+                "of %" PRIu32 " bytes at offset %" PRIu64
+                ": taken for an error", count, buf ? "" : " at NULL",
+                kind_names[op->kind], op->count, op->offset);
   return false;
 }
 
 void
-nbdkit_async_reply_read (void *conn, uint64_t reqid, uint32_t count, const void *buf)
+nbdkit_async_reply_read (void *conn, uint64_t reqid, uint32_t count,
+                         const void *buf)
 {
   struct slot *s = find_owed_and_lock (conn, reqid);
   struct operation op;
@@ -389,7 +430,9 @@ nbdkit_async_reply_read (void *conn, uint64_t reqid, uint32_t count, const void 
   if (!err && buf != op.buf)
     copy_bytes (op.buf, buf, count);
   pthread_mutex_lock (&lock);
-  /* perform has its data and is not to take it from the copy, which is not filled. */
+  /* The requester has its data: perform is not to fetch it from its copy, which
+   * was not filled.
+   */
   s->op.buf = NULL;
   settle_and_unlock (s, err);
 }
@@ -400,28 +443,29 @@ static int
 call_hook (const struct operation *op, void *buf, uint64_t reqid)
 {
   void *h = op->handle;
+  bool fua = op->flags & NBDKIT_FLAG_FUA;
   int r = -1;
 
   thread_error = 0;
   errno = 0;
   switch (op->kind) {
   case READ:
-    r = hooks->async_pread (h, reqid, op->flags & NBDKIT_FLAG_FUA, h, buf, op->count, op->offset);
+    r = hooks.async_pread (h, reqid, fua, h, buf, op->count, op->offset);
     break;
   case WRITE:
-    r = hooks->async_pwrite (h, reqid, op->flags & NBDKIT_FLAG_FUA, h, buf, op->count, op->offset);
+    r = hooks.async_pwrite (h, reqid, fua, h, buf, op->count, op->offset);
     break;
   case FLUSH:
-    r = hooks->async_flush (h, reqid, h, op->flags);
+    r = hooks.async_flush (h, reqid, h, op->flags);
     break;
   case ZERO:
-    r = hooks->async_zero (h, reqid, h, op->count, op->offset, op->flags);
+    r = hooks.async_zero (h, reqid, h, op->count, op->offset, op->flags);
     break;
   case TRIM:
-    r = hooks->async_trim (h, reqid, h, op->count, op->offset, op->flags);
+    r = hooks.async_trim (h, reqid, h, op->count, op->offset, op->flags);
     break;
   case CACHE:
-    r = hooks->async_cache (h, reqid, h, op->count, op->offset, op->flags);
+    r = hooks.async_cache (h, reqid, h, op->count, op->offset, op->flags);
     break;
   }
   return r == 0 ? 0 : take_error (errno);
@@ -435,11 +479,13 @@ report_failed_after_reply (const struct operation *op)
                 kind_names[op->kind], op->offset, op->count);
 }
 
-/* Of a slot that is OWED.  False: a reply has won after all, perhaps from inside async_cancel. */
+/* Of a slot that is OWED.  False: a reply has won after all, perhaps from
+ * inside async_cancel.
+ */
 static bool
 give_up_and_unlock (struct slot *s)
 {
-  bool is_cancelled = hooks->async_cancel;
+  bool is_cancelled = hooks.async_cancel;
   struct operation op = s->op;
   uint64_t reqid = s->reqid;
   void *copy = NULL;
@@ -447,7 +493,7 @@ give_up_and_unlock (struct slot *s)
   if (is_cancelled) {
     s->state = CANCELLING;
     pthread_mutex_unlock (&lock);
-    hooks->async_cancel (op.handle, reqid, op.handle);
+    hooks.async_cancel (op.handle, reqid, op.handle);
     pthread_mutex_lock (&lock);
     if (s->reqid != reqid || s->state != CANCELLING) {
       pthread_mutex_unlock (&lock);
@@ -458,13 +504,16 @@ give_up_and_unlock (struct slot *s)
     s->copy = NULL;
     add_free_last_locked (s);
   }
-  else
+  else {
     s->state = ABANDONED;
+    count_abandoned_locked (s, 1);
+  }
   s->io = NULL;
   pthread_mutex_unlock (&lock);
   free (copy);
-  nbdkit_error ("async: the plugin did not reply to a %s, offset %" PRIu64 ", length %" PRIu32
-                ": given up", kind_names[op.kind], op.offset, op.count);
+  nbdkit_error ("async: the plugin did not reply to a %s, offset %" PRIu64
+                ", length %" PRIu32 ": given up", kind_names[op.kind],
+                op.offset, op.count);
   return true;
 }
 
@@ -480,7 +529,9 @@ result (int err)
   return -1;
 }
 
-/* nbdkit says so in no other way.  It logs a line when it is so, hence it is asked no more then. */
+/* nbdkit says so in no other way.  It logs a line when a client has left, so
+ * the caller does not ask again then.
+ */
 static bool
 client_has_left_locked (void)
 {
@@ -570,14 +621,37 @@ perform_with (const struct operation *op, void *copy)
   return collect_and_unlock (s);
 }
 
+/* Whether the plugin owes too many replies for another copy. */
+static bool
+are_copies_too_many (const struct operation *op)
+{
+  uint64_t bytes;
+  bool is_news = false;
+
+  pthread_mutex_lock (&lock);
+  bytes = abandoned_bytes;
+  if (bytes + op->count > ABANDONED_MAX_BYTES) {
+    is_news = !is_bound_reported;
+    is_bound_reported = true;
+  }
+  pthread_mutex_unlock (&lock);
+  if (is_news)
+    nbdkit_error ("async: replies owed by the plugin to requests that were "
+                  "given up: %" PRIu64 " bytes are kept for them, and a %s of %"
+                  PRIu32 " bytes is refused: at most %" PRIu64
+                  " bytes are kept, until the plugin replies", bytes,
+                  kind_names[op->kind], op->count, ABANDONED_MAX_BYTES);
+  return bytes + op->count > ABANDONED_MAX_BYTES;
+}
+
 static int
 perform (const struct operation *op)
 {
   bool has_data = op->kind == READ || op->kind == WRITE;
   void *copy = NULL;
 
-  if (has_data && !hooks->async_cancel) {
-    copy = malloc (op->count);
+  if (has_data && !hooks.async_cancel) {
+    copy = are_copies_too_many (op) ? NULL : malloc (op->count);
     if (!copy)
       return result (ENOMEM);
     if (op->kind == WRITE)
@@ -586,24 +660,29 @@ perform (const struct operation *op)
   return result (perform_with (op, copy));
 }
 
-#define IS_HOOKED(op) (hooks->async_##op && !(hooks->prefer_callbacks && author.op))
+#define IS_HOOKED(op) \
+  (hooks.async_##op && !(hooks.prefer_callbacks && author.op))
 
 static int
-wrap_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+wrap_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+            uint32_t flags)
 {
   if (!IS_HOOKED (pread))
     return author.pread (handle, buf, count, offset, flags);
-  return perform (&(struct operation) { READ, handle, buf, count, offset, flags });
+  return perform (&(struct operation) { READ, handle, buf, count, offset,
+                                        flags });
 }
 
 static int
-wrap_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+wrap_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
+             uint32_t flags)
 {
   void *data = (void *) (uintptr_t) buf;        /* only read */
 
   if (!IS_HOOKED (pwrite))
     return author.pwrite (handle, buf, count, offset, flags);
-  return perform (&(struct operation) { WRITE, handle, data, count, offset, flags });
+  return perform (&(struct operation) { WRITE, handle, data, count, offset,
+                                        flags });
 }
 
 static int
@@ -619,7 +698,8 @@ wrap_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
   if (!IS_HOOKED (zero))
     return author.zero (handle, count, offset, flags);
-  return perform (&(struct operation) { ZERO, handle, NULL, count, offset, flags });
+  return perform (&(struct operation) { ZERO, handle, NULL, count, offset,
+                                        flags });
 }
 
 static int
@@ -627,7 +707,8 @@ wrap_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
   if (!IS_HOOKED (trim))
     return author.trim (handle, count, offset, flags);
-  return perform (&(struct operation) { TRIM, handle, NULL, count, offset, flags });
+  return perform (&(struct operation) { TRIM, handle, NULL, count, offset,
+                                        flags });
 }
 
 static int
@@ -635,7 +716,8 @@ wrap_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
   if (!IS_HOOKED (cache))
     return author.cache (handle, count, offset, flags);
-  return perform (&(struct operation) { CACHE, handle, NULL, count, offset, flags });
+  return perform (&(struct operation) { CACHE, handle, NULL, count, offset,
+                                        flags });
 }
 
 /* Requests of a filter. */
@@ -651,8 +733,8 @@ driver_claim (void **handle)
 static void
 driver_start (struct nbdkit_async_io *io)
 {
-  struct operation op = { io->is_write ? WRITE : READ, io->handle, io->buf, io->count,
-                          io->offset, 0 };
+  struct operation op = { io->is_write ? WRITE : READ, io->handle, io->buf,
+                          io->count, io->offset, 0 };
   struct slot *s;
   bool is_owed, is_over, has_failed_late;
   int err;
@@ -699,32 +781,39 @@ driver_give_up (struct nbdkit_async_io *io)
   return false;
 }
 
+static struct nbdkit_async_driver own_driver = {
+  .claim = driver_claim,
+  .start = driver_start,
+  .give_up = driver_give_up,
+};
+
+/* Copies what the author gave.  The author may change it until .get_ready, so
+ * it is copied each time it is looked at until then, and never after.  Fields
+ * that the plugin's header does not know are zero.
+ */
+static void
+read_hooks (void)
+{
+  if (is_given_final)
+    return;
+  memset (&hooks, 0, sizeof hooks);
+  if (given)
+    memcpy (&hooks, given,
+            given_size < sizeof hooks ? given_size : sizeof hooks);
+  own_driver.can_read = hooks.async_pread;
+  own_driver.can_write = hooks.async_pwrite;
+  own_driver.can_cancel = hooks.async_cancel;
+  own_driver.reentrant = hooks.reentrant;
+  own_driver.grace_ns = grace_ns ();
+}
+
 const struct nbdkit_async_driver *
 nbdkit_async_get_driver (void)
 {
-  static struct nbdkit_async_driver driver = {
-    .claim = driver_claim,
-    .start = driver_start,
-    .give_up = driver_give_up,
-  };
-  static const struct nbdkit_async *seen;
-
-  if (!hooks)
+  if (!plugin)
     return NULL;
-  /* Hooks and grace_ms may change until the configuration is complete, so they are looked at each
-   * time; filters read this with no lock.
-   */
-  pthread_mutex_lock (&lock);
-  if (seen != hooks || driver.grace_ns != grace_ns ()) {
-    seen = hooks;
-    driver.can_read = hooks->async_pread;
-    driver.can_write = hooks->async_pwrite;
-    driver.can_cancel = hooks->async_cancel;
-    driver.reentrant = hooks->reentrant;
-    driver.grace_ns = grace_ns ();
-  }
-  pthread_mutex_unlock (&lock);
-  return &driver;
+  read_hooks ();
+  return &own_driver;
 }
 
 /* The plugin. */
@@ -736,7 +825,18 @@ wrap_open (int readonly)
   return opened = author.open (readonly);
 }
 
-/* The plugin's threads have ended with its own .unload: no reply comes any more. */
+/* nbdkit calls this before it forks, and before any filter's .get_ready. */
+static int
+wrap_get_ready (void)
+{
+  read_hooks ();
+  is_given_final = true;
+  return author.get_ready ? author.get_ready () : 0;
+}
+
+/* The plugin's threads have ended with its own .unload: no reply comes any
+ * more.
+ */
 static void
 wrap_unload (void)
 {
@@ -748,79 +848,97 @@ wrap_unload (void)
     free (chunks[i / CHUNK]);
   n_slots = 0;
   first_free = last_free = NULL;
+  abandoned_bytes = 0;
+  is_bound_reported = false;
+}
+
+static void
+print_hook (const char *name, bool is_there)
+{
+  if (is_there)
+    printf ("has_async_%s=1\n", name);
 }
 
 static void
 wrap_dump_plugin (void)
 {
-  const struct {
-    const char *name;
-    bool is_there;
-  } list[] = {
-    { "pread", hooks->async_pread }, { "pwrite", hooks->async_pwrite },
-    { "flush", hooks->async_flush }, { "zero", hooks->async_zero },
-    { "trim", hooks->async_trim }, { "cache", hooks->async_cache },
-    { "cancel", hooks->async_cancel },
-  };
-
-  for (unsigned i = 0; i < sizeof list / sizeof list[0]; i++)
-    if (list[i].is_there)
-      printf ("has_async_%s=1\n", list[i].name);
+  read_hooks ();
+  print_hook ("pread", hooks.async_pread);
+  print_hook ("pwrite", hooks.async_pwrite);
+  print_hook ("flush", hooks.async_flush);
+  print_hook ("zero", hooks.async_zero);
+  print_hook ("trim", hooks.async_trim);
+  print_hook ("cache", hooks.async_cache);
+  print_hook ("cancel", hooks.async_cancel);
   if (author.dump_plugin)
     author.dump_plugin ();
+}
+
+/* A hook that has no callback to take its place; NULL: none. */
+static const char *
+find_hook_alone (void)
+{
+  return hooks.async_pread && !author.pread ? "pread" :
+    hooks.async_pwrite && !author.pwrite ? "pwrite" :
+    hooks.async_flush && !author.flush ? "flush" :
+    hooks.async_zero && !author.zero ? "zero" :
+    hooks.async_trim && !author.trim ? "trim" :
+    hooks.async_cache && !author.cache ? "cache" : NULL;
 }
 
 /* The wrappers stay where nbdkit has them, and find no hooks. */
 int
 nbdkit_async_disable (void)
 {
-  static const struct nbdkit_async none;
-  const char *missing =
-    hooks->async_pread && !author.pread ? "pread" :
-    hooks->async_pwrite && !author.pwrite ? "pwrite" :
-    hooks->async_flush && !author.flush ? "flush" :
-    hooks->async_zero && !author.zero ? "zero" :
-    hooks->async_trim && !author.trim ? "trim" :
-    hooks->async_cache && !author.cache ? "cache" : NULL;
+  const char *missing;
 
+  read_hooks ();
+  missing = find_hook_alone ();
   if (missing) {
-    nbdkit_error ("nbdkit_async_disable: there is async_%s, but no .%s to take its place",
-                  missing, missing);
+    nbdkit_error ("nbdkit_async_disable: there is async_%s, but no .%s to take "
+                  "its place", missing, missing);
     return -1;
   }
-  hooks = &none;
+  given = NULL;
+  read_hooks ();
   return 0;
 }
 
-/* nbdkit copies the struct when this returns, and then says that the plugin's registration failed
- * where it is NULL, or which callback it misses.
+/* nbdkit copies the struct when this returns.  It reports a NULL, and which
+ * callback it misses.
  */
 struct nbdkit_plugin *
-nbdkit_async_register (struct nbdkit_plugin *p, const struct nbdkit_async *h)
+nbdkit_async_register (struct nbdkit_plugin *p, const struct nbdkit_async *h,
+                       size_t size)
 {
   if (p->_api_version != 2) {
-    nbdkit_error ("%s: async hooks need NBDKIT_API_VERSION 2, this plugin has %d",
-                  p->name ? p->name : "plugin", p->_api_version);
+    nbdkit_error ("%s: async hooks need NBDKIT_API_VERSION 2, this plugin has "
+                  "%d", p->name ? p->name : "plugin", p->_api_version);
     return NULL;
   }
   plugin = p;
   /* It may have been compiled with an older header, which knew less. */
-  memcpy (&author, p, p->_struct_size < sizeof author ? p->_struct_size : sizeof author);
-  hooks = h;
-  if (h->async_pread)
+  memcpy (&author, p, p->_struct_size < sizeof author
+          ? p->_struct_size : sizeof author);
+  given = h;
+  given_size = size;
+  is_given_final = false;
+  read_hooks ();
+  if (hooks.async_pread)
     p->pread = wrap_pread;
-  if (h->async_pwrite)
+  if (hooks.async_pwrite)
     p->pwrite = wrap_pwrite;
-  if (h->async_flush)
+  if (hooks.async_flush)
     p->flush = wrap_flush;
-  if (h->async_zero)
+  if (hooks.async_zero)
     p->zero = wrap_zero;
-  if (h->async_trim)
+  if (hooks.async_trim)
     p->trim = wrap_trim;
-  if (h->async_cache)
+  if (hooks.async_cache)
     p->cache = wrap_cache;
   if (p->open)
     p->open = wrap_open;
+  p->get_ready = wrap_get_ready;
   p->unload = wrap_unload;
   p->dump_plugin = wrap_dump_plugin;
   return p;

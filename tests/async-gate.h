@@ -1,4 +1,6 @@
-/* What tests command async-gate.so to do beside holding and failing: gate_fail with one of these for
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What tests command async-gate.so to do beside holding and failing: gate_fail with one of these for
  * its error. The operation itself succeeds, unless said otherwise.
  */
 #ifndef TESTS_ASYNC_GATE_H

@@ -1,4 +1,6 @@
-/* A plugin in C++, in the shape of the test device of 2017: a std::vector, and threads that complete
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A plugin in C++, in the shape of the test device of 2017: a std::vector, and threads that complete
  * operations from a deadline queue.
  */
 #include <algorithm>

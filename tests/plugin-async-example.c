@@ -1,4 +1,8 @@
-/* An in-memory disk with one service thread: the example of nbdkit-async-plugin(3). */
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * An in-memory disk with one service thread: the example of
+ * nbdkit-async-plugin(3).
+ */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +30,9 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static struct request *first, **last = &first;
 static bool is_ending;
 
-/* The bytes are copied under the lock, so that cancel finds a request in the queue or over. */
+/* The bytes are copied under the lock, so that cancel finds a request in the
+ * queue or over.
+ */
 static void *
 serve (void *arg)
 {

@@ -1,4 +1,6 @@
-/* async-gate.so: gate.so with async hooks, all its parameters, and these:
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * async-gate.so: gate.so with async hooks, all its parameters, and these:
  *
  *   in=thread|hook     reply from one of its threads (32), or before the hook returns
  *   reads=buffer|reply fill the hook's buffer, or hand the data to nbdkit_async_reply_read
@@ -41,6 +43,7 @@ struct request {
   void *conn;
   uint64_t reqid;
   struct handle *handle;
+  char *own;                    /* device */
   struct operation o;
   unsigned id;                  /* in the gate's log */
   void *sample;                 /* a read's data at its start */
@@ -124,7 +127,7 @@ reply_in_race (struct request *r)
 static void
 reply_as_commanded (struct request *r, int command)
 {
-  const void *data = r->sample ? r->sample : device;
+  const void *data = r->sample ? r->sample : r->own;
 
   switch (command) {
   case ASYNC_NEVER:
@@ -209,9 +212,9 @@ carry_out (struct request *r, int error)
         memcpy (o->buffer, r->sample, o->count);
     }
     else if (!error && o->kind == GATE_WRITE)
-      memcpy (device + o->offset, o->data, o->count);
+      memcpy (r->own + o->offset, o->data, o->count);
     else if (!error && o->kind & (GATE_ZERO | GATE_TRIM))
-      memset (device + o->offset, 0, o->count);
+      memset (r->own + o->offset, 0, o->count);
   }
   pthread_mutex_unlock (&requests_lock);
 }
@@ -262,9 +265,16 @@ start_request (void *conn, uint64_t reqid, void *handle, struct operation o)
 {
   struct request *r = calloc (1, sizeof *r);
   struct handle *h = handle;
+  char *own = find_device ();
   int result = 0;
 
   g_assert_nonnull (r);
+  if (!own) {
+    free (r);
+    nbdkit_set_error (EIO);
+    return -1;
+  }
+  r->own = own;
   r->conn = conn;
   r->reqid = reqid;
   r->handle = h;
@@ -278,7 +288,7 @@ start_request (void *conn, uint64_t reqid, void *handle, struct operation o)
   if (o.kind == GATE_READ) {
     r->sample = malloc (o.count);
     g_assert_nonnull (r->sample);
-    memcpy (r->sample, device + o.offset, o.count);
+    memcpy (r->sample, own + o.offset, o.count);
   }
   r->is_taken = async_config.in_hook;
   r->id = gate_op_start (gate, o.kind, o.flags | ASYNC_GATE_BY_HOOK, h->connection, o.offset,
@@ -360,7 +370,9 @@ RANGE_HOOK (zero, ZERO)
 RANGE_HOOK (trim, TRIM)
 RANGE_HOOK (cache, CACHE)
 
-/* A request that no thread has taken yet is freed here; others by those who run them. */
+/* A request that no thread has taken yet is freed here.  A thread that runs one
+ * frees it itself.
+ */
 static void
 async_cancel (void *conn, uint64_t reqid, void *handle)
 {

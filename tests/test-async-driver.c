@@ -1,4 +1,6 @@
-/* Unit tests of plugin/nbdkit-async.c: what a filter does with it, giving up, memory that runs out.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Unit tests of plugin/nbdkit-async.c: what a filter does with it, giving up, memory that runs out.
  * It is included, with functions of this file in the place of nbdkit's; the test is the plugin too.
  */
 #include <glib.h>
@@ -294,11 +296,21 @@ begin (bool can_cancel)
                                        .async_cancel = can_cancel ? hook_cancel : NULL,
                                        .grace_ms = 1 + can_cancel,
                                        .reentrant = can_cancel };
-  g_assert_true (nbdkit_async_register (&test_plugin, &test_hooks) == &test_plugin);
+  g_assert_true (nbdkit_async_register (&test_plugin, &test_hooks,
+                                         sizeof test_hooks) == &test_plugin);
   driver = nbdkit_async_get_driver ();
   g_assert_true (driver->can_read && driver->can_write);
   g_assert_cmpuint (driver->grace_ns, ==, (1 + can_cancel) * MS);
   g_assert_cmpint (driver->reentrant, ==, can_cancel);
+}
+
+/* As .config may. */
+static void
+set_grace (uint32_t ms)
+{
+  test_hooks.grace_ms = ms;
+  g_assert_cmpint (test_plugin.get_ready (), ==, 0);
+  g_assert_cmpuint (driver->grace_ns, ==, ms * MS);
 }
 
 static void
@@ -393,8 +405,9 @@ free_io (struct nbdkit_async_io *io, int err)
   g_free (io);
 }
 
-/* What is replied to inside its hook is done when that has returned, and before start has: nobody
- * touches the io any more. */
+/* A request that is replied to inside its hook is done after the hook has
+ * returned and before start has.  The library touches the io no more.
+ */
 static void
 test_reply_in_hook (void)
 {
@@ -658,7 +671,7 @@ test_give_up_in_reply (void)
   end ();
 }
 
-/* A reply and one who gives up: one of them wins. */
+/* A reply and giving up at the same time: one of them wins. */
 static void
 test_race (gconstpointer can_cancel)
 {
@@ -870,7 +883,7 @@ test_grace (void)
   struct test_io new;
 
   begin (true);
-  test_hooks.grace_ms = grace / MS;
+  set_grace (grace / MS);
   for (unsigned i = 0; i < OLD; i++) {
     io_init (&old[i]);
     driver->start (&old[i].io);
@@ -998,7 +1011,7 @@ ask_for_all (bool has_callbacks, bool prefer_callbacks)
     p->flush = call_flush;
     p->zero = p->trim = p->cache = call_range;
   }
-  nbdkit_async_register (p, &test_hooks);
+  nbdkit_async_register (p, &test_hooks, sizeof test_hooks);
   n_hooked = n_called = 0;
   g_assert_cmpint (p->pread (HANDLE, data, COUNT, 0, 0), ==, 0);
   g_assert_cmpint (p->pwrite (HANDLE, data, COUNT, 0, 0), ==, 0);
@@ -1051,7 +1064,7 @@ test_grace_of_cancelled (gconstpointer does)
   uint64_t reqids[HELD];
 
   begin (true);
-  test_hooks.grace_ms = grace / MS;
+  set_grace (grace / MS);
   cancel_does = GPOINTER_TO_UINT (does);
   fake_ns = start_ns;
   for (unsigned i = 0; i < HELD; i++) {
@@ -1102,7 +1115,7 @@ test_slow_reply (gconstpointer can_cancel)
   end ();
 }
 
-/* Whoever waits again after its client has left gets the reply, too. */
+/* A request that waits on after its client has left gets the reply, too. */
 static void
 test_reply_in_grace (gconstpointer can_cancel)
 {
@@ -1110,7 +1123,7 @@ test_reply_in_grace (gconstpointer can_cancel)
   uint64_t reqid;
 
   begin (can_cancel);
-  test_hooks.grace_ms = 3600 * 1000;
+  set_grace (3600 * 1000);
   reqid = call_start (&c);
   client_leaves ();
   nbdkit_async_reply_read (HANDLE, reqid, COUNT, memset (data, 9, COUNT));
@@ -1143,7 +1156,7 @@ test_out_of_memory (void)
   }
 }
 
-/* Who has async_cancel gets nbdkit's buffer, others a copy. */
+/* A plugin with async_cancel gets nbdkit's buffer, another one a copy. */
 static void
 test_buffers (void)
 {
@@ -1158,6 +1171,65 @@ test_buffers (void)
   }
 }
 
+/* What test_bound leaves behind: no thread reads or fills these buffers. */
+static uint64_t
+abandon_read (uint32_t count)
+{
+  static char none;
+
+  timeouts_left = 4;
+  g_assert_cmpint (test_plugin.pread (HANDLE, &none, count, 0, 0), ==, -1);
+  g_assert_cmpint (errno, ==, ESHUTDOWN);
+  return last_reqid;
+}
+
+static void
+assert_refused (uint32_t count)
+{
+  uint64_t before = last_reqid;
+  static char none;
+
+  g_assert_cmpint (test_plugin.pread (HANDLE, &none, count, 0, 0), ==, -1);
+  g_assert_cmpint (errno, ==, ENOMEM);
+  g_assert_cmpint (nbdkit_err, ==, ENOMEM);
+  g_assert_cmpint (test_plugin.pwrite (HANDLE, &none, count, 0, 0), ==, -1);
+  g_assert_cmpint (errno, ==, ENOMEM);
+  g_assert_cmpuint (last_reqid, ==, before);    /* the hook did not run */
+}
+
+/* Copies that wait for late replies have a bound, to the byte. */
+static void
+test_bound (void)
+{
+  const uint32_t most = ABANDONED_MAX_BYTES / 4;
+  const char *line = "async: replies owed";
+  uint64_t owed[4], last;
+
+  begin (false);
+  fake_ns = 1000 * MS;
+  client_is_gone = true;
+  for (unsigned i = 0; i < 4; i++)
+    owed[i] = abandon_read (i == 3 ? most - COUNT : most);
+  assert_refused (COUNT + 1);
+  assert_refused (most);
+  g_assert_cmpint (times_said (line), ==, 1);
+  last = abandon_read (COUNT);  /* fits exactly */
+  assert_refused (1);
+  g_assert_cmpint (times_said (line), ==, 1);
+  /* A late reply makes room, and then there is news again. */
+  nbdkit_async_reply (HANDLE, last);
+  hook_does = REPLY_AT_ONCE;
+  g_assert_cmpint (test_plugin.pread (HANDLE, data, COUNT, 0, 0), ==, 0);
+  g_assert_cmpint (times_said (line), ==, 1);
+  assert_refused (COUNT + 1);
+  g_assert_cmpint (times_said (line), ==, 2);
+  for (unsigned i = 0; i < 4; i++)
+    nbdkit_async_reply_read (HANDLE, owed[i], most, data);
+  g_assert_cmpuint (abandoned_bytes, ==, 0);
+  g_assert_false (was_said (UNKNOWN));
+  end ();
+}
+
 static void
 test_register (void)
 {
@@ -1165,12 +1237,128 @@ test_register (void)
   struct nbdkit_plugin empty = { ._struct_size = sizeof empty, ._api_version = 2, .name = "empty" };
 
   begin (true);
-  g_assert_null (nbdkit_async_register (&old, &test_hooks));
+  g_assert_null (nbdkit_async_register (&old, &test_hooks, sizeof test_hooks));
   g_assert_true (was_said ("old: async hooks need NBDKIT_API_VERSION 2"));
-  g_assert_true (nbdkit_async_register (&empty, &test_hooks) == &empty);
+  g_assert_true (nbdkit_async_register (&empty, &test_hooks, sizeof test_hooks)
+                 == &empty);
   g_assert_null (empty.open);   /* nbdkit says so */
   g_assert_null (empty.flush);
   g_assert_nonnull (empty.pread);
+  end ();
+}
+
+static void
+register_fresh (struct nbdkit_plugin fresh, const void *hooks_given,
+                size_t size)
+{
+  test_plugin = fresh;
+  test_plugin._struct_size = sizeof test_plugin;
+  test_plugin._api_version = 2;
+  test_plugin.name = "test";
+  g_assert_true (nbdkit_async_register (&test_plugin, hooks_given, size)
+                 == &test_plugin);
+  g_assert_true (nbdkit_async_get_driver () == driver);
+}
+
+/* What the author changes counts until .get_ready, and no longer. */
+static int
+get_ready_and_change (void)
+{
+  test_hooks.grace_ms = 7;
+  test_hooks.async_pwrite = NULL;
+  return -1;
+}
+
+static void
+test_changes (void)
+{
+  begin (true);
+  register_fresh ((struct nbdkit_plugin) { .get_ready = get_ready_and_change,
+                                           .pwrite = call_pwrite },
+                  &test_hooks, sizeof test_hooks);
+  test_hooks.async_pread = NULL;
+  nbdkit_async_get_driver ();
+  g_assert_false (driver->can_read);
+  test_hooks.async_cancel = NULL;
+  test_hooks.reentrant = false;
+  test_hooks.grace_ms = 5;
+  g_assert_cmpint (test_plugin.get_ready (), ==, -1);
+  for (int i = 0; i < 2; i++) {
+    g_assert_true (driver->can_write);
+    g_assert_false (driver->can_cancel);
+    g_assert_false (driver->reentrant);
+    g_assert_cmpuint (driver->grace_ns, ==, 5 * MS);
+    g_assert_true (nbdkit_async_get_driver () == driver);
+  }
+  hook_does = REPLY_AT_ONCE;
+  n_called = 0;
+  g_assert_cmpint (test_plugin.pwrite (HANDLE, data, COUNT, 0, 0), ==, 0);
+  g_assert_cmpuint (n_called, ==, 0);
+  end ();
+}
+
+/* .config may switch all of them off, also those that came later. */
+static void
+test_disable (void)
+{
+  begin (true);
+  register_fresh ((struct nbdkit_plugin) { .pread = call_pread },
+                  &test_hooks, sizeof test_hooks);
+  g_assert_cmpint (nbdkit_async_disable (), ==, -1);
+  g_assert_true (was_said ("there is async_pwrite, but no .pwrite"));
+  test_hooks.async_pwrite = NULL;
+  g_assert_cmpint (nbdkit_async_disable (), ==, 0);
+  g_assert_cmpint (test_plugin.get_ready (), ==, 0);
+  nbdkit_async_get_driver ();
+  g_assert_false (driver->can_read || driver->can_write || driver->can_cancel);
+  n_called = 0;
+  g_assert_cmpint (test_plugin.pread (HANDLE, data, COUNT, 0, 0), ==, 0);
+  g_assert_cmpuint (n_called, ==, 1);
+  end ();
+}
+
+/* A plugin's header may have fewer fields.  What is behind its struct is not
+ * looked at: there are other things, or no memory at all.
+ */
+static void
+register_older (const void *bytes, size_t size)
+{
+  register_fresh ((struct nbdkit_plugin) { 0 }, bytes, size);
+  g_assert_cmpint (test_plugin.get_ready (), ==, 0);
+  g_assert_true (driver->can_read && driver->can_write);
+  g_assert_false (driver->reentrant);
+}
+
+static void
+test_older_header (void)
+{
+  const size_t until_flush = offsetof (struct nbdkit_async, async_flush),
+    until_grace = offsetof (struct nbdkit_async, grace_ms),
+    until_reentrant = offsetof (struct nbdkit_async, reentrant);
+  struct nbdkit_async all;
+  g_autofree void *exact = NULL;
+
+  begin (true);
+  memset (&all, 0xff, sizeof all);
+  all.async_pread = hook_pread;
+  all.async_pwrite = hook_pwrite;
+  exact = g_memdup2 (&all, until_flush);
+  for (int is_exact = 0; is_exact < 2; is_exact++) {
+    register_older (is_exact ? exact : &all, until_flush);
+    g_assert_false (driver->can_cancel);
+    g_assert_null (test_plugin.flush);
+    g_assert_cmpuint (driver->grace_ns, ==, DEFAULT_GRACE_MS * MS);
+  }
+  all.async_cancel = hook_cancel;
+  register_older (&all, until_grace);
+  g_assert_true (driver->can_cancel);
+  g_assert_nonnull (test_plugin.flush);
+  g_assert_cmpuint (driver->grace_ns, ==, DEFAULT_GRACE_MS * MS);
+  all.grace_ms = 5;
+  register_older (&all, until_reentrant);
+  g_assert_cmpuint (driver->grace_ns, ==, 5 * MS);
+  hook_does = REPLY_AT_ONCE;
+  g_assert_cmpint (test_plugin.pread (HANDLE, data, COUNT, 0, 0), ==, 0);
   end ();
 }
 
@@ -1207,6 +1395,10 @@ main (int argc, char **argv)
   g_test_add_data_func ("/async-driver/reply-in-grace/copy", NULL, test_reply_in_grace);
   g_test_add_func ("/async-driver/out-of-memory", test_out_of_memory);
   g_test_add_func ("/async-driver/buffers", test_buffers);
+  g_test_add_func ("/async-driver/bound", test_bound);
   g_test_add_func ("/async-driver/register", test_register);
+  g_test_add_func ("/async-driver/register/changes", test_changes);
+  g_test_add_func ("/async-driver/register/disable", test_disable);
+  g_test_add_func ("/async-driver/register/older-header", test_older_header);
   return g_test_run ();
 }

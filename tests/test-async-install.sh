@@ -15,6 +15,8 @@ is "dump-plugin: example" "$(hooks "$EXAMPLE")" \
 is "dump-plugin: all hooks, then the plugin's own lines" "$(hooks "$BUILD/tests/async-gate.so")" \
   "thread_model=parallel has_async_pread=1 has_async_pwrite=1 has_async_flush=1 has_async_zero=1 \
 has_async_trim=1 has_async_cache=1 has_async_cancel=1 gate_own_line=1 "
+is "dump-plugin: as of an older header" "$(hooks "$BUILD/tests/async-old.so")" \
+  "thread_model=parallel has_async_pread=1 has_async_pwrite=1 "
 is "dump-plugin: no hook" \
   "$(ASYNC_GATE_WITHOUT="async_pread async_pwrite async_flush async_zero async_trim async_cache" \
      hooks "$BUILD/tests/async-gate.so")" \
@@ -84,7 +86,7 @@ plugin_init (void)
 {
   plugin._struct_size = sizeof plugin;
   plugin._api_version = 1;
-  return nbdkit_async_register (&plugin, &hooks);
+  return nbdkit_async_register (&plugin, &hooks, sizeof hooks);
 }
 #else
 NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)

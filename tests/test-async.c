@@ -1,4 +1,6 @@
-/* Plugins with async hooks, black box, without asyncpool: nbdkit's own threads wait for the replies.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Plugins with async hooks, black box, without asyncpool: nbdkit's own threads wait for the replies.
  * async-gate.so says by commands how and when it replies.
  */
 #include "client.h"
@@ -161,7 +163,20 @@ test_documented_plugins (void)
   replies_of_many ("tests/async-cxx.so", NULL);
 }
 
-/* A reply too many, or to nobody: said so, and nothing else. */
+/* It has no hooks but those that its header knew. */
+static void
+test_older_header (void)
+{
+  struct server s;
+  struct nbd_handle *nbd = start_with (&s, "tests/async-old.so", NULL, NULL);
+
+  g_assert_cmpint (nbd_can_flush (nbd), ==, 0);
+  g_assert_cmpint (nbd_can_trim (nbd), ==, 0);
+  stop (&s, nbd);
+  replies_of_many ("tests/async-old.so", NULL);
+}
+
+/* A reply too many, or to an unknown request: it is reported and ignored. */
 static void
 reply_too_many (const char *parameters, int command, unsigned messages)
 {
@@ -506,8 +521,9 @@ test_late (void)
   late_reply ("delay=0 grace=100 cancel=0 reads=reply");
 }
 
-/* A cancelled request does nothing any more; without async_cancel a write comes through, from the
- * copy of its data. */
+/* A cancelled request does nothing any more.  Without async_cancel a write comes
+ * through, from the copy of its data.
+ */
 static void
 test_cancel (void)
 {
@@ -573,6 +589,85 @@ test_missing (void)
   }
 }
 
+/* A client that has sent all of its requests may close its sending side and
+ * still read.  It counts as gone, but gets what comes within the grace time.
+ */
+static void
+half_closed (const char *parameters)
+{
+  struct server s;
+  struct nbd_handle *nbd = start (&s, parameters);
+  g_autofree char *data = filled (UNIT, 1), *got = g_malloc0 (UNIT);
+  struct request write, read;
+  int held;
+
+  nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));
+  held = gate_hold (s.gate, GATE_READ | GATE_WRITE, EVERYTHING);
+  read = send_read (nbd, got, UNIT, 0);
+  write = send_write (nbd, data, UNIT, UNIT, 0);
+  gate_wait_held (s.gate, held, 2);
+  g_assert_cmpint (shutdown (nbd_aio_get_fd (nbd), SHUT_WR), ==, 0);
+  wait_message (&s, "aborting sleep because of connection close", 2);
+  g_usleep (1000 * 1000);       /* it is known to be gone, and waited for */
+  g_assert_false (request_is_done (&read) || request_is_done (&write));
+  gate_release (s.gate, held);
+  g_assert_cmpint (request_wait (&read), ==, 0);
+  g_assert_cmpint (request_wait (&write), ==, 0);
+  assert_same (got, data, UNIT);
+  assert_same (server_device (&s) + UNIT, data, UNIT);
+  assert_messages (&s, GIVEN_UP, 0);
+  nbd_close (nbd);
+  server_stop (&s);
+}
+
+static void
+test_half_closed (void)
+{
+  half_closed ("delay=0");
+  half_closed ("delay=0 cancel=0");
+}
+
+/* Clients that break off leave copies of their data with a plugin that cannot
+ * cancel.  Their bound: new requests are refused, until the plugin replies.
+ */
+static void
+test_bound (void)
+{
+  enum { MOST = 64 * MIB, FIT = 4 };
+  const char *line = "async: replies owed";
+  struct server s;
+  struct nbd_handle *nbd =
+    start (&s, "delay=0 grace=1 cancel=0 size=64M"), *gone;
+  g_autofree char *data = g_malloc (MOST);
+  int held = gate_hold (s.gate, GATE_READ, EVERYTHING);
+
+  fill (data, UNIT, 1);
+  for (unsigned i = 0; i < FIT; i++) {
+    gone = client_connect (&s);
+    send_read (gone, data + UNIT, MOST - UNIT, UNIT);
+    gate_wait_held (s.gate, held, i + 1);
+    client_leave (gone);
+    wait_message (&s, GIVEN_UP, i + 1);
+  }
+  nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));  /* less than what is left */
+  assert_messages (&s, line, 0);
+  for (unsigned i = 0; i < 3; i++) {
+    nbd_fails (nbd_pwrite (nbd, data, 5 * UNIT, 0, 0), ENOMEM);
+    nbd_fails (nbd_pread (nbd, data, 5 * UNIT, 0, 0), ENOMEM);
+    nbd_ok (nbd_flush (nbd, 0));        /* has no data to copy */
+  }
+  assert_messages (&s, line, 1);
+  gate_release (s.gate, held);
+  gate_wait_ended (s.gate, GATE_READ, EVERYTHING, FIT);
+  /* The replies come after that. */
+  while (nbd_pread (nbd, data, MOST, 0, 0) == -1) {
+    g_assert_cmpint (nbd_get_errno (), ==, ENOMEM);
+    g_usleep (10000);
+  }
+  assert_messages (&s, UNKNOWN, 0);
+  stop (&s, nbd);
+}
+
 /* A reply owed at the end is not lost: the server waits for it. */
 static void
 test_end_waits (void)
@@ -607,6 +702,8 @@ main (int argc, char **argv)
   g_test_add_func ("/async/replies/late", test_late);
   g_test_add_func ("/async/replies/missing", test_missing);
   g_test_add_func ("/async/replies/end-waits", test_end_waits);
+  g_test_add_func ("/async/replies/half-closed", test_half_closed);
+  g_test_add_func ("/async/replies/bound", test_bound);
   g_test_add_func ("/async/cancel", test_cancel);
   g_test_add_func ("/async/errors/codes", test_errors);
   g_test_add_func ("/async/errors/unsaid", test_errors_unsaid);
@@ -616,5 +713,6 @@ main (int argc, char **argv)
   g_test_add_func ("/async/hooks/write-zeroes", test_write_zeroes);
   g_test_add_func ("/async/slow-reader", test_slow_reader);
   g_test_add_func ("/async/documented-plugins", test_documented_plugins);
+  g_test_add_func ("/async/older-header", test_older_header);
   return g_test_run ();
 }
