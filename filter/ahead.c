@@ -1,3 +1,9 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Read-ahead: see ahead.h.
+ */
+#include <errno.h>
+
 #include "ahead.h"
 #include "buffers.h"
 #include "debug.h"
@@ -27,7 +33,6 @@ filled_ahead (struct backend_io *io, int err)
   ENGINE_LOCK_IN_SCOPE (e);
   debug_buffers ("read ahead %#" PRIx64 ": error %d%s", b->base, err, b->dropped ? ", stale" : "");
   b->hooked = false;
-  b->given_up = io->given_up;
   b->err = err;
   b->since_ns = io->end_ns;
   stale = b->dropped;
@@ -47,19 +52,21 @@ filled_ahead (struct backend_io *io, int err)
     cond_broadcast (&e->progress);
 }
 
-bool
+int
 ahead_wait (struct conn *c, struct buf *b)
 {
   struct engine *e = b->engine;
+  int err = 0;
 
   if (b->state == BUF_READING && pool_cancel (e->pool, &b->job)) {
+    b->io.backend = &c->backend;        /* our own, on our own thread */
     engine_unlock (e);
     backend_io_do (&b->io);
     engine_lock (e);
   }
-  while (b->state == BUF_READING)
-    engine_wait_plugin (c, &b->changed);
-  return b->err == 0;
+  while (b->state == BUF_READING && err == 0)
+    err = engine_wait_plugin (c, &b->changed, UINT64_MAX);
+  return err;
 }
 
 /* Whether reading ahead there makes no sense: it is there, or about to be written. */
@@ -68,7 +75,7 @@ is_held (struct conn *c, uint64_t base, uint32_t count)
 {
   for (struct buf *b = buffers_first (c->engine, base, base + count); b;
        b = buffers_next (b, base, base + count))
-    if (b->export == c->export || buf_is_waiting (b))
+    if (b->device == c->device || buf_is_waiting (b))
       return true;
   return false;
 }
@@ -87,7 +94,7 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
     uint32_t count = MIN (c->unit, c->backend.size - r.from);
     struct buf *b;
 
-    count -= count % c->export->min_block;      /* what is left at the end no client can ask for */
+    count -= count % c->device->min_block;      /* what is left at the end no client can ask for */
     if (count == 0 || is_held (c, r.from, count))
       continue;
     b = buffers_take_for_ahead (e, now_ns);

@@ -1,4 +1,6 @@
-/* Read-ahead: buffers that are filled before a client asks.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Read-ahead: buffers that are filled before a client asks.
  *
  * Not its job: which bytes to read ahead (stream.h), how reads use them (engine.h).
  */
@@ -23,9 +25,9 @@ extern void ahead_missed (struct conn *, struct stream *, uint64_t now_ns);
 extern void ahead_answered (struct conn *, struct stream *, uint32_t count, bool waited,
                             uint64_t now_ns);
 /* Waits, for a request of this connection, until a READING buffer, which the caller has pinned, is
- * read; does it himself if no worker has begun.  Wants engine.lock, lets go of it meanwhile.  False if
- * it could not be read.
+ * read; does it itself if no worker has begun.  Wants engine.lock, lets go of it meanwhile.  0, also where
+ * the buffer could not be read (buf.err); ESHUTDOWN as engine_wait_plugin.
  */
-extern bool ahead_wait (struct conn *, struct buf *);
+extern int ahead_wait (struct conn *, struct buf *);
 
 #endif

@@ -1,4 +1,6 @@
-/* asyncpool: the nbdkit filter.  Only what nbdkit wants of a filter; the work is in engine.h. */
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * asyncpool: the nbdkit filter.  Only what nbdkit wants of a filter; the work is in engine.h. */
 
 #include <errno.h>
 #include <malloc.h>
@@ -24,12 +26,17 @@ enum { HOOKED_THREADS = 1 };
 
 struct handle {
   char *export_name;
-  bool is_tls;
   bool is_hooked;
   void *hooks_handle;           /* the plugin's own handle, if so */
-  struct conn *conn;            /* from prepare to finalize, NULL where all is passed through */
+  struct conn *conn;            /* from prepare to close, NULL where all is passed through */
   GList link;                   /* in handles */
 };
+
+/* The connection whose data requests this thread of nbdkit's serves: a filter above may flush one connection
+ * on the thread of another one.  Only to be compared.
+ */
+static __thread const struct handle *thread_handle;
+static bool is_topmost;         /* no other filter is above: each thread serves one connection */
 
 /* nbdkit calls no .close when it shuts down, so unload frees what is left here. */
 static GQueue handles = G_QUEUE_INIT;
@@ -76,6 +83,17 @@ find_hooks (void)
     config.engine.threads = MIN (config.engine.threads, HOOKED_THREADS);
 }
 
+static void
+report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
+{
+  g_autofree char *name = g_strescape (export_name, NULL);      /* a client chose it */
+
+  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %" PRIu32
+                ", could not be written %s", name, offset, count,
+                kept ? "before its connection ended: it is kept, and tried again when another connection "
+                "flushes this export or ends" : "and is lost");
+}
+
 static int
 asyncpool_get_ready (int thread_model)
 {
@@ -94,6 +112,8 @@ asyncpool_get_ready (int thread_model)
     return -1;
   }
   find_hooks ();
+  is_topmost = hooks_is_topmost ();
+  config.engine.report = report;
   err = engine_new (&config.engine, &engine);
   if (err) {
     nbdkit_error ("asyncpool-buffers=%u, asyncpool-buffer-size=%" PRIu32 ": the slab of %" PRIu64
@@ -124,15 +144,6 @@ asyncpool_after_fork (nbdkit_backend *backend)
 }
 
 static void
-report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
-{
-  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %" PRIu32
-                ", could not be written %s", export_name, offset, count,
-                kept ? "before its connection ended; it is kept, and tried again when a client "
-                "flushes this export" : "and is lost");
-}
-
-static void
 write_stats (void)
 {
   bool to_stderr = config.stats_file && strcmp (config.stats_file, "-") == 0;
@@ -153,13 +164,15 @@ asyncpool_cleanup (nbdkit_backend *backend)
   (void) backend;
   if (engine == NULL)
     return;
-  engine_stop (engine, report);
+  engine_stop (engine);
   write_stats ();
 }
 
 static void
 free_handle (struct handle *h)
 {
+  if (h->conn)
+    conn_free (h->conn);
   free (h->export_name);
   free (h);
 }
@@ -202,10 +215,23 @@ backend_flags (uint32_t flags)
     | (flags & NBDKIT_FLAG_FAST_ZERO ? BACKEND_FAST_ZERO : 0);
 }
 
+/* The server exports it, nbdkit-filter.h does not declare it. */
+extern void nbdkit_set_error (int err);
+
+/* nbdkit clears what a plugin says with nbdkit_set_error before each request.  There may be several calls in
+ * one: each is answered for itself.
+ */
+static nbdkit_next *
+begin_next (void *handle)
+{
+  nbdkit_set_error (0);
+  return handle;
+}
+
 static int
 next_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
 {
-  nbdkit_next *next = handle;
+  nbdkit_next *next = begin_next (handle);
   int err = 0;
   int r = next->pread (next, buf, count, offset, 0, &err);
 
@@ -215,7 +241,7 @@ next_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
 static int
 next_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
 {
-  nbdkit_next *next = handle;
+  nbdkit_next *next = begin_next (handle);
   int err = 0;
   int r = next->pwrite (next, buf, count, offset, nbdkit_flags (flags), &err);
 
@@ -225,7 +251,7 @@ next_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uns
 static int
 next_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
-  nbdkit_next *next = handle;
+  nbdkit_next *next = begin_next (handle);
   int err = 0;
   int r = next->zero (next, count, offset, nbdkit_flags (flags), &err);
 
@@ -235,7 +261,7 @@ next_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 static int
 next_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
-  nbdkit_next *next = handle;
+  nbdkit_next *next = begin_next (handle);
   int err = 0;
   int r = next->trim (next, count, offset, nbdkit_flags (flags), &err);
 
@@ -245,14 +271,14 @@ next_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 static int
 next_flush (void *handle)
 {
-  nbdkit_next *next = handle;
+  nbdkit_next *next = begin_next (handle);
   int err = 0;
   int r = next->flush (next, 0, &err);
 
   return result (r, err);
 }
 
-/* On a thread of nbdkit's for this connection. */
+/* The client of the calling thread, or the server. */
 static bool
 is_gone (void *handle)
 {
@@ -275,6 +301,7 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
   void *plugin_handle;
   bool is_hooked;
 
+  (void) is_tls;
   if (hooks)
     hooks->claim (&plugin_handle);      /* a leftover of somebody else's */
   if (next (context, readonly, exportname) == -1)
@@ -286,13 +313,13 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
     free (h);
     return NULL;
   }
-  h->is_tls = is_tls;
   h->is_hooked = is_hooked;
   h->hooks_handle = is_hooked ? plugin_handle : NULL;
   h->link.data = h;
   pthread_mutex_lock (&handles_lock);
   g_queue_push_tail_link (&handles, &h->link);
   pthread_mutex_unlock (&handles_lock);
+  thread_handle = h;
   return h;
 }
 
@@ -301,8 +328,7 @@ static void
 end_connection (struct handle *h)
 {
   if (h->conn)
-    conn_close (h->conn, report);
-  h->conn = NULL;
+    conn_close (h->conn);
 }
 
 static int
@@ -368,13 +394,26 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
     b.hooks = hooks;
     b.hooks_handle = h->hooks_handle;
   }
-  err = conn_open (engine, h->export_name, h->is_tls, &b, &h->conn);
+  err = conn_open (engine, h->export_name, &b, &h->conn);
   if (err == EINVAL)
     nbdkit_error ("asyncpool-buffer-size=%" PRIu32 ": must be at least the plugin's minimum block "
                   "of %" PRIu32, config.engine.buffer_size, b.min_block);
   else if (err)
     nbdkit_error ("asyncpool: %s", strerror (err));
   return err ? -1 : 0;
+}
+
+/* The plugin's FUA may be a flush after each write (NBDKIT_FUA_EMULATE).  Then nbdkit lets a filter above set FUA
+ * on the last piece of a request only, as a flush covers what was answered before.  With us that would not:
+ * the other pieces may be deferred.  So ask for FUA on each.
+ */
+static int
+asyncpool_can_fua (nbdkit_next *next, void *vh)
+{
+  struct handle *h = vh;
+  int fua = next->can_fua (next);
+
+  return h->conn && fua == NBDKIT_FUA_EMULATE ? NBDKIT_FUA_NATIVE : fua;
 }
 
 static int
@@ -390,13 +429,21 @@ asyncpool_can_flush (nbdkit_next *next, void *vh)
 
 /* Requests. */
 
+/* For a request that carries or asks for data: the connection, or NULL where all is passed through. */
+static struct conn *
+serve (struct handle *h)
+{
+  thread_handle = h;
+  return h->conn;
+}
+
+/* ERR may be NULL: nbdkit's readahead filter passes none.  The server does not survive an error then. */
 static int
 answer (int e, int *err)
 {
-  if (e == 0)
-    return 0;
-  *err = e;
-  return -1;
+  if (e && err)
+    *err = e;
+  return e ? -1 : 0;
 }
 
 static int
@@ -404,10 +451,15 @@ asyncpool_pread (nbdkit_next *next, void *vh, void *buf, uint32_t count, uint64_
                  uint32_t flags, int *err)
 {
   struct handle *h = vh;
+  int e;
 
-  if (h->conn == NULL)
+  if (serve (h) == NULL)
     return next->pread (next, buf, count, offset, flags, err);
-  return answer (engine_read (h->conn, buf, count, offset), err);
+  e = engine_read (h->conn, buf, count, offset);
+  /* readahead, through the cache filter, reads until its .close.  An error would end the server. */
+  if (e == ESHUTDOWN && err == NULL)
+    e = engine_read_late (h->conn, buf, count, offset);
+  return answer (e, err);
 }
 
 static int
@@ -416,7 +468,7 @@ asyncpool_pwrite (nbdkit_next *next, void *vh, const void *buf, uint32_t count, 
 {
   struct handle *h = vh;
 
-  if (h->conn == NULL)
+  if (serve (h) == NULL)
     return next->pwrite (next, buf, count, offset, flags, err);
   return answer (engine_write (h->conn, buf, count, offset, backend_flags (flags)), err);
 }
@@ -427,7 +479,7 @@ asyncpool_zero (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
 {
   struct handle *h = vh;
 
-  if (h->conn == NULL)
+  if (serve (h) == NULL)
     return next->zero (next, count, offset, flags, err);
   return answer (engine_zero (h->conn, count, offset, backend_flags (flags)), err);
 }
@@ -438,7 +490,7 @@ asyncpool_trim (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
 {
   struct handle *h = vh;
 
-  if (h->conn == NULL)
+  if (serve (h) == NULL)
     return next->trim (next, count, offset, flags, err);
   return answer (engine_trim (h->conn, count, offset, backend_flags (flags)), err);
 }
@@ -450,7 +502,7 @@ asyncpool_flush (nbdkit_next *next, void *vh, uint32_t flags, int *err)
 
   if (h->conn == NULL)
     return next->flush (next, flags, err);
-  return answer (engine_flush (h->conn), err);
+  return answer (engine_flush (h->conn, is_topmost || thread_handle == h), err);
 }
 
 /* The plugin's answer about the range and no more: what lies behind it has not been settled, and
@@ -463,17 +515,14 @@ extents_within (nbdkit_next *next, uint32_t count, uint64_t offset, uint32_t fla
   struct nbdkit_extents *asked = nbdkit_extents_new (offset, offset + count);
   int r;
 
-  if (asked == NULL) {
-    *err = errno;
-    return -1;
-  }
+  if (asked == NULL)
+    return answer (errno, err);
   r = next->extents (next, count, offset, flags, asked, err);
   for (size_t i = 0; r == 0 && i < nbdkit_extents_count (asked); i++) {
     struct nbdkit_extent x = nbdkit_get_extent (asked, i);
 
-    r = nbdkit_add_extent (extents, x.offset, x.length, x.type);
-    if (r == -1)
-      *err = errno;
+    if (nbdkit_add_extent (extents, x.offset, x.length, x.type) == -1)
+      r = answer (errno, err);
   }
   nbdkit_extents_free (asked);
   return r;
@@ -487,17 +536,17 @@ asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
   uint64_t start = stats_now_ns ();
   int r;
 
-  if (h->conn == NULL)
+  if (serve (h) == NULL)
     return next->extents (next, count, offset, flags, extents, err);
+  if (!conn_enter (h->conn))
+    return answer (ESHUTDOWN, err);
   /* Data that the plugin refused is data all the same: claim no hole. */
-  if (engine_settle (h->conn, count, offset)) {
-    r = nbdkit_add_extent (extents, offset, count, 0);
-    if (r == -1)
-      *err = errno;
-  }
+  if (engine_settle (h->conn, count, offset))
+    r = answer (nbdkit_add_extent (extents, offset, count, 0) == -1 ? errno : 0, err);
   else
     r = extents_within (next, count, offset, flags, extents, err);
   stats_end (engine->stats, STATS_EXTENTS, start, count);
+  conn_leave (h->conn);
   return r;
 }
 
@@ -505,12 +554,17 @@ static int
 asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
                  uint32_t flags, int *err)
 {
+  struct handle *h = vh;
   uint64_t start = stats_now_ns ();
-  int r = next->cache (next, count, offset, flags, err);
+  int r;
 
-  (void) vh;                    /* readahead above us calls this also after finalize */
-  if (!pass_through)
-    stats_end (engine->stats, STATS_CACHE, start, count);
+  if (h->conn == NULL)
+    return next->cache (next, count, offset, flags, err);
+  if (!conn_enter (h->conn))
+    return err ? answer (ESHUTDOWN, err) : 0;   /* readahead's late ones: advice, which is not taken */
+  r = next->cache (next, count, offset, flags, err);
+  stats_end (engine->stats, STATS_CACHE, start, count);
+  conn_leave (h->conn);
   return r;
 }
 
@@ -551,6 +605,7 @@ static struct nbdkit_filter filter = {
   .prepare = asyncpool_prepare,
   .finalize = asyncpool_finalize,
   .can_flush = asyncpool_can_flush,
+  .can_fua = asyncpool_can_fua,
   .pread = asyncpool_pread,
   .pwrite = asyncpool_pwrite,
   .zero = asyncpool_zero,

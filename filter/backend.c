@@ -1,11 +1,18 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Calls into the plugin, timed, and its async hooks: see backend.h.
+ */
 #include <errno.h>
 #include <stddef.h>
+
+#include <glib.h>
 
 #include "backend.h"
 #include "pace.h"
 #include "stats.h"
 
 static __thread unsigned replying;      /* how many replies this thread is inside of */
+static __thread uint64_t client_gone_ns;        /* when this call saw that its client has gone, 0: not */
 
 /* An operation has ended.  Returns when. */
 static uint64_t
@@ -49,7 +56,6 @@ note_io (struct backend_io *io, int err)
 static void
 begin_io (struct backend_io *io)
 {
-  io->given_up = false;         /* it may have been before */
   io->start_ns = stats_begin_device (io->backend->stats);
 }
 
@@ -116,17 +122,25 @@ backend_set_gone (struct backend *b)
     atomic_store (&b->gone_ns, stats_now_ns ());
 }
 
+void
+backend_begin_call (void)
+{
+  client_gone_ns = 0;
+}
+
 bool
 backend_is_hopeless (struct backend *b)
 {
   uint64_t gone = atomic_load (&b->gone_ns), alive = atomic_load (&b->alive_ns);
 
+  if (gone == 0)
+    gone = client_gone_ns;
   if (gone == 0) {
     if (b->ops->is_gone (b->handle))
-      backend_set_gone (b);
+      client_gone_ns = stats_now_ns ();
     return false;
   }
-  return stats_now_ns () >= (gone > alive ? gone : alive) + b->hooks->grace_ns;
+  return stats_now_ns () >= MAX (gone, alive) + b->hooks->grace_ns;
 }
 
 void
@@ -139,7 +153,6 @@ backend_io_give_up (struct backend_io *io)
   atomic_store (&io->giving_up, false);
   if (!is_given_up)
     return;
-  io->given_up = true;
   note_io (io, ESHUTDOWN);
   io->done (io, ESHUTDOWN);
 }

@@ -1,4 +1,6 @@
-/* The device below: one connection's way into the plugin.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The device below: one connection's way into the plugin.
  *
  * The rest of the filter knows the plugin only through this table, so that it runs in a unit test
  * against a fake.  Every call is timed here, for the statistics and for pace.h.
@@ -30,7 +32,7 @@ struct backend_ops {
   int (*zero) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*trim) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*flush) (void *handle);
-  /* Whether the client has gone or the server shuts down.  Only on a thread of this connection. */
+  /* Whether the client of this thread has gone or the server shuts down. */
   bool (*is_gone) (void *handle);
 };
 
@@ -49,7 +51,7 @@ struct backend {
   const struct nbdkit_async_driver *hooks;      /* NULL where we may not drive any */
   void *hooks_handle;
   /* Atomic. */
-  atomic_uint_fast64_t gone_ns;         /* is_gone became true, 0: has not */
+  atomic_uint_fast64_t gone_ns;         /* the connection began to end, 0: has not */
   atomic_uint_fast64_t alive_ns;        /* a hook's last reply, or start since then */
 };
 
@@ -59,7 +61,6 @@ struct backend_io {
   /* Called once, on any thread.  A hook's: the plugin may hold locks, see backend_may_start. */
   void (*done) (struct backend_io *, int err);
   uint64_t start_ns, end_ns;    /* end: when done is called */
-  bool given_up;                /* when done is called: by backend_io_give_up */
   atomic_bool giving_up;        /* its reply may be given by whichever thread the plugin has */
 };
 
@@ -78,11 +79,15 @@ extern void backend_io_start (struct backend_io *);
  */
 extern bool backend_may_start (const struct backend *);
 
-/* What waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: no more when the client
- * has gone, and the plugin has had its grace time since then, since its last reply to any hook and since
- * the last start.  Call without locks, on a thread of the connection; or anyhow after it has gone.
+/* A thread begins a call for a connection: it knows nothing yet of its client. */
+extern void backend_begin_call (void);
+/* A call that waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: no more when the thread's
+ * client has gone or this connection ends, and the plugin has had its grace time since then, since its last
+ * reply to any hook and since the last start.  Whose client the thread serves does not matter: it ends this
+ * call, and nothing that belongs to the connection.  Call without locks.
  */
 #define BACKEND_POLL_NS UINT64_C (250000000)
+/* The connection ends. */
 extern void backend_set_gone (struct backend *);
 extern bool backend_is_hopeless (struct backend *);
 /* Then this ends what was started: calls done (io, ESHUTDOWN), unless the plugin replies just now. */

@@ -1,3 +1,8 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Deferred writes, the order of writes, flush and the end of a connection: see behind.h.  The states and
+ * the rules of order are in state.h.
+ */
 #include <errno.h>
 #include <string.h>
 
@@ -19,38 +24,88 @@ static void kick (struct engine *, uint64_t offset, uint64_t end);
 static void serve_writer (struct engine *, uint64_t now_ns);
 static void wake_writers (struct engine *);
 
-/* Waiting for dirty data or a mutator.  Wants the lock, lets go of it meanwhile. */
-static void
-wait_for_progress (struct conn *c)
+/* Waits for dirty data or a mutator to end.  Returns as engine_wait_plugin does.  Wants the lock, lets go of
+ * it meanwhile.
+ */
+static int
+wait_for_progress (struct conn *c, uint64_t until_ns)
 {
   struct engine *e = c->engine;
+  int err;
 
   pool_hurry (e->pool);
   e->progress_waiters++;
-  engine_wait_plugin (c, &e->progress);
+  err = engine_wait_plugin (c, &e->progress, until_ns);
   e->progress_waiters--;
+  return err;
 }
 
 /* Giving buffers to workers. */
 
-/* What WRITING buffers end as.  Wants the lock. */
+/* The plugin has taken a write, zero or trim of DEVICE: those bytes leave all waiting data that is not
+ * younger than SEQ.  What of it belongs to DEVICE has failed before.  Other devices' has failed, too, or does
+ * not move (settle); their next flush says so.  Wants the lock.
+ */
 static void
-written (struct buf *b, int err)
+supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
+{
+  struct engine *e = device->export->engine;
+  struct buf *b, *next;
+
+  for (b = buffers_first (e, offset, end); b; b = next) {
+    uint64_t from = buf_start (b), to = buf_limit (b);
+
+    next = buffers_next (b, offset, end);
+    if (!buf_is_waiting (b) || b->seq > seq)
+      continue;
+    if (b->device != device) {
+      atomic_store (&b->device->lost, b->err ? b->err : EIO);
+      atomic_store (&b->device->failing, true);
+    }
+    buffers_cut (b, offset, end);
+    kick (e, from, to);         /* what has waited for it */
+  }
+}
+
+static void
+set_failed (struct buf *b)
 {
   struct engine *e = b->engine;
-  uint64_t offset = buf_start (b), end = buf_end (b);
+
+  b->claimed = false;
+  b->failed_seq = ++e->seq;
+  atomic_store (&b->device->failing, true);
+  buffers_set_state (b, BUF_FAILED);
+  wake_writers (e);             /* they must not wait for failed data */
+}
+
+/* An operation on a WRITING buffer has ended: of bytes [OFFSET, END), of which newer data may have
+ * replaced some meanwhile.  Wants the lock.
+ */
+static void
+written (struct buf *b, uint64_t offset, uint64_t end, int err)
+{
+  struct engine *e = b->engine;
+  struct device *device = b->device;
+  uint64_t from = MIN (offset, buf_start (b)), to = MAX (end, buf_limit (b)), seq = b->seq;
 
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": error %d", offset, end, err);
   b->err = err;
-  if (err == 0)
-    buffers_remove (b);
-  else {
+  if (err)
     stats_add (e->stats, STATS_DEFERRED_ERRORS, 1);
-    atomic_store (&b->export->failing, true);
-    buffers_set_state (b, BUF_FAILED);
-    wake_writers (e);           /* they must not wait for failed data */
+  if (b->dropped) {
+    buffers_set_state (b, BUF_TAKEN);
+    buffers_put_if_unused (b);
   }
-  kick (e, offset, end);
+  else if (err)
+    set_failed (b);
+  else {
+    buffers_set_state (b, BUF_READY);   /* the other pieces: dirty as if they had never failed */
+    b->failed_seq = 0;
+    buffers_cut (b, offset, end);
+    supersede (device, seq, offset, end);
+  }
+  kick (e, from, to);
   cond_broadcast (&e->progress);
 }
 
@@ -60,45 +115,34 @@ written_behind (struct backend_io *io, int err)
   struct buf *b = buf_of_io (io);
   struct engine *e = b->engine;
   bool may_start = backend_may_start (io->backend);
-  uint64_t end_ns = io->end_ns;
+  uint64_t end_ns = io->end_ns, offset = io->hook.offset;
 
   ENGINE_LOCK_IN_SCOPE (e);
   b->hooked = false;
-  /* Not where it had become another client's meanwhile, see can_retry: that one may well try again. */
-  b->given_up = io->given_up && atomic_load (&b->conn->backend.gone_ns) != 0;
-  written (b, err);
+  written (b, offset, offset + io->hook.count, err);
   if (may_start)
     serve_writer (e, end_ns);
 }
 
-/* What a READY buffer has to wait for. */
-enum verdict { GO, WAIT, FAIL };
-
-static enum verdict
-judge (struct buf *b)
+/* Whether the first piece of a READY buffer has to wait: for older dirty data, or a mutator. */
+static bool
+must_wait (struct buf *b)
 {
   struct engine *e = b->engine;
   uint64_t offset = buf_start (b), end = buf_end (b);
-  enum verdict v = b->fillers > 0 ? WAIT : GO;
 
-  for (struct buf *o = buffers_first (e, offset, end); o; o = buffers_next (o, offset, end)) {
-    if (o == b)
-      continue;
-    if (o->state == BUF_WRITING || (buf_is_dirty (o) && o->seq < b->seq))
-      v = WAIT;
-    /* Behind data that failed it stays behind.  Between two exports this says nothing: they are
-     * most likely two devices.
-     */
-    else if (o->state == BUF_FAILED && o->seq < b->seq && o->export == b->export)
-      return FAIL;
-  }
-  for (GList *l = e->mutators.head; l && v == GO; l = l->next) {
+  if (b->fillers > 0)
+    return true;
+  for (struct buf *o = buffers_first (e, offset, end); o; o = buffers_next (o, offset, end))
+    if (o != b && (o->state == BUF_WRITING || (buf_is_dirty (o) && o->seq < b->seq)))
+      return true;
+  for (GList *l = e->mutators.head; l; l = l->next) {
     struct mutator *m = l->data;
 
     if (m->running && ranges_overlap (m->offset, m->end, offset, end))
-      v = WAIT;
+      return true;
   }
-  return v;
+  return false;
 }
 
 static void
@@ -116,26 +160,9 @@ give_to_worker (struct buf *b)
 static void
 kick (struct engine *e, uint64_t offset, uint64_t end)
 {
-  struct buf *b = buffers_first (e, offset, end);
-
-  while (b) {
-    enum verdict v = b->state == BUF_READY && !b->claimed ? judge (b) : WAIT;
-
-    if (v == GO)
+  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
+    if (b->state == BUF_READY && !b->claimed && !must_wait (b))
       give_to_worker (b);
-    if (v != FAIL) {
-      b = buffers_next (b, offset, end);
-      continue;
-    }
-    buffers_set_state (b, BUF_FAILED);
-    b->err = EIO;               /* nobody has tried: the flush that does learns the true one */
-    cond_broadcast (&e->progress);
-    wake_writers (e);
-    /* Again from the start, and as far as this one reached: others may wait behind it. */
-    offset = MIN (offset, buf_start (b));
-    end = MAX (end, buf_end (b));
-    b = buffers_first (e, offset, end);
-  }
 }
 
 /* An OPEN buffer grows no more.  Wants the lock. */
@@ -170,6 +197,18 @@ submit_all (struct engine *e)
     submit (l->data);
 }
 
+/* When the linger thread has something to do next: the oldest OPEN buffer has waited long enough to grow, or a
+ * job to be taken by a worker (see pool.h).  UINT64_MAX: nothing.
+ */
+static uint64_t
+next_due_ns (const struct engine *e)
+{
+  const struct buf *open = e->open.head ? e->open.head->data : NULL;
+  uint64_t since = MIN (open ? open->since_ns : UINT64_MAX, e->patient_since_ns);
+
+  return since == UINT64_MAX ? since : since + e->config.linger_ns;
+}
+
 void *
 behind_linger (void *vp)
 {
@@ -177,20 +216,23 @@ behind_linger (void *vp)
 
   ENGINE_LOCK_IN_SCOPE (e);
   while (!e->stopping) {
-    GList *l = g_queue_peek_head_link (&e->open);
-    uint64_t due;
+    uint64_t due = next_due_ns (e), now;
 
-    if (l == NULL) {
+    if (due == UINT64_MAX) {
       e->linger_idle = true;
       engine_wait (e, &e->linger);
       e->linger_idle = false;
       continue;
     }
-    due = ((struct buf *) l->data)->since_ns + e->config.linger_ns;
-    if (stats_now_ns () >= due)
-      submit (l->data);
-    else
+    now = stats_now_ns ();
+    if (now < due)
       engine_wait_until (e, &e->linger, due);
+    else if (e->open.head && ((struct buf *) e->open.head->data)->since_ns + e->config.linger_ns <= now)
+      submit (e->open.head->data);
+    else {
+      e->patient_since_ns = UINT64_MAX;
+      pool_hurry (e->pool);
+    }
   }
   return NULL;
 }
@@ -206,6 +248,18 @@ mutator_overlaps (struct engine *e, uint64_t offset, uint64_t end)
     if (ranges_overlap (m->offset, m->end, offset, end))
       return true;
   }
+  return false;
+}
+
+/* Whether data of another device waits there. */
+static bool
+others_wait (const struct device *d, uint64_t offset, uint64_t end)
+{
+  struct engine *e = d->export->engine;
+
+  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
+    if (b->device != d && buf_is_waiting (b))
+      return true;
   return false;
 }
 
@@ -246,8 +300,8 @@ reserve (const struct writer *w, uint64_t now_ns, bool *is_full)
   struct buf *b;
 
   *is_full = false;
-  if (atomic_load (&c->export->failing) || atomic_load (&e->unregistered) > 0
-      || mutator_overlaps (e, w->offset, w->end))
+  if (atomic_load (&c->device->failing) || atomic_load (&e->unregistered) > 0
+      || mutator_overlaps (e, w->offset, w->end) || others_wait (c->device, w->offset, w->end))
     return NULL;
   if ((b = find_join (c, w->base, w->offset, w->end)) != NULL) {
     submit_others (e, b, w->offset, w->end);
@@ -278,10 +332,12 @@ filled (struct buf *b)
   if (--b->fillers > 0)
     return;
   cond_broadcast (&b->changed);
-  if (b->claimed)
-    cond_broadcast (&e->progress);      /* a flush waits to write it */
+  if (b->dropped) {
+    buffers_put_if_unused (b);
+    return;
+  }
   if (b->state != BUF_OPEN) {
-    kick (e, buf_start (b), buf_end (b));
+    kick (e, buf_start (b), buf_limit (b));
     return;
   }
   if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
@@ -350,19 +406,31 @@ wake_writers (struct engine *e)
     cond_broadcast (((struct writer *) l->data)->woken);
 }
 
-/* Waits until it is served, or a buffer may have become free.  False if there is nothing to wait for.
+/* How long a writer waits for buffers that only other devices use.  Its own device would have done the write in
+ * about half of that.
+ */
+static uint64_t
+others_patience_ns (struct conn *c)
+{
+  return 2 * pace_wait_ns (c->backend.pace_write);
+}
+
+/* Waits until it is served, or a buffer may have become free.  EAGAIN if there is nothing to wait for.
  * Wants the lock, lets go of it meanwhile.
  */
-static bool
-wait_for_space (struct writer *w)
+static int
+wait_for_space (struct writer *w, uint64_t now_ns)
 {
   struct conn *c = w->conn;
   struct engine *e = c->engine;
-  uint64_t fresh;
+  uint64_t until, fresh;
+  int err;
 
   submit_all (e);
-  if (e->failed.length == e->config.buffers)
-    return false;
+  if (w->state == WRITER_NEW || c->device->n_busy + e->clean.length > 0)
+    w->until_ns = now_ns + others_patience_ns (c);
+  if (e->failed.length == e->config.buffers || now_ns >= w->until_ns)
+    return EAGAIN;
   pool_hurry (e->pool);
   if (w->state == WRITER_NEW) {
     w->state = WRITER_WAITING;
@@ -371,20 +439,19 @@ wait_for_space (struct writer *w)
     g_queue_push_tail_link (&e->writers, &w->link);
   }
   e->writer_called = false;     /* it may be for one that does something else just now: call the first, too */
+  until = w->until_ns;
   fresh = buffers_fresh_until (e);
-  if (fresh > 0 && (c->backend.hooks == NULL || fresh < c->look_ns + BACKEND_POLL_NS))
-    /* Not at once: a pinned one may have been due long ago. */
-    engine_wait_until (e, w->woken, MAX (fresh, stats_now_ns () + 1000000));
-  else
-    engine_wait_plugin (c, w->woken);
+  if (fresh > 0)                /* not at once: a pinned one may have been due long ago */
+    until = MIN (until, MAX (fresh, now_ns + 1000000));
+  err = engine_wait_plugin (c, w->woken, until);
   while (w->state == WRITER_SERVING)
     engine_wait (e, w->woken);
   if (w->state == WRITER_WAITING)
     e->writer_called = false;
-  return true;
+  return err == ESHUTDOWN ? err : 0;
 }
 
-bool
+int
 behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, uint64_t *now_ns)
 {
   struct engine *e = c->engine;
@@ -394,109 +461,107 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
   uint64_t start_ns = *now_ns;
   struct buf *b = NULL;
   bool is_full;
+  int err = 0;
 
   ENGINE_LOCK_IN_SCOPE (e);
-  while (w.state != WRITER_SERVED && (b = reserve (&w, *now_ns, &is_full)) == NULL && is_full
-         && wait_for_space (&w))
-    *now_ns = stats_now_ns ();
+  while (w.state != WRITER_SERVED && err == 0 && (b = reserve (&w, *now_ns, &is_full)) == NULL) {
+    err = is_full ? wait_for_space (&w, *now_ns) : EAGAIN;
+    if (is_full)
+      *now_ns = stats_now_ns ();
+  }
   if (w.state == WRITER_WAITING)
     dequeue (&w, WRITER_NEW);
   if (*now_ns > start_ns)
     stats_note (e->stats, STATS_SPACE_WAIT, *now_ns - start_ns, count);
   if (b)
     fill (b, &w);
-  return b || w.state == WRITER_SERVED;
+  return w.state == WRITER_SERVED ? 0 : err;
 }
 
 /* Writes, zeroes and trims that go straight to the plugin. */
 
-/* Dirty data in the range that is not younger than SEQ. */
-static bool
-is_dirty_until (struct engine *e, uint64_t seq, uint64_t offset, uint64_t end)
+/* What kinds of dirty data there are. */
+enum { OWN = 1, OTHERS = 2 };
+
+/* Waits while DIRTY says that there is some of the connection's own device, and no longer than
+ * config.others_ns for that of others.  Returns as engine_wait_plugin does, but no ETIMEDOUT.  Wants the
+ * lock, lets go of it meanwhile.
+ */
+static int
+wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), const void *what)
 {
-  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
-    if (buf_is_dirty (b) && b->seq <= seq)
-      return true;
-  return false;
+  struct engine *e = c->engine;
+  uint64_t until_ns = 0;
+  unsigned kinds;
+  int err = 0;
+
+  while (err == 0 && (kinds = dirty (c, what)) != 0) {
+    if (until_ns == 0) {
+      stats_add (e->stats, STATS_BARRIERS, 1);
+      until_ns = stats_now_ns () + e->config.others_ns;
+    }
+    err = wait_for_progress (c, kinds & OWN ? UINT64_MAX : until_ns);
+  }
+  return err == ETIMEDOUT ? 0 : err;
+}
+
+struct settled {
+  uint64_t seq, offset, end;
+};
+
+/* Dirty data in the range that is not younger than seq. */
+static unsigned
+dirty_in_range (struct conn *c, const void *what)
+{
+  const struct settled *s = what;
+  struct engine *e = c->engine;
+  unsigned kinds = 0;
+
+  for (struct buf *b = buffers_first (e, s->offset, s->end); b; b = buffers_next (b, s->offset, s->end))
+    if (buf_is_dirty (b) && b->seq <= s->seq)
+      kinds |= b->device == c->device ? OWN : OTHERS;
+  return kinds;
 }
 
 /* Waits until nothing that is in the range now is dirty any more.  Wants the lock. */
-static void
+static int
 settle (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
-  uint64_t seq = e->seq;
+  struct settled s = { e->seq, offset, end };
 
   submit_others (e, NULL, offset, end);
-  if (!is_dirty_until (e, seq, offset, end))
-    return;
-  stats_add (e->stats, STATS_BARRIERS, 1);
-  do
-    wait_for_progress (c);
-  while (is_dirty_until (e, seq, offset, end));
+  return wait_while (c, dirty_in_range, &s);
 }
 
-void
+int
 mutator_begin (struct conn *c, struct mutator *m, uint32_t count, uint64_t offset)
 {
   struct engine *e = c->engine;
+  int err;
 
-  *m = (struct mutator) { .offset = offset, .end = offset + count, .link.data = m };
+  *m = (struct mutator) {
+    .device = c->device, .offset = offset, .end = offset + count, .link.data = m
+  };
   /* The common case, no connection may hold writes behind: no lock.  Sequentially consistent with
    * reserve (): either we see that one may, or it sees us and holds nothing.
    */
   atomic_fetch_add (&e->unregistered, 1);
   if (atomic_load (&e->deferring) == 0)
-    return;
+    return 0;
   atomic_fetch_sub (&e->unregistered, 1);
 
   ENGINE_LOCK_IN_SCOPE (e);
   g_queue_push_tail_link (&e->mutators, &m->link);
-  settle (c, m->offset, m->end);
-  m->running = true;
-}
-
-/* The plugin has newer data than what waits there: a later try must not bring the old back.  All of
- * the export that waits in the range of a running mutator is older than it, and has FAILED before (a
- * flush may have made it READY again).  Wants the lock, lets go of it meanwhile.
- */
-static void
-supersede (struct conn *c, struct mutator *m, const char *new_data, bool trimmed)
-{
-  struct engine *e = c->engine;
-  struct buf *b, *next;
-
-  for (b = buffers_first (e, m->offset, m->end); b; b = next) {
-    uint64_t from = MAX (buf_start (b), m->offset), to = MIN (buf_end (b), m->end);
-
-    next = buffers_next (b, m->offset, m->end);
-    if (!buf_is_waiting (b) || b->export != c->export)
-      continue;
-    if (b->fillers > 0) {       /* another mutator is at it */
-      engine_wait (e, &b->changed);
-      next = buffers_first (e, m->offset, m->end);
-    }
-    else if (from == buf_start (b) && to == buf_end (b)) {
-      if (b->conn == NULL)
-        b->export->refs--;
-      buffers_remove (b);
-    }
-    else if (!trimmed) {        /* after a trim the old data is as good as any */
-      b->fillers++;             /* keeps the buffer as and where it is, and new readers away */
-      while (b->pins > 0)
-        engine_wait (e, &b->changed);
-      if (new_data)
-        copy_bytes (b->data + (from - b->base), new_data + (from - m->offset), to - from);
-      else
-        memset (b->data + (from - b->base), 0, to - from);
-      next = buffers_next (b, m->offset, m->end);
-      filled (b);
-    }
-  }
+  err = settle (c, m->offset, m->end);
+  m->running = err == 0;
+  if (err)
+    g_queue_unlink (&e->mutators, &m->link);
+  return err;
 }
 
 void
-mutator_end (struct conn *c, struct mutator *m, int err, const void *new_data, bool trimmed)
+mutator_end (struct conn *c, struct mutator *m, int err)
 {
   struct engine *e = c->engine;
 
@@ -514,59 +579,76 @@ mutator_end (struct conn *c, struct mutator *m, int err, const void *new_data, b
   }
   ENGINE_LOCK_IN_SCOPE (e);
   if (err == 0)
-    supersede (c, m, new_data, trimmed);
+    supersede (c->device, UINT64_MAX, m->offset, m->end);
   buffers_drop (e, m->offset, m->end);
   g_queue_unlink (&e->mutators, &m->link);
   kick (e, m->offset, m->end);
   cond_broadcast (&e->progress);
 }
 
-bool
+int
 behind_settle (struct conn *c, uint64_t offset, uint64_t end)
+{
+  ENGINE_LOCK_IN_SCOPE (c->engine);
+  return settle (c, offset, end);
+}
+
+bool
+behind_has_failed (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
 
   ENGINE_LOCK_IN_SCOPE (e);
-  settle (c, offset, end);
   for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
-    if (b->state == BUF_FAILED && b->export == c->export)
+    if (b->state == BUF_FAILED && b->device == c->device)
       return true;
   return false;
 }
 
-/* Flush. */
+/* Failed data. */
 
-/* The oldest FAILED buffer of the export that is not younger than SEQ. */
-static struct buf *
-oldest_failed (struct engine *e, const struct export *export, uint64_t seq)
+/* Whether this connection could write the buffer itself: the first one of its device may have had other
+ * limits.
+ */
+static bool
+can_write (const struct conn *c, const struct buf *b)
 {
-  for (GList *l = e->failed.head; l; l = l->next) {
+  const struct backend *k = &c->backend;
+  uint32_t mask = k->min_block - 1;
+
+  return k->can_write && buf_limit (b) <= k->size && ((buf_start (b) | buf_end (b)) & mask) == 0
+    && b->hi - b->lo <= k->max_block;
+}
+
+/* An error that another try cannot change. */
+static bool
+is_permanent (int err)
+{
+  return err == EPERM || err == EROFS || err == EINVAL;
+}
+
+/* Data of a device that was refused, not younger than SEQ: the oldest FAILED buffer, or one that another
+ * flush tries again just now.
+ */
+static struct buf *
+find_failed (const struct device *d, uint64_t seq)
+{
+  for (GList *l = d->export->engine->failed.head; l; l = l->next) {
     struct buf *b = l->data;
 
-    if (b->export == export && b->seq <= seq)
+    if (b->device == d && b->seq <= seq)
+      return b;
+  }
+  for (GList *l = d->export->dirty.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->device == d && b->seq <= seq && b->failed_seq > 0)
       return b;
   }
   return NULL;
 }
 
-/* Whether there is a way to write a FAILED buffer.  Where its client is gone C takes it over: who
- * waits for it then waits as long as C lives, and the connection that ends does not.
- */
-static bool
-can_retry (struct conn *c, struct buf *b)
-{
-  if (b->conn == c || !c->backend.can_write)
-    return b->conn != NULL;
-  if (b->conn == NULL)
-    b->export->refs--;
-  else if (atomic_load (&b->conn->backend.gone_ns) == 0)
-    return true;
-  b->conn = c;
-  b->given_up = false;
-  return true;
-}
-
-/* Everything of the export that failed is tried again. */
+/* Workers try all that failed of the device again, but for what no connection could write. */
 static void
 retry_failed (struct conn *c)
 {
@@ -576,147 +658,247 @@ retry_failed (struct conn *c)
     struct buf *b = l->data;
 
     next = l->next;
-    if (b->export == c->export && !was_given_up (c, b) && can_retry (c, b))
+    if (b->device != c->device)
+      continue;
+    if (b->conn == NULL && can_write (c, b))
+      b->conn = c;
+    if (b->conn)
       buffers_set_state (b, BUF_READY);
   }
   kick (e, 0, UINT64_MAX);
 }
 
-static void
-wait_for_dirty (struct conn *c, uint64_t seq)
-{
-  struct engine *e = c->engine;
-  bool waited = false;
-  GList *l;
-
-  while ((l = g_queue_peek_head_link (&e->dirty)) != NULL
-         && ((struct buf *) l->data)->seq <= seq) {
-    waited = true;
-    wait_for_progress (c);
-  }
-  if (waited)
-    stats_add (e->stats, STATS_BARRIERS, 1);
-}
-
-/* One FAILED buffer is written by the caller, a thread of nbdkit's, on which the plugin's error code
- * is not lost.  Wants the lock, lets go of it meanwhile.
+/* The calling thread writes a piece of a FAILED buffer through its own connection: there the plugin knows the
+ * connection, and its error is not lost.  Wants the lock, lets go of it meanwhile.
  */
 static int
 write_myself (struct conn *c, struct buf *b)
 {
   struct engine *e = c->engine;
-  uint64_t seq = b->seq;
-  int err;
+  uint64_t until_ns = stats_now_ns () + e->config.others_ns, offset, end;
+  bool is_superseded;
+  int err = 0;
 
-  if (was_given_up (c, b) || !can_retry (c, b))
-    return b->err;
-  /* READY, so that new mutators wait for it and the ones that run come to an end; one of these may
-   * put its data in the place of ours, which is then gone.
+  if (b->conn == NULL)
+    b->conn = c;
+  /* READY, so that new mutators wait for it and the ones that run come to an end; what these write leaves
+   * this buffer.
    */
   b->claimed = true;
   buffers_set_state (b, BUF_READY);
-  while (b->claimed && b->seq == seq && judge (b) != GO)
-    wait_for_progress (c);
-  if (!b->claimed || b->seq != seq)
+  buffers_pin (b);
+  while (!b->dropped && must_wait (b) && err == 0)
+    err = wait_for_progress (c, until_ns);
+  is_superseded = b->dropped;
+  buffers_unpin (b);
+  if (is_superseded)
     return 0;
+  if (err) {
+    set_failed (b);
+    kick (e, buf_start (b), buf_limit (b));
+    cond_broadcast (&e->progress);
+    return err == ETIMEDOUT ? b->err : err;
+  }
   b->claimed = false;
-  b->given_up = false;
   buffers_set_state (b, BUF_WRITING);
+  offset = buf_start (b);
+  end = buf_end (b);
   engine_unlock (e);
-  err = backend_pwrite (&b->conn->backend, b->data + b->lo, b->hi - b->lo, buf_start (b), 0);
+  err = backend_pwrite (&c->backend, b->data + (offset - b->base), end - offset, offset, 0);
   engine_lock (e);
-  written (b, err);
+  written (b, offset, end, err);
   return err;
 }
 
+/* A log line for each piece of what is, or was, in a buffer. */
+struct report {
+  struct engine *engine;
+  const char *name;
+  uint64_t base;
+  GArray *pieces;
+};
+
+static struct report
+report_of (const struct buf *b)
+{
+  struct report r = {
+    b->engine, b->device->export->name, b->base, g_array_new (FALSE, FALSE, sizeof (struct span))
+  };
+
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span p = buf_piece (b, i);
+
+    g_array_append_val (r.pieces, p);
+  }
+  return r;
+}
+
+/* Wants the lock, lets go of it meanwhile: a log may be slow.  Its export stays. */
+static void
+report (struct report r, bool kept)
+{
+  engine_unlock (r.engine);
+  for (unsigned i = 0; i < r.pieces->len; i++) {
+    struct span p = g_array_index (r.pieces, struct span, i);
+
+    r.engine->config.report (r.name, r.base + p.lo, p.hi - p.lo, kept);
+  }
+  g_array_unref (r.pieces);
+  engine_lock (r.engine);
+}
+
+/* A FAILED buffer is given up.  Wants the lock, lets go of it meanwhile. */
+static void
+lose (struct buf *b)
+{
+  struct report r = report_of (b);
+
+  if (!b->reported)
+    atomic_store (&b->device->export->lost, b->err);
+  buffers_remove (b);
+  report (r, false);
+}
+
+/* Flush. */
+
+/* The dirty data of the export name that a flush waits for: not what has failed since the flush began, and
+ * of other devices not what failed before.
+ */
+static unsigned
+dirty_for_flush (struct conn *c, const void *what)
+{
+  uint64_t seq = *(const uint64_t *) what;
+  unsigned kinds = 0;
+
+  for (GList *l = c->device->export->dirty.head; l && !(kinds & OWN); l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->seq > seq)
+      break;
+    if (b->device == c->device && b->failed_seq <= seq)
+      kinds |= OWN;
+    else if (b->device != c->device && b->failed_seq == 0)
+      kinds |= OTHERS;
+  }
+  return kinds;
+}
+
+static void
+submit_export (const struct export *x)
+{
+  for (GList *l = x->engine->open.head, *next; l; l = next) {
+    struct buf *b = l->data;
+
+    next = l->next;
+    if (b->device->export == x)
+      submit (b);
+  }
+}
+
 int
-behind_drain (struct conn *c)
+behind_flush_begin (struct conn *c)
 {
   struct engine *e = c->engine;
+  bool side_by_side = false;
+  int err, first = 0;
   struct buf *b;
   uint64_t seq;
-  int err;
 
   if (atomic_load (&e->deferring) == 0)
     return 0;
   ENGINE_LOCK_IN_SCOPE (e);
   seq = e->seq;
-  submit_all (e);
-  retry_failed (c);
-  wait_for_dirty (c, seq);
-  while ((b = oldest_failed (e, c->export, seq)) != NULL) {
-    if ((err = write_myself (c, b)) != 0)
-      return err;
-    wait_for_dirty (c, seq);
+  submit_export (c->device->export);
+  err = wait_while (c, dirty_for_flush, &seq);
+  while (err == 0 && (b = find_failed (c->device, seq)) != NULL) {
+    if (b->state == BUF_FAILED && can_write (c, b))
+      err = write_myself (c, b);
+    else if (b->failed_seq > seq || b->conn == NULL)
+      err = b->err;
+    if (err && b->state == BUF_FAILED && is_permanent (b->err)) {
+      first = first ? first : err;
+      err = 0;
+      b->reported = true;
+      lose (b);
+    }
+    /* The device takes writes again. */
+    else if (err == 0 && !side_by_side) {
+      side_by_side = true;
+      retry_failed (c);
+    }
+    if (err == 0)
+      err = wait_while (c, dirty_for_flush, &seq);
   }
-  return 0;
+  return first ? first : err;
 }
 
-/* Data of the export that was refused, and is not written yet. */
-static bool
-has_failed (struct engine *e, const struct export *export)
+int
+behind_flush_end (struct conn *c, int err)
 {
-  if (oldest_failed (e, export, UINT64_MAX))
-    return true;
-  for (GList *l = e->dirty.head; l; l = l->next) {      /* another flush tries it right now */
-    struct buf *b = l->data;
+  struct device *d = c->device;
+  int lost = 0, lost_before;
 
-    if (b->export == export && b->err)
-      return true;
+  if (!atomic_load (&d->failing) && atomic_load (&d->export->lost) == 0)
+    return err;
+  ENGINE_LOCK_IN_SCOPE (c->engine);
+  if (err != ESHUTDOWN) {
+    lost = atomic_exchange (&d->lost, 0);
+    lost_before = atomic_exchange (&d->export->lost, 0);
+    lost = lost ? lost : lost_before;
   }
-  return false;
+  if (err == 0)
+    err = lost;
+  if (err == 0 && find_failed (d, UINT64_MAX) == NULL)
+    atomic_store (&d->failing, false);
+  for (GList *l = c->engine->failed.head; err && l; l = l->next)
+    if (((struct buf *) l->data)->device == d)
+      ((struct buf *) l->data)->reported = true;
+  return err;
 }
 
-void
-behind_flushed (struct conn *c)
-{
-  struct engine *e = c->engine;
+/* The end of a connection. */
 
-  if (!atomic_load (&c->export->failing))
-    return;
-  ENGINE_LOCK_IN_SCOPE (e);
-  if (!has_failed (e, c->export))
-    atomic_store (&c->export->failing, false);
-}
-
+/* Failed data that the connection has to care for. */
 static struct buf *
 failed_of (const struct conn *c)
 {
-  for (GList *l = c->engine->failed.head; l; l = l->next)
-    if (((struct buf *) l->data)->conn == c)
-      return l->data;
+  for (GList *l = c->engine->failed.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->conn == c || (b->device == c->device && c->device->conns == 1))
+      return b;
+  }
   return NULL;
 }
 
 void
-behind_close (struct conn *c, behind_report *report)
+behind_close (struct conn *c)
 {
   struct engine *e = c->engine;
+  bool is_given_up = false;
   struct buf *b;
 
-  engine_lock (e);
-  submit_all (e);
-  retry_failed (c);
+  ENGINE_LOCK_IN_SCOPE (e);
+  submit_export (c->device->export);
   for (;;) {
-    bool kept = c->export->shared;
-    uint64_t offset, end;
-
     /* Each time: while we reported, another connection may have tried our failed data again. */
-    while (c->n_dirty > 0)
-      wait_for_progress (c);
+    while (c->n_dirty > 0) {
+      pool_hurry (e->pool);
+      is_given_up |= engine_wait_end (c, &e->progress);
+    }
     b = failed_of (c);
     if (b == NULL)
       break;
-    offset = buf_start (b);
-    end = buf_end (b);
-    b->conn = NULL;
-    if (kept)
-      b->export->refs++;
-    else
-      buffers_remove (b);       /* no other connection could write it, or may see it */
-    engine_unlock (e);
-    report (c->export->name, offset, end - offset, kept);
-    engine_lock (e);
+    if (!is_given_up && can_write (c, b) && write_myself (c, b) == 0)
+      continue;
+    if (b->state != BUF_FAILED)         /* newer data has replaced it */
+      continue;
+    if (c->device->conns == 1)
+      lose (b);
+    else {
+      b->conn = NULL;
+      report (report_of (b), true);
+    }
   }
-  engine_unlock (e);
+  c->device->conns--;
 }

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The tree and the queues of buffers: see buffers.h, and state.h for the states.
+ */
 #include <errno.h>
 #include <string.h>
 
@@ -105,6 +109,7 @@ buffers_set_state (struct buf *b, enum buf_state state)
   struct engine *e = b->engine;
   GQueue *from = queue_of (e, b->state), *to = queue_of (e, state);
   bool was_dirty = buf_is_dirty (b), was_waiting = buf_is_waiting (b);
+  bool was_busy = buf_is_busy (b);
 
   if (from)
     g_queue_unlink (from, &b->link);
@@ -117,13 +122,15 @@ buffers_set_state (struct buf *b, enum buf_state state)
     g_queue_push_tail_link (to, &b->link);
 
   if (buf_is_dirty (b) && !was_dirty) {
-    insert_by_age (&e->dirty, &b->dirty_link);
+    insert_by_age (&b->device->export->dirty, &b->dirty_link);
     b->conn->n_dirty++;
   }
   else if (!buf_is_dirty (b) && was_dirty) {
-    g_queue_unlink (&e->dirty, &b->dirty_link);
+    g_queue_unlink (&b->device->export->dirty, &b->dirty_link);
     b->conn->n_dirty--;
   }
+  if (buf_is_busy (b) != was_busy)
+    b->device->n_busy += was_busy ? -1 : 1;
   if (buf_is_waiting (b) != was_waiting)
     atomic_fetch_add (&e->deferring, was_waiting ? -1 : 1);
 }
@@ -151,10 +158,10 @@ buffers_put (struct buf *b)
   buffers_call_writer (b->engine);
 }
 
-static void
-put_if_unused (struct buf *b)
+void
+buffers_put_if_unused (struct buf *b)
 {
-  if (b->dropped && b->pins == 0 && b->state != BUF_READING)
+  if (b->dropped && b->pins + b->fillers == 0 && b->state == BUF_TAKEN)
     buffers_put (b);
 }
 
@@ -179,9 +186,56 @@ buffers_remove (struct buf *b)
   atomic_fetch_sub (&b->engine->in_tree, 1);
   b->dropped = true;
   b->claimed = false;
-  if (b->state != BUF_READING || cancel_reading (b))
+  if (b->rest)
+    g_array_unref (b->rest);
+  b->rest = NULL;
+  if (b->state != BUF_WRITING && (b->state != BUF_READING || cancel_reading (b)))
     buffers_set_state (b, BUF_TAKEN);
-  put_if_unused (b);
+  buffers_put_if_unused (b);
+}
+
+static void
+add_piece (GArray *pieces, uint64_t base, uint64_t from, uint64_t to)
+{
+  struct span p = { from - base, to - base };
+
+  if (from < to)
+    g_array_append_val (pieces, p);
+}
+
+void
+buffers_cut (struct buf *b, uint64_t offset, uint64_t end)
+{
+  GArray *left;
+
+  if (offset <= buf_start (b) && buf_limit (b) <= end) {
+    buffers_remove (b);
+    return;
+  }
+  left = g_array_new (FALSE, FALSE, sizeof (struct span));
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span p = buf_piece (b, i);
+
+    add_piece (left, b->base, b->base + p.lo, MIN (b->base + p.hi, MAX (offset, b->base + p.lo)));
+    add_piece (left, b->base, MAX (b->base + p.lo, MIN (end, b->base + p.hi)), b->base + p.hi);
+  }
+  b->lo = g_array_index (left, struct span, 0).lo;
+  b->hi = g_array_index (left, struct span, 0).hi;
+  g_array_remove_index (left, 0);
+  if (b->rest)
+    g_array_unref (b->rest);
+  b->rest = NULL;
+  if (left->len > 0)
+    b->rest = g_steal_pointer (&left);
+  g_clear_pointer (&left, g_array_unref);
+}
+
+/* Makes a buffer that was read ahead free, though somebody may come for it: its stream learns of it. */
+static void
+evict (struct buf *b)
+{
+  b->conn->lost = MIN (b->conn->lost, b->base);
+  buffers_remove (b);
 }
 
 static bool
@@ -199,6 +253,18 @@ buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
     next = buffers_next (b, offset, end);
     if (is_ahead (b))
       buffers_remove (b);
+  }
+}
+
+void
+buffers_drop_others (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct buf *b, *next;
+
+  for (b = buffers_first (c->engine, offset, end); b; b = next) {
+    next = buffers_next (b, offset, end);
+    if (is_ahead (b) && b->conn != c)
+      evict (b);
   }
 }
 
@@ -235,14 +301,6 @@ buffers_fresh_until (const struct engine *e)
   const struct buf *oldest = e->clean.head ? e->clean.head->data : NULL;
 
   return oldest ? oldest->since_ns + FRESH_NS : 0;
-}
-
-/* Makes a buffer that was read ahead free, though somebody may come for it: its stream learns of it. */
-static void
-evict (struct buf *b)
-{
-  b->conn->lost = MIN (b->conn->lost, b->base);
-  buffers_remove (b);
 }
 
 /* Makes a CLEAN buffer free that nobody has come for in a long time: the oldest. */
@@ -362,14 +420,15 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t bas
   struct engine *e = b->engine;
 
   b->conn = c;
-  b->export = c->export;
+  b->device = c->device;
   b->base = base;
   b->lo = lo;
   b->hi = hi;
   b->seq = ++e->seq;
   b->used = 0;
   b->err = 0;
-  b->given_up = false;
+  b->failed_seq = 0;
+  b->reported = false;
   buffers_set_state (b, state);
   if (state == BUF_READING)
     c->n_reading++;
@@ -389,7 +448,7 @@ buffers_unpin (struct buf *b)
   if (--b->pins > 0)
     return;
   cond_broadcast (&b->changed);
-  put_if_unused (b);
+  buffers_put_if_unused (b);
   if (b->state == BUF_CLEAN)
     buffers_call_writer (b->engine);    /* it may be evicted now */
 }

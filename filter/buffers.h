@@ -1,4 +1,6 @@
-/* Which buffer holds what: the tree, the queues, and who may have a buffer next.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Which buffer holds what: the tree, the queues, and who may have a buffer next.
  *
  * Not its job: calls into the plugin, the order of writes (behind.h), what to read ahead (ahead.h).
  * All functions want engine.lock held, but for init and destroy.
@@ -44,8 +46,12 @@ extern void buffers_enter (struct buf *, enum buf_state, struct conn *, uint64_t
 extern void buffers_set_state (struct buf *, enum buf_state);
 /* Takes it out of the tree; it becomes FREE, now or when its last reader is done. */
 extern void buffers_remove (struct buf *);
+/* Bytes [OFFSET, END) of a waiting buffer are no longer to be written.  Removes it if none are left. */
+extern void buffers_cut (struct buf *, uint64_t offset, uint64_t end);
 /* Removes all that was or is being read ahead there: the plugin's data there has changed. */
 extern void buffers_drop (struct engine *, uint64_t offset, uint64_t end);
+/* The same, but for what this connection has read ahead itself: its streams read it again. */
+extern void buffers_drop_others (struct conn *, uint64_t offset, uint64_t end);
 /* This connection wants nothing there of what it reads or has read ahead: removes it.  Of a buffer
  * that goes on behind END that part has been used.
  */
@@ -53,5 +59,7 @@ extern void buffers_drop_conn (struct conn *, uint64_t offset, uint64_t end);
 
 extern void buffers_pin (struct buf *);
 extern void buffers_unpin (struct buf *);
+/* An operation or a copy that used it has ended: FREE if it is dropped and unused. */
+extern void buffers_put_if_unused (struct buf *);
 
 #endif

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Parameters: see config.h.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +21,9 @@ enum {
   /* A client that fills a buffer more slowly makes ten plugin operations a second at most. */
   LINGER_NS = 100000000,
 };
+
+/* Any plugin at work is done by then, and clients' time-outs (the Linux kernel's: 30 s) are far away. */
+#define OTHERS_NS UINT64_C (3000000000)
 
 static int
 parse_count (const char *key, const char *value, unsigned *r)
@@ -140,6 +147,7 @@ config_complete (struct config *c)
   if (c->engine.threads == 0)
     c->engine.threads = c->engine.buffers;
   c->engine.linger_ns = LINGER_NS;
+  c->engine.others_ns = OTHERS_NS;
 }
 
 void

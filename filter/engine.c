@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Connections, and what each request of a client does: see engine.h.
+ */
 #include <errno.h>
 #include <string.h>
 
@@ -20,6 +24,7 @@ engine_new (const struct engine_config *config, struct engine **ep)
   int err;
 
   e->config = *config;
+  e->patient_since_ns = UINT64_MAX;
   guard_init (&e->lock);
 
   err = slab_init (&e->slab, config->buffers, config->buffer_size);
@@ -53,58 +58,37 @@ engine_start (struct engine *e)
   return err;
 }
 
-/* A connection that a hook, or a thread that has replied to one, still does something for. */
-static struct conn *
-first_hooked (struct engine *e)
-{
-  for (unsigned i = 0; i < e->config.buffers; i++)
-    if (e->bufs[i].hooked)
-      return e->bufs[i].conn;
-  for (GList *l = e->conns.head; l; l = l->next)
-    if (((struct conn *) l->data)->resuming > 0)
-      return l->data;
-  return NULL;
-}
-
-/* nbdkit may leave connections open when it ends: what the plugin still does for them uses the slab. */
+/* nbdkit may leave connections open when it ends: they end here. */
 static void
-wait_for_hooks (struct engine *e)
+close_all (struct engine *e)
 {
-  struct conn *c;
+  GList *l;
 
-  ENGINE_LOCK_IN_SCOPE (e);
-  while ((c = first_hooked (e)) != NULL) {
-    backend_set_gone (&c->backend);
-    engine_wait_plugin (c, &e->progress);
-  }
-}
-
-static void
-report_lost (const GQueue *q, behind_report *report)
-{
-  for (GList *l = q->head; l; l = l->next) {
-    struct buf *b = l->data;
-
-    report (b->export->name, buf_start (b), b->hi - b->lo, false);
+  for (;;) {
+    {
+      ENGINE_LOCK_IN_SCOPE (e);
+      l = g_queue_peek_head_link (&e->conns);
+    }
+    if (l == NULL)
+      break;
+    conn_close (l->data);
   }
 }
 
 void
-engine_stop (struct engine *e, behind_report *report)
+engine_stop (struct engine *e)
 {
   if (e->pool == NULL)
     return;
+  close_all (e);
   {
     ENGINE_LOCK_IN_SCOPE (e);
     e->stopping = true;
     cond_signal (&e->linger);
   }
   pthread_join (e->linger_thread, NULL);
-  wait_for_hooks (e);
   pool_free (e->pool);
   e->pool = NULL;
-  report_lost (&e->failed, report);
-  report_lost (&e->dirty, report);      /* of connections that nbdkit did not close */
 }
 
 static void
@@ -114,13 +98,6 @@ free_export (struct export *x)
   g_free (x);
 }
 
-static void
-free_conn (struct conn *c)
-{
-  pthread_mutex_destroy (&c->streams_lock);
-  g_free (c);
-}
-
 void
 engine_free (struct engine *e)
 {
@@ -128,8 +105,6 @@ engine_free (struct engine *e)
 
   while (atomic_load (&e->waking) > 0)  /* for microseconds, if at all */
     g_thread_yield ();
-  while ((l = g_queue_pop_head_link (&e->conns)) != NULL)
-    free_conn (l->data);
   while ((l = g_queue_pop_head_link (&e->exports)) != NULL)
     free_export (l->data);
   buffers_destroy (e);
@@ -152,46 +127,88 @@ unit_of (const struct engine *e, const struct backend *b)
   return unit;
 }
 
-/* Does what a connection says of its export fit this one? */
-static bool
-is_same_export (const struct export *a, const struct export *x)
-{
-  return a->shared && x->shared && a->tls == x->tls && a->size == x->size && a->unit == x->unit
-    && a->min_block == x->min_block && strcmp (a->name, x->name) == 0;
-}
+/* A client can make up export names: of so many that it has left a loss is kept for a flush to report. */
+enum { LOST_EXPORTS_MAX = 64 };
 
-/* Puts it on the list, or frees it where it is there already.  Wants the lock. */
-static struct export *
-get_export (struct engine *e, struct export *x)
+/* Forgets names without a connection: those without a loss, and the oldest that are too many.  Wants the
+ * lock.
+ */
+static void
+forget_exports (struct engine *e)
 {
-  for (GList *l = e->exports.head; l; l = l->next) {
-    struct export *known = l->data;
+  unsigned lost = 0;
 
-    if (is_same_export (known, x)) {
+  for (GList *l = e->exports.tail, *prev; l; l = prev) {
+    struct export *x = l->data;
+
+    prev = l->prev;
+    if (x->devices == 0 && (atomic_load (&x->lost) == 0 || ++lost > LOST_EXPORTS_MAX)) {
+      g_queue_unlink (&e->exports, l);
       free_export (x);
-      known->refs++;
-      return known;
     }
   }
-  x->link.data = x;
-  x->refs = 1;
-  g_queue_push_tail_link (&e->exports, &x->link);
-  return x;
 }
 
-/* Exports without a connection and without FAILED data are forgotten.  Wants the lock. */
-static void
-put_export (struct engine *e, struct export *x)
+/* Wants the lock.  Puts FRESH on the list, or frees it where the name is known. */
+static struct export *
+get_export (struct engine *e, struct export *fresh)
 {
-  if (--x->refs > 0)
+  for (GList *l = e->exports.head; l; l = l->next) {
+    struct export *x = l->data;
+
+    if (strcmp (x->name, fresh->name) == 0) {
+      free_export (fresh);
+      return x;
+    }
+  }
+  g_queue_push_tail_link (&e->exports, &fresh->link);
+  return fresh;
+}
+
+/* The device of a new connection: FRESH, or one that it shares; then FRESH is freed.  Wants the lock. */
+static struct device *
+get_device (struct export *x, struct device *fresh)
+{
+  struct engine *e = x->engine;
+
+  for (GList *l = e->devices.head; fresh->shared && l; l = l->next) {
+    struct device *d = l->data;
+
+    if (d->export == x && d->shared) {
+      g_free (fresh);
+      d->conns++;
+      d->refs++;
+      return d;
+    }
+  }
+  fresh->export = x;
+  fresh->conns = fresh->refs = 1;
+  fresh->link.data = fresh;
+  g_queue_push_tail_link (&e->devices, &fresh->link);
+  x->devices++;
+  return fresh;
+}
+
+/* Wants the lock. */
+static void
+put_device (struct device *d)
+{
+  struct engine *e = d->export->engine;
+
+  if (--d->refs > 0)
     return;
-  g_queue_unlink (&e->exports, &x->link);
-  free_export (x);
+  g_queue_unlink (&e->devices, &d->link);
+  if (--d->export->devices == 0) {      /* to the end of the list: it was left last */
+    g_queue_unlink (&e->exports, &d->export->link);
+    g_queue_push_tail_link (&e->exports, &d->export->link);
+  }
+  g_free (d);
+  forget_exports (e);
 }
 
 /* Wants no lock.  NULL: no memory. */
 static struct export *
-new_export (const struct engine *e, const char *name, bool tls, const struct backend *b)
+new_export (struct engine *e, const char *name)
 {
   struct export *x = g_try_new0 (struct export, 1);
   size_t size = strlen (name) + 1;      /* up to 4 KiB, from a client: g_strdup would abort */
@@ -201,45 +218,50 @@ new_export (const struct engine *e, const char *name, bool tls, const struct bac
     return NULL;
   }
   memcpy (x->name, name, size);
-  x->shared = b->shared;
-  x->tls = tls;
-  x->size = b->size;
-  x->unit = unit_of (e, b);
-  x->min_block = b->min_block;
+  x->engine = e;
+  x->link.data = x;
   return x;
 }
 
 int
-conn_open (struct engine *e, const char *export_name, bool tls, const struct backend *backend,
-           struct conn **cp)
+conn_open (struct engine *e, const char *export_name, const struct backend *backend, struct conn **cp)
 {
   struct export *x;
+  struct device *d;
   struct conn *c;
 
   if (backend->min_block > e->config.buffer_size)
     return EINVAL;
-  x = new_export (e, export_name, tls, backend);
+  x = new_export (e, export_name);
+  d = g_try_new0 (struct device, 1);
   c = g_try_new0 (struct conn, 1);
-  if (c == NULL || x == NULL) {
+  if (c == NULL || d == NULL || x == NULL) {
     if (x)
       free_export (x);
+    g_free (d);
     g_free (c);
     return ENOMEM;
   }
+  d->shared = backend->shared;
+  d->size = backend->size;
+  d->unit = unit_of (e, backend);
+  d->min_block = backend->min_block;
   c->engine = e;
   c->backend = *backend;
-  c->unit = x->unit;
+  c->unit = d->unit;
   c->backend.stats = e->stats;
   c->backend.pieces = &e->pieces;
   c->backend.max_pieces = e->config.buffers;
   c->link.data = c;
   c->lost = UINT64_MAX;
   guard_init (&c->streams_lock);
+  guard_init (&c->wrote_lock);
 
   ENGINE_LOCK_IN_SCOPE (e);
-  c->export = get_export (e, x);
-  c->backend.pace_read = &c->export->pace_read;
-  c->backend.pace_write = &c->export->pace_write;
+  c->device = d = get_device (get_export (e, x), d);
+  c->shares = d->size == backend->size && d->unit == c->unit && d->min_block == backend->min_block;
+  c->backend.pace_read = &d->pace_read;
+  c->backend.pace_write = &d->pace_write;
   g_queue_push_tail_link (&e->conns, &c->link);
   if (e->config.write == WRITE_BEHIND) {
     atomic_store (&c->behind, true);
@@ -249,24 +271,70 @@ conn_open (struct engine *e, const char *export_name, bool tls, const struct bac
   return 0;
 }
 
+bool
+conn_enter (struct conn *c)
+{
+  if (atomic_fetch_add (&c->calls, CONN_CALL) & CONN_CLOSED) {
+    conn_leave (c);
+    return false;
+  }
+  handover_set_conn (c);
+  backend_begin_call ();
+  return true;
+}
+
 void
-conn_close (struct conn *c, behind_report *report)
+conn_leave (struct conn *c)
 {
   struct engine *e = c->engine;
 
-  backend_set_gone (&c->backend);
-  behind_close (c, report);
+  handover_set_conn (NULL);
+  if (atomic_fetch_sub (&c->calls, CONN_CALL) == CONN_CALL + CONN_CLOSED) {
+    ENGINE_LOCK_IN_SCOPE (e);
+    cond_broadcast (&e->progress);
+  }
+}
+
+void
+conn_close (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  backend_set_gone (&c->backend);       /* calls under way may give up */
+  if (atomic_fetch_or (&c->calls, CONN_CLOSED) & CONN_CLOSED)
+    return;
+  {
+    ENGINE_LOCK_IN_SCOPE (e);
+    while (atomic_load (&c->calls) != CONN_CLOSED)
+      engine_wait (e, &e->progress);
+  }
+  handover_set_conn (c);
+  backend_begin_call ();
+  behind_close (c);
   {
     ENGINE_LOCK_IN_SCOPE (e);
     buffers_drop_conn (c, 0, UINT64_MAX);
     while (c->n_reading + c->resuming > 0)
-      engine_wait_plugin (c, &e->progress);
+      engine_wait_end (c, &e->progress);
     g_queue_unlink (&e->conns, &c->link);
+    changes_add_all (&c->device->gone, &c->flushing);
+    changes_add_all (&c->device->gone, &c->wrote);      /* no call changes it any more */
     if (atomic_load (&c->behind))
       atomic_fetch_sub (&e->deferring, 1);
-    put_export (e, c->export);
   }
-  free_conn (c);
+  handover_set_conn (NULL);
+}
+
+void
+conn_free (struct conn *c)
+{
+  {
+    ENGINE_LOCK_IN_SCOPE (c->engine);
+    put_device (c->device);
+  }
+  pthread_mutex_destroy (&c->streams_lock);
+  pthread_mutex_destroy (&c->wrote_lock);
+  g_free (c);
 }
 
 /* A flush or a FUA write shows that the client knows of volatile caches. */
@@ -284,6 +352,62 @@ knows_flush (struct conn *c)
   }
 }
 
+/* What connections have changed, and others may not see before a flush.
+ *
+ * Through another connection of the device the plugin may show old data until the device is flushed.  So
+ * what others have read ahead of a change by then is dropped.  A client that is alone loses nothing.
+ */
+
+/* Before the change is answered. */
+static void
+changed (struct conn *c, uint32_t count, uint64_t offset)
+{
+  LOCK_IN_SCOPE (&c->wrote_lock);
+  changes_add (&c->wrote, offset, offset + count);
+}
+
+/* A flush of the device begins: what was answered before is to be seen by all then. */
+static void
+begin_showing (struct device *d)
+{
+  struct engine *e = d->export->engine;
+
+  ENGINE_LOCK_IN_SCOPE (e);
+  d->flushes++;
+  for (GList *l = e->conns.head; l; l = l->next) {
+    struct conn *c = l->data;
+
+    if (c->device != d)
+      continue;
+    LOCK_IN_SCOPE (&c->wrote_lock);
+    changes_add_all (&c->flushing, &c->wrote);
+    c->wrote.n = 0;
+  }
+}
+
+static void
+end_showing (struct device *d, int err)
+{
+  struct engine *e = d->export->engine;
+
+  ENGINE_LOCK_IN_SCOPE (e);
+  d->flushes--;
+  for (GList *l = e->conns.head; err == 0 && l; l = l->next) {
+    struct conn *c = l->data;
+
+    if (c->device != d)
+      continue;
+    for (unsigned i = 0; i < c->flushing.n; i++)
+      buffers_drop_others (c, c->flushing.at[i].from, c->flushing.at[i].to);
+    if (d->flushes == 0)        /* else another flush is to show some of it */
+      c->flushing.n = 0;
+  }
+  for (unsigned i = 0; err == 0 && i < d->gone.n; i++)
+    buffers_drop (e, d->gone.at[i].from, d->gone.at[i].to);
+  if (err == 0 && d->flushes == 0)
+    d->gone.n = 0;
+}
+
 /* Every request is between these two. */
 
 /* Bursts come once per latency; 1 ms covers what the scheduler does. */
@@ -293,13 +417,15 @@ epoch_ns (struct pace *pace)
   return 1000000 + 4 * pace_wait_ns (pace);
 }
 
-static uint64_t
-begin (struct conn *c, struct pace *pace)
+/* False: the connection has ended. */
+static bool
+begin (struct conn *c, struct pace *pace, uint64_t *now_ns)
 {
-  uint64_t now = stats_now_ns ();
-
-  depth_begin (&c->depth, 1, now, epoch_ns (pace));
-  return now;
+  if (!conn_enter (c))
+    return false;
+  *now_ns = stats_now_ns ();
+  depth_begin (&c->depth, 1, *now_ns, epoch_ns (pace));
+  return true;
 }
 
 static void
@@ -307,6 +433,7 @@ end (struct conn *c, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
 {
   depth_end (&c->depth, 1);
   stats_end (c->engine->stats, kind, start_ns, bytes);
+  conn_leave (c);
 }
 
 /* Whether other threads could help this client: the device waits, and the client does not keep as
@@ -343,6 +470,30 @@ struct read {
 
 enum { PINS_READY, PINS_AGAIN, PINS_NO_MEMORY };
 
+/* Whether the connection may be served from this buffer. */
+static bool
+may_read (const struct conn *c, const struct buf *b)
+{
+  return b->device == c->device && (c->shares || buf_is_waiting (b));
+}
+
+static void
+pin_pieces (struct read *r, struct buf *b)
+{
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span s = buf_piece (b, i);
+    struct pin p = {
+      .b = b, .from = MAX (b->base + s.lo, r->offset), .to = MIN (b->base + s.hi, r->end),
+      .reading = b->state == BUF_READING
+    };
+
+    if (p.from >= p.to)
+      continue;
+    buffers_pin (b);
+    r->pins[r->n++] = p;
+  }
+}
+
 /* Pins every buffer that holds a part of what is wanted, by place and age.  Wants the lock. */
 static int
 pin_all (struct read *r, uint64_t now_ns)
@@ -353,7 +504,7 @@ pin_all (struct read *r, uint64_t now_ns)
 
   for (b = buffers_first (e, r->offset, r->end); b; b = next) {
     next = buffers_next (b, r->offset, r->end);
-    if (b->export != r->c->export)
+    if (!may_read (r->c, b))
       continue;
     if (b->fillers > 0) {
       engine_wait (e, &b->changed);
@@ -362,7 +513,7 @@ pin_all (struct read *r, uint64_t now_ns)
     if (b->state == BUF_CLEAN && now_ns > b->since_ns + AHEAD_MAX_AGE_NS)
       buffers_remove (b);
     else
-      n++;
+      n += buf_n_pieces (b);
   }
   if (n > G_N_ELEMENTS (r->few)) {
     r->pins = g_try_new (struct pin, n);
@@ -370,17 +521,12 @@ pin_all (struct read *r, uint64_t now_ns)
       return PINS_NO_MEMORY;
   }
   for (b = buffers_first (e, r->offset, r->end); b; b = buffers_next (b, r->offset, r->end))
-    if (b->export == r->c->export) {
-      buffers_pin (b);
-      r->pins[r->n++] = (struct pin) {
-        .b = b, .from = MAX (buf_start (b), r->offset), .to = MIN (buf_end (b), r->end),
-        .reading = b->state == BUF_READING
-      };
-    }
+    if (may_read (r->c, b))
+      pin_pieces (r, b);
   return PINS_READY;
 }
 
-/* Dirty data of another export in the range.  It may be the same device: then it must be there
+/* Dirty data of another device in the range.  It may be the same device: then it must be there
  * before we read.  Wants the lock.
  */
 static bool
@@ -390,7 +536,7 @@ others_dirty (struct read *r)
 
   for (struct buf *b = buffers_first (e, r->offset, r->end); b;
        b = buffers_next (b, r->offset, r->end))
-    if (b->export != r->c->export && buf_is_dirty (b))
+    if (b->device != r->c->device && buf_is_dirty (b))
       return true;
   return false;
 }
@@ -426,7 +572,7 @@ read_part (struct read *r, uint64_t from, uint64_t to)
 static unsigned
 next_whole (const struct read *r, unsigned i)
 {
-  uint64_t unit = r->c->unit;
+  uint64_t unit = r->c->device->unit;
 
   for (; i < r->n; i++) {
     uint64_t base = r->pins[i].b->base;
@@ -458,9 +604,7 @@ read_gaps (struct read *r, bool *waited)
   return err;
 }
 
-/* From the buffers.  What was still to be read ahead, and failed, comes from the plugin after all, but
- * not where we have given up just that.
- */
+/* From the buffers.  What was still to be read ahead, and failed, comes from the plugin after all. */
 static int
 read_pins (struct read *r, bool *waited)
 {
@@ -469,18 +613,18 @@ read_pins (struct read *r, bool *waited)
 
   for (unsigned i = 0; i < r->n && err == 0; i++) {
     struct pin *p = &r->pins[i];
-    bool good = true, given_up = false;
+    bool good = true;
 
     if (p->reading) {
       ENGINE_LOCK_IN_SCOPE (e);
       *waited |= p->b->state == BUF_READING;
-      good = ahead_wait (r->c, p->b);
-      given_up = was_given_up (r->c, p->b);
+      err = ahead_wait (r->c, p->b);
+      good = p->b->err == 0;
     }
+    if (err)
+      break;
     if (good)
       copy_bytes (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
-    else if (given_up)
-      err = ESHUTDOWN;
     else
       err = read_part (r, p->from, p->to);
   }
@@ -513,7 +657,7 @@ read_buffered (struct conn *c, struct stream *missed, void *buf, uint32_t count,
 {
   struct engine *e = c->engine;
   struct read r;                /* not initialized as a whole: few is large */
-  int how, err;
+  int how, err = 0;
 
   r.c = c;
   r.missed = missed;
@@ -526,7 +670,9 @@ read_buffered (struct conn *c, struct stream *missed, void *buf, uint32_t count,
   engine_lock (e);
   if (others_dirty (&r)) {
     engine_unlock (e);
-    behind_settle (c, r.offset, r.end);
+    err = behind_settle (c, r.offset, r.end);
+    if (err)
+      return err;
     engine_lock (e);
   }
   while ((how = pin_all (&r, now_ns)) == PINS_AGAIN)
@@ -548,12 +694,14 @@ int
 engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
   struct engine *e = c->engine;
-  uint64_t now = begin (c, c->backend.pace_read);
+  uint64_t now;
   struct stream *s = NULL;
   bool waited = false, covered = false;
   int err;
 
-  if (e->config.read == READ_AHEAD && pace_wait_ns (c->backend.pace_read) > 0)
+  if (!begin (c, c->backend.pace_read, &now))
+    return ESHUTDOWN;
+  if (e->config.read == READ_AHEAD && c->shares && pace_wait_ns (c->backend.pace_read) > 0)
     s = ahead_note (c, count, offset, now, &covered);
   if (atomic_load (&e->in_tree) > 0)
     err = read_buffered (c, covered ? s : NULL, buf, count, offset, now, &waited);
@@ -569,6 +717,14 @@ engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   return err;
 }
 
+int
+engine_read_late (struct conn *c, void *buf, uint32_t count, uint64_t offset)
+{
+  bool waited;
+
+  return read_buffered (c, NULL, buf, count, offset, stats_now_ns (), &waited);
+}
+
 /* Writes. */
 
 /* What does not wait: to the plugin, in order with what waits. */
@@ -576,14 +732,15 @@ static int
 write_through (struct conn *c, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
 {
   struct mutator m;
-  int err;
+  int err = mutator_begin (c, &m, count, offset);
 
-  mutator_begin (c, &m, count, offset);
+  if (err)
+    return err;
   if (flags == 0 && is_worth (c, c->backend.pace_write))
     err = fanout_pwrite (c->engine->pool, &c->backend, c->unit, buf, count, offset);
   else
     err = backend_pwrite (&c->backend, buf, count, offset, flags);
-  mutator_end (c, &m, err, buf, false);
+  mutator_end (c, &m, err);
   return err;
 }
 
@@ -595,8 +752,8 @@ may_wait (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 {
   uint32_t mask = c->backend.min_block - 1;
 
-  return atomic_load (&c->behind) && flags == 0 && ((count | offset) & mask) == 0
-    && !atomic_load (&c->export->failing) && is_worth (c, c->backend.pace_write)
+  return atomic_load (&c->behind) && c->shares && flags == 0 && ((count | offset) & mask) == 0
+    && !atomic_load (&c->device->failing) && is_worth (c, c->backend.pace_write)
     && (count < c->unit || depth_peak (&c->engine->filling) <= c->engine->config.buffers);
 }
 
@@ -605,33 +762,39 @@ write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset, uns
            uint64_t now_ns)
 {
   uint32_t done = 0;
+  int err = may_wait (c, count, offset, flags) ? 0 : EAGAIN;
 
-  if (may_wait (c, count, offset, flags))
-    while (done < count) {
-      uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
+  while (done < count && err == 0) {
+    uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
 
-      if (!behind_write (c, buf + done, n, offset + done, &now_ns))
-        break;
+    err = behind_write (c, buf + done, n, offset + done, &now_ns);
+    if (err == 0)
       done += n;
-    }
-  return done < count ? write_through (c, buf + done, count - done, offset + done, flags) : 0;
+  }
+  if (err == EAGAIN)
+    err = write_through (c, buf + done, count - done, offset + done, flags);
+  return err;
 }
 
 int
 engine_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
 {
-  uint64_t now = begin (c, c->backend.pace_write);
-  /* Of a device that does not wait nothing is held: it is spared the shared counter. */
-  bool waits = pace_wait_ns (c->backend.pace_write) > 0;
+  uint64_t now;
+  bool waits;
   int err;
 
+  if (!begin (c, c->backend.pace_write, &now))
+    return ESHUTDOWN;
   if (flags & BACKEND_FUA)
     knows_flush (c);
+  /* Of a device that does not wait nothing is held: it is spared the shared counter. */
+  waits = pace_wait_ns (c->backend.pace_write) > 0;
   if (waits)
     depth_begin (&c->engine->filling, count / c->unit, now, epoch_ns (c->backend.pace_write));
   err = write_all (c, buf, count, offset, flags, now);
   if (waits)
     depth_end (&c->engine->filling, count / c->unit);
+  changed (c, count, offset);
   end (c, STATS_WRITE, now, count);
   return err;
 }
@@ -641,15 +804,20 @@ static int
 clear (struct conn *c, enum stats_kind kind, uint32_t count, uint64_t offset, unsigned flags)
 {
   const struct backend_ops *ops = c->backend.ops;
-  uint64_t now = begin (c, c->backend.pace_write);
   struct mutator m;
+  uint64_t now;
   int err;
 
+  if (!begin (c, c->backend.pace_write, &now))
+    return ESHUTDOWN;
   if (flags & BACKEND_FUA)
     knows_flush (c);
-  mutator_begin (c, &m, count, offset);
-  err = (kind == STATS_ZERO ? ops->zero : ops->trim) (c->backend.handle, count, offset, flags);
-  mutator_end (c, &m, err, NULL, kind == STATS_TRIM);
+  err = mutator_begin (c, &m, count, offset);
+  if (err == 0) {
+    err = (kind == STATS_ZERO ? ops->zero : ops->trim) (c->backend.handle, count, offset, flags);
+    mutator_end (c, &m, err);
+  }
+  changed (c, count, offset);
   end (c, kind, now, count);
   return err;
 }
@@ -667,17 +835,21 @@ engine_trim (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 }
 
 int
-engine_flush (struct conn *c)
+engine_flush (struct conn *c, bool is_own)
 {
-  uint64_t now = begin (c, c->backend.pace_write);
+  uint64_t now;
   int err;
 
-  knows_flush (c);
-  err = behind_drain (c);
+  if (!begin (c, c->backend.pace_write, &now))
+    return ESHUTDOWN;
+  if (is_own)
+    knows_flush (c);
+  begin_showing (c->device);
+  err = behind_flush_begin (c);
   if (err == 0 && c->backend.can_flush)
     err = c->backend.ops->flush (c->backend.handle);
-  if (err == 0)
-    behind_flushed (c);
+  end_showing (c->device, err);
+  err = behind_flush_end (c, err);
   end (c, STATS_FLUSH, now, 0);
   return err;
 }
@@ -685,5 +857,8 @@ engine_flush (struct conn *c)
 bool
 engine_settle (struct conn *c, uint32_t count, uint64_t offset)
 {
-  return atomic_load (&c->engine->deferring) > 0 && behind_settle (c, offset, offset + count);
+  if (atomic_load (&c->engine->deferring) == 0)
+    return false;
+  behind_settle (c, offset, offset + count);
+  return behind_has_failed (c, offset, offset + count);
 }

@@ -1,10 +1,13 @@
-/* The engine: what each request of a client does, in which order.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The engine: what each request of a client does, in which order.
  *
  * A connection passes its requests in; they go straight to the plugin, or to buffers (ahead.h,
  * behind.h), and state.h says what keeps the two consistent.  Nothing here knows nbdkit.
  *
  * All functions return 0 or a positive errno unless they say otherwise.  engine_read ... may be
- * called from many threads for one connection; conn_close only after the last of them has returned.
+ * called from many threads for one connection until conn_free.  ESHUTDOWN: the connection has ended, or the
+ * plugin's hooks did not reply and the client of the calling thread has gone.
  */
 #ifndef ASYNCPOOL_ENGINE_H
 #define ASYNCPOOL_ENGINE_H
@@ -16,23 +19,39 @@
 extern int engine_new (const struct engine_config *, struct engine **);
 /* Starts the threads, after the server has forked. */
 extern int engine_start (struct engine *);
-/* Ends the threads; all connections are closed.  What was kept and is lost now goes to REPORT. */
-extern void engine_stop (struct engine *, behind_report *);
+/* Ends the connections that are still open, and the threads. */
+extern void engine_stop (struct engine *);
+/* All connections are freed. */
 extern void engine_free (struct engine *);
 
 /* BACKEND: pace_* and stats are set here, the rest by the caller. */
-extern int conn_open (struct engine *, const char *export_name, bool tls, const struct backend *,
-                      struct conn **);
-extern void conn_close (struct conn *, behind_report *);
+extern int conn_open (struct engine *, const char *export_name, const struct backend *, struct conn **);
+/* Ends the connection: waits for the calls under way, and writes out what it holds.  Later calls fail, and
+ * this one does nothing a second time.
+ */
+extern void conn_close (struct conn *);
+/* It was closed, no call comes any more, and the engine is still there. */
+extern void conn_free (struct conn *);
+
+/* A call for the connection that is none of those below, from enter to leave.  False: it has ended, and there
+ * is no leave.
+ */
+extern bool conn_enter (struct conn *);
+extern void conn_leave (struct conn *);
 
 extern int engine_read (struct conn *, void *buf, uint32_t count, uint64_t offset);
+/* For a connection that has ended: nothing is read ahead. */
+extern int engine_read_late (struct conn *, void *buf, uint32_t count, uint64_t offset);
 /* FLAGS are those of backend.h. */
 extern int engine_write (struct conn *, const void *buf, uint32_t count, uint64_t offset,
                          unsigned flags);
 extern int engine_zero (struct conn *, uint32_t count, uint64_t offset, unsigned flags);
 extern int engine_trim (struct conn *, uint32_t count, uint64_t offset, unsigned flags);
-extern int engine_flush (struct conn *);
-/* Before the plugin is asked for extents: true if data waits there that it cannot be given. */
+/* IS_OWN: the connection's client sent it.  From then on that connection's writes may be deferred. */
+extern int engine_flush (struct conn *, bool is_own);
+/* Between enter and leave, before the plugin is asked for extents: true if data waits there that it cannot be
+ * given.
+ */
 extern bool engine_settle (struct conn *, uint32_t count, uint64_t offset);
 
 #endif

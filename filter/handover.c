@@ -1,8 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Handing operations over, and waiting for them: see handover.h.
+ */
+#include <errno.h>
 #include <stddef.h>
 
 #include "buffers.h"
 #include "guard.h"
 #include "handover.h"
+
+static __thread const struct conn *serving;
+static __thread uint64_t look_ns;       /* when this call is to look at its client again; 0: not set */
+
+void
+handover_set_conn (const struct conn *c)
+{
+  serving = c;
+  look_ns = 0;
+}
 
 static void
 do_job (struct job *job)
@@ -34,8 +49,11 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
     b->job.link.data = b;
     g_queue_push_tail_link (&e->starts, &b->job.link);
   }
-  else
-    pool_push (e->pool, &b->job, q);
+  else if (!pool_push (e->pool, &b->job, q) && is_write && e->patient_since_ns == UINT64_MAX) {
+    e->patient_since_ns = stats_now_ns ();
+    if (e->linger_idle)
+      cond_signal (&e->linger);
+  }
 }
 
 static void
@@ -46,7 +64,7 @@ start (struct engine *e, GQueue *starts)
   while ((l = g_queue_pop_head_link (starts)) != NULL) {
     struct buf *b = l->data;
 
-    if (backend_may_start (b->io.backend))
+    if (backend_may_start (b->io.backend) && (serving == NULL || serving == b->conn))
       backend_io_start (&b->io);
     else {
       b->job.run = start_job;
@@ -116,8 +134,7 @@ give_up_all (struct conn *c)
 
     if (!b->hooked || b->conn != c)
       continue;
-    /* So that it is not reused.  It may be a retry of the same write by now: given up all the same. */
-    buffers_pin (b);
+    buffers_pin (b);            /* so that it is not reused */
     engine_unlock (e);
     backend_io_give_up (&b->io);
     engine_lock (e);
@@ -128,27 +145,45 @@ give_up_all (struct conn *c)
   }
 }
 
-void
-engine_wait_plugin (struct conn *c, struct cond *cond)
+/* The plugin's hooks may never reply, so look now and then.  Wants the lock, lets go of it meanwhile. */
+static int
+look (struct conn *c, struct cond *cond, uint64_t until_ns)
 {
   struct engine *e = c->engine;
-  uint64_t now;
   bool hopeless;
 
-  if (c->backend.hooks == NULL) {
-    engine_wait (e, cond);
-    return;
-  }
   /* Not each wait's own time: other connections may wake us all the time. */
-  if (!engine_wait_until (e, cond, c->look_ns + BACKEND_POLL_NS))
-    return;
-  now = stats_now_ns ();
-  if (now < c->look_ns + BACKEND_POLL_NS)       /* another request has looked meanwhile */
-    return;
-  c->look_ns = now;
+  if (look_ns == 0)
+    look_ns = stats_now_ns () + BACKEND_POLL_NS;
+  if (until_ns <= look_ns)
+    return engine_wait_until (e, cond, until_ns) ? ETIMEDOUT : 0;
+  if (!engine_wait_until (e, cond, look_ns))
+    return 0;
+  look_ns = stats_now_ns () + BACKEND_POLL_NS;
   engine_unlock (e);            /* starts what waits to be started, too */
   hopeless = backend_is_hopeless (&c->backend);
   engine_lock (e);
-  if (hopeless)
-    give_up_all (c);
+  return hopeless ? ESHUTDOWN : 0;
+}
+
+int
+engine_wait_plugin (struct conn *c, struct cond *cond, uint64_t until_ns)
+{
+  struct engine *e = c->engine;
+
+  if (c->backend.hooks)
+    return look (c, cond, until_ns);
+  if (until_ns != UINT64_MAX)
+    return engine_wait_until (e, cond, until_ns) ? ETIMEDOUT : 0;
+  engine_wait (e, cond);
+  return 0;
+}
+
+bool
+engine_wait_end (struct conn *c, struct cond *cond)
+{
+  if (engine_wait_plugin (c, cond, UINT64_MAX) != ESHUTDOWN)
+    return false;
+  give_up_all (c);
+  return true;
 }

@@ -1,4 +1,6 @@
-/* Handing a buffer's operation over: to a worker of the pool, or to the plugin itself where we may
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Handing a buffer's operation over: to a worker of the pool, or to the plugin itself where we may
  * drive its async hooks.  And engine.lock, which has a part in that:
  *
  * engine.lock is never held across a call into the plugin, but it is under the lock that operations
@@ -8,6 +10,9 @@
  * Likewise the wake-ups that come with every operation, of its reader and of writers that wait for a
  * buffer: who is woken under the lock may run at once, on this very CPU, and has to sleep again for the
  * lock.  Who lets go of it wakes them, after what there is to start was started (wake_later).
+ *
+ * A hook for one connection is never called on nbdkit's thread of another one: the plugin may ask there
+ * which connection it is.  What such a thread finds to be started, a worker starts (handover_set_conn).
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
  * is started by a worker, but where the plugin says that it holds none (reentrant).
@@ -53,17 +58,18 @@ wake_later (struct engine *e, enum wake who, struct cond *cond)
 extern void engine_wait (struct engine *, struct cond *);
 /* True: it is time. */
 extern bool engine_wait_until (struct engine *, struct cond *, uint64_t until_ns);
-/* For what the plugin does in the end; called as backend_is_hopeless is.  When its client has gone and
- * the plugin replies no more, this connection's operations are given up: they end with ESHUTDOWN.
+/* For what the plugin does in the end; on a thread that is in a call for this connection.  0; ETIMEDOUT at
+ * UNTIL_NS (UINT64_MAX: never); ESHUTDOWN when the thread's client has gone, or the connection ends, and the
+ * plugin replies no more.  What the call waits for goes on all the same.
  */
-extern void engine_wait_plugin (struct conn *, struct cond *);
+extern int engine_wait_plugin (struct conn *, struct cond *, uint64_t until_ns);
+/* The end of a connection.  The same, but then its own operations are given up: they end with
+ * ESHUTDOWN.  Returns whether they were.
+ */
+extern bool engine_wait_end (struct conn *, struct cond *);
 
-/* What became of that: to try again for the same connection would be to wait as long again. */
-static inline bool
-was_given_up (const struct conn *c, const struct buf *b)
-{
-  return b->given_up && b->conn == c;
-}
+/* The connection that this thread is in a call for; NULL: none. */
+extern void handover_set_conn (const struct conn *);
 
 /* Has bytes [lo, hi) of the buffer read or written, for its connection; then calls DONE, without the
  * lock, on another thread or when this one lets go of the lock.  Wants the lock.  DONE clears buf.hooked

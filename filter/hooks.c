@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Which plugin and filters nbdkit has loaded: see hooks.h.
+ */
 #include <dlfcn.h>
 #include <link.h>
 #include <stdbool.h>
@@ -7,7 +11,7 @@
 
 #include "hooks.h"
 
-static bool is_lowest;          /* no other filter was loaded at hooks_load */
+static unsigned n_below;        /* other filters that were loaded at hooks_load */
 
 struct found {
   unsigned plugins, others;     /* others: filters but us, and what could not be looked into */
@@ -61,7 +65,7 @@ look (void)
   struct found found = { 0 };
   Dl_info self;
 
-  if (dladdr (&is_lowest, &self) == 0)
+  if (dladdr (&n_below, &self) == 0)
     self.dli_fname = "";
   dl_iterate_phdr (collect, files);
   for (unsigned i = 0; i < files->len; i++)
@@ -72,7 +76,7 @@ look (void)
 void
 hooks_load (void)
 {
-  is_lowest = look ().others == 0;
+  n_below = look ().others;
 }
 
 const struct nbdkit_async_driver *
@@ -84,7 +88,13 @@ hooks_find (const char **why_not)
   *why_not = found.plugins != 1 ? "the plugin is not found"
     : driver == NULL || !(driver->can_read || driver->can_write) ? "the plugin has no async hooks"
     : !driver->can_cancel ? "the plugin has no async_cancel"
-    : !is_lowest ? "another filter is below"
+    : n_below > 0 ? "another filter is below"
     : NULL;
   return *why_not ? NULL : driver;
+}
+
+bool
+hooks_is_topmost (void)
+{
+  return look ().others == n_below;
 }

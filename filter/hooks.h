@@ -1,4 +1,6 @@
-/* Finding the plugin's async hooks (nbdkit-async-driver.h), and being sure that no other filter stands
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Finding the plugin's async hooks (nbdkit-async-driver.h), and being sure that no other filter stands
  * between us and the plugin: what we started through hooks would go past it.
  *
  * nbdkit registers the plugin first, then the filters from the innermost to the outermost, and loads
@@ -16,5 +18,8 @@ extern void hooks_load (void);
  * where we must not drive hooks.
  */
 extern const struct nbdkit_async_driver *hooks_find (const char **why_not);
+
+/* Whether no filter is above us, from .get_ready on. */
+extern bool hooks_is_topmost (void);
 
 #endif

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Worker threads and their queues: see pool.h.
+ */
 #include <pthread.h>
 
 #include "guard.h"
@@ -108,11 +112,12 @@ push_locked (struct pool *p, struct job *job, enum pool_queue q, unsigned patien
   wake_locked (p, patient);
 }
 
-void
+bool
 pool_push (struct pool *p, struct job *job, enum pool_queue q)
 {
   LOCK_IN_SCOPE (&p->lock);
   push_locked (p, job, q, (p->workers - p->coming) / WORKERS_PER_PATIENT_JOB);
+  return p->queued <= p->coming || p->workers == p->n_threads;
 }
 
 void

@@ -1,4 +1,6 @@
-/* The worker threads: one exclusive GThreadPool, and the queues of what they are to do.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The worker threads: one exclusive GThreadPool, and the queues of what they are to do.
  *
  * GLib's own queue holds only tokens, at most one per thread: a token is a worker that will come
  * and take the most urgent job there is, and the next, until there is none.  So a queued job can be
@@ -8,7 +10,8 @@
  * Waking a thread costs more than anything else here does.  Where many threads are at work, one of
  * them ends its job soon and takes the next without being woken: with WORKERS at work, WORKERS / 128
  * jobs may stay queued for that.  They stay for a 128th of a latency if the threads end evenly, and
- * cost a 128th of the throughput if all end at once.  Who waits for a job calls pool_hurry.
+ * cost a 128th of the throughput if all end at once.  What waits for a job calls pool_hurry, and so does
+ * the linger thread where none does (engine.patient_since_ns): the threads at work may hang.
  *
  * A job belongs to its submitter until run () is called or pool_cancel () succeeds; run () may free
  * or queue it again.  A job must not wait for another job that is only queued.
@@ -39,7 +42,10 @@ struct pool;
 extern struct pool *pool_new (unsigned threads, GError **);
 /* Waits for what runs; nothing may be queued any more. */
 extern void pool_free (struct pool *);
-extern void pool_push (struct pool *, struct job *, enum pool_queue);
+/* True: a thread is on its way to the job, or at work and may take it.  False: only the latter, though
+ * others are idle.
+ */
+extern bool pool_push (struct pool *, struct job *, enum pool_queue);
 /* Queues the job only if a thread is idle, so that it starts at once. */
 extern bool pool_try_push (struct pool *, struct job *, enum pool_queue);
 /* Somebody waits: no job stays queued while there is an idle thread. */

@@ -1,7 +1,10 @@
-/* The data that all parts of the engine share.  Read this page first.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * The device is seen in units: aligned pieces of the size of a buffer (or less, where the plugin's
- * largest block is smaller).  A buffer holds bytes [lo, hi) of one unit of one export.
+ * The data that all parts of the engine share.  Read this page first.
+ *
+ * A device is seen in units: aligned pieces of the size of a buffer (or
+ * less, where the plugin's largest block is smaller).  A buffer holds bytes
+ * of one unit of one device: [lo, hi), and what is in rest.
  *
  *   state     what the buffer holds                             next
  *   FREE      nothing                                           TAKEN
@@ -9,28 +12,41 @@
  *   READING   is being read ahead, or waits for a worker to     CLEAN, TAKEN
  *   CLEAN     read ahead, and nobody has written there since    TAKEN
  *   OPEN      acknowledged writes, may still grow               READY
- *   READY     acknowledged, waits for older overlapping ones    WRITING, FAILED
- *   WRITING   acknowledged, given to a worker                   TAKEN, FAILED
+ *   READY     acknowledged, waits for older overlapping ones    WRITING, TAKEN
+ *   WRITING   acknowledged, given to a worker                   TAKEN, READY, FAILED
  *   FAILED    acknowledged, and the plugin refused it           READY, WRITING, TAKEN
  *
  * OPEN, READY and WRITING are the dirty states.  "Waiting data" is dirty or FAILED.
  *
+ * Two connections have the same device, or they may have the same device:
+ * see struct device.
+ *
  * Invariants (engine_check in tests/libfake.c checks them):
- * 1. A buffer stands in the tree, ordered by (base, seq), if it is not FREE, TAKEN or dropped.
- * 2. Of one export, waiting data never overlaps a CLEAN buffer, nor a READING one in the tree: who
- *    makes data wait drops those first (buffers_drop), before the write is acknowledged.
- * 3. No two overlapping buffers are WRITING; a WRITING one overlaps no older waiting data.
- * 4. FAILED data is replaced only by what an acknowledged write, zero or trim put in its place.
- * 5. While a mutator runs, no waiting data that overlaps it is WRITING, and none becomes so.
- * 6. A buffer with fillers > 0 is neither read from nor given to a worker.  With pins > 0 its bytes
- *    in [lo, hi) do not change and it is not reused.
+ * 1. A buffer is in the tree, ordered by (base, seq), if it is not FREE, TAKEN
+ *    or dropped.
+ * 2. Waiting data overlaps no CLEAN buffer, and no READING one in the tree, of
+ *    the same device: a write drops those (buffers_drop) before it is answered.
+ * 3. Waiting data of two devices never overlaps: a write over waiting data of
+ *    another device is a direct write.
+ * 4. No two overlapping buffers are WRITING; a WRITING one overlaps no older
+ *    dirty data.
+ * 5. Newer data wins: when the plugin has taken a write, zero or trim, those
+ *    bytes leave all older FAILED buffers, of every device (supersede).  They
+ *    leave FAILED data in no other way than this, by being written, and when
+ *    they are lost, which is logged and reported by a flush.
+ * 6. While a mutator runs, no waiting data of its device that overlaps it is
+ *    WRITING, and none becomes so.
+ * 7. A buffer with fillers > 0 is neither read from nor given to a worker.
+ *    While pins > 0 it is not reused.
  *
- * A dropped buffer was taken out of the tree: it is READING or TAKEN, and FREE as soon as nobody
- * reads from it or into it.
+ * A dropped buffer was taken out of the tree.  It is FREE as soon as no
+ * operation and no copy uses it.
  *
- * A mutator is a write, zero or trim that goes straight to the plugin while there may be waiting
- * data.  It first waits for the older dirty data it overlaps; then it runs.  From its registration
- * on no write to its range is held behind: that becomes a mutator too.
+ * A mutator is a write, zero or trim that goes straight to the plugin while
+ * there may be waiting data.  It first waits for the older dirty data that it
+ * overlaps; then it runs.  From its registration on, every write to its range
+ * is a mutator too.  It waits for dirty data of its own device as long as that
+ * takes, and for that of other devices no longer than config.others_ns.
  *
  * Locks: engine.lock guards all that is marked so; never held across a call into the plugin, so let
  * go of it by what handover.h has.
@@ -46,6 +62,7 @@
 #include <glib.h>
 
 #include "backend.h"
+#include "changes.h"
 #include "cond.h"
 #include "pace.h"
 #include "pool.h"
@@ -63,10 +80,21 @@ struct engine_config {
   enum write_mode write;
   enum read_mode read;
   uint64_t linger_ns;           /* how long an OPEN buffer waits to grow */
+  uint64_t others_ns;           /* how long to wait for another device's data */
+  /* Logs acknowledged data that could not be written; KEPT: it is tried again.
+   * Called without locks.
+   */
+  void (*report) (const char *export_name, uint64_t offset, uint32_t count,
+                  bool kept);
 };
 
 enum buf_state {
   BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN, BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED
+};
+
+/* Bytes within a unit. */
+struct span {
+  uint32_t lo, hi;
 };
 
 struct buf {
@@ -78,71 +106,107 @@ struct buf {
   /* Under engine.lock; base, hi, conn and data are read without it by who reads or writes it. */
   enum buf_state state;
   bool dropped;
-  struct export *export;
+  struct device *device;
   struct conn *conn;            /* whose way into the plugin; NULL: it failed and conn is gone */
   uint64_t base;                /* device offset of the unit */
   uint32_t lo, hi;
+  GArray *rest;                 /* more pieces behind hi, of data that failed; or NULL */
   uint64_t seq;                 /* age */
+  uint64_t failed_seq;          /* engine.seq when the plugin refused it last, or 0 */
   uint64_t since_ns;            /* CLEAN: read at; OPEN: its first write came then, or could go on then */
   uint32_t used;                /* bytes that clients have read, or skipped */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
   int err;                      /* the plugin's last answer about it */
+  bool reported;                /* FAILED: a flush has returned an error since */
   bool claimed;                 /* READY: a flush will write it on its own thread */
   bool hooked;                  /* READING, WRITING: an async hook does it */
-  bool given_up;                /* the last operation was, see handover.h */
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */
   GList dirty_link;             /* in engine.dirty */
   struct cond changed;          /* READING ended, fillers or pins dropped to 0 */
 };
 
-/* One device as far as we know: what connections share that name the same export, where the plugin
- * says that they see one device (multi-conn), and they agree on TLS, size and blocks.  Any other
- * connection has an export of its own.
- *
- * Two exports may be one device all the same, as many plugins do not look at the name.  So dirty
- * data keeps its order, is waited for by reads, and makes what was read ahead stale across exports;
- * but data is served to, failed data is ordered behind, and retried by, its own export only.
- */
+/* An export name that a client gave, and what belongs to no single connection. */
 struct export {
   /* Constant. */
+  struct engine *engine;
   char *name;
-  bool shared, tls;
+  /* Under engine.lock. */
+  unsigned devices;
+  GQueue dirty;                 /* OPEN, READY and WRITING buffers, by seq */
+  atomic_int lost;              /* the error of data that was dropped when its last
+                                 * connection ended and that no flush has reported */
+  GList link;                   /* in engine.exports */
+};
+
+/* Between two connections there are two relations.
+ *
+ * They have the same device if they name the same export and the plugin says
+ * multi-conn for both.  They have one struct device then and share everything
+ * in it.  A connection whose size or blocks differ from those of the first
+ * one cannot use its buffers: it reads waiting data from them, and neither
+ * reads ahead nor defers (conn.shares).
+ *
+ * All others may have the same device: many plugins do not look at the name,
+ * and some give each connection a disk of its own.  They have a struct device
+ * each.  Data is never served or retried across devices.  Order is kept: dirty
+ * data is written before a newer overlapping operation of another device.
+ */
+struct device {
+  /* Constant. */
+  struct export *export;
+  bool shared;
   uint64_t size;
   uint32_t unit, min_block;
   /* Under engine.lock. */
-  unsigned refs;                /* connections, and FAILED buffers without a connection */
-  GList link;                   /* in engine.exports */
+  unsigned conns;               /* that have not ended */
+  unsigned refs;                /* all */
+  unsigned n_busy;              /* its buffers that are READING or dirty */
+  unsigned flushes;             /* under way */
+  struct changes gone;          /* conn.flushing of connections that have ended */
+  GList link;                   /* in engine.devices */
   struct pace pace_read, pace_write;    /* atomic */
-  atomic_bool failing;          /* written under engine.lock: a deferred write failed, no flush
-                                 * has succeeded since */
+  /* Written under engine.lock. */
+  atomic_int lost;              /* the error of failed data that newer data of another
+                                 * device has replaced, until a flush returns it */
+  atomic_bool failing;          /* a deferred write failed, and no flush has succeeded since */
 };
 
 struct conn {
   /* Constant from conn_open on. */
   struct engine *engine;
-  struct export *export;
+  struct device *device;
   struct backend backend;
   uint32_t unit;
+  bool shares;                  /* it may use the device's buffers */
   /* Atomic. */
+  atomic_uint calls;            /* twice the calls under way, and CONN_CLOSED */
   atomic_bool behind;           /* its writes may wait */
   atomic_uint direct_reads;     /* reads that the plugin does for the client itself */
   struct depth depth;
   /* Under streams_lock. */
   pthread_mutex_t streams_lock;
   struct streams streams;
+  /* Under wrote_lock, a leaf that may be taken under engine.lock: what this connection has
+   * changed since the last flush of its device began.
+   */
+  pthread_mutex_t wrote_lock;
+  struct changes wrote;
   /* Under engine.lock. */
+  struct changes flushing;      /* what it had changed before, until a flush shows it to all */
   unsigned n_dirty, n_reading;  /* its buffers in these states, READING also where dropped */
   uint64_t lost;                /* first unit read ahead that a write has taken since, or UINT64_MAX */
   unsigned resuming;            /* buffers that became free while a thread reads ahead with them */
   struct stream_counted counted;
-  uint64_t look_ns;             /* when a waiting request last asked whether the client is there */
   GList link;                   /* in engine.conns */
 };
 
+enum { CONN_CLOSED = 1, CONN_CALL = 2 };
+
 struct mutator {
-  uint64_t offset, end;         /* constant */
+  const struct device *device;  /* constant, as is the range */
+  uint64_t offset, end;
   bool running;                 /* under engine.lock */
   GList link;                   /* in engine.mutators */
 };
@@ -156,6 +220,7 @@ struct writer {
   struct conn *conn;
   uint64_t base, offset, end;   /* within the unit at base */
   const char *data;             /* the byte at offset */
+  uint64_t until_ns;            /* while only other devices use buffers: when it stops waiting */
   /* Under engine.lock. */
   enum writer_state { WRITER_NEW, WRITER_WAITING, WRITER_SERVING, WRITER_SERVED } state;
   struct cond *woken;           /* one of engine.writer_woken */
@@ -182,8 +247,7 @@ struct engine {
   /* Under the lock. */
   GTree *tree;
   GQueue free, reading, clean, open, failed;    /* free: youngest first; failed by seq; others oldest first */
-  GQueue dirty;                 /* OPEN, READY and WRITING, by seq */
-  GQueue mutators, conns, exports;
+  GQueue mutators, conns, devices, exports;
   GQueue starts;                /* see handover.h */
   struct cond *wake[WAKES];     /* likewise, or NULL */
   uint64_t seq;
@@ -192,10 +256,11 @@ struct engine {
   unsigned n_writers;           /* that there ever were */
   bool writer_called;           /* one was woken since the last one began to wait, and has not run yet */
   struct stream_census census;
-  bool stopping, linger_idle;   /* idle: the thread waits for an OPEN buffer */
+  bool stopping, linger_idle;   /* idle: the thread waits for something to do */
+  uint64_t patient_since_ns;    /* a write has no worker on its way; UINT64_MAX: none */
   struct cond writer_woken[WRITER_CONDS];       /* served; or a buffer became free, or none will */
   struct cond progress;         /* dirty data was written or failed, a mutator ended */
-  struct cond linger;           /* the first buffer became OPEN, or the engine stops */
+  struct cond linger;           /* it has something to do, or the engine stops */
 
   /* Atomic.  in_tree and deferring are written under the lock; who finds 0 need not take it. */
   atomic_uint in_tree;          /* buffers in the tree */
@@ -210,6 +275,13 @@ static inline bool
 buf_is_dirty (const struct buf *b)
 {
   return b->state == BUF_OPEN || b->state == BUF_READY || b->state == BUF_WRITING;
+}
+
+/* An operation on it is to come, or under way. */
+static inline bool
+buf_is_busy (const struct buf *b)
+{
+  return buf_is_dirty (b) || b->state == BUF_READING;
 }
 
 static inline bool
@@ -236,10 +308,38 @@ ranges_overlap (uint64_t a, uint64_t a_end, uint64_t b, uint64_t b_end)
   return a < b_end && b < a_end;
 }
 
+/* The pieces of a buffer, in order: [lo, hi), then those in rest. */
+static inline unsigned
+buf_n_pieces (const struct buf *b)
+{
+  return 1 + (b->rest ? b->rest->len : 0);
+}
+
+static inline struct span
+buf_piece (const struct buf *b, unsigned i)
+{
+  if (i > 0)
+    return g_array_index (b->rest, struct span, i - 1);
+  return (struct span) { b->lo, b->hi };
+}
+
+/* The end of the last one. */
+static inline uint64_t
+buf_limit (const struct buf *b)
+{
+  return b->base + buf_piece (b, buf_n_pieces (b) - 1).hi;
+}
+
 static inline bool
 buf_overlaps (const struct buf *b, uint64_t offset, uint64_t end)
 {
-  return ranges_overlap (buf_start (b), buf_end (b), offset, end);
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span p = buf_piece (b, i);
+
+    if (ranges_overlap (b->base + p.lo, b->base + p.hi, offset, end))
+      return true;
+  }
+  return false;
 }
 
 #endif

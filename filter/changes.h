@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Ranges of a device that were changed: a small set, which covers all of them
+ * and, where there are many, what lies between the nearest ones too.
+ *
+ * Pure: the caller serializes.
+ */
+#ifndef ASYNCPOOL_CHANGES_H
+#define ASYNCPOOL_CHANGES_H
+
+#include <stdint.h>
+
+/* As many as there are streams of one connection. */
+enum { CHANGES_MAX = 16 };
+
+struct change {
+  uint64_t from, to;            /* bytes, from < to */
+};
+
+/* Zeroed: empty.  By offset; no two touch. */
+struct changes {
+  unsigned n;
+  struct change at[CHANGES_MAX];
+};
+
+extern void changes_add (struct changes *, uint64_t from, uint64_t to);
+extern void changes_add_all (struct changes *, const struct changes *more);
+
+#endif
