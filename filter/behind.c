@@ -100,8 +100,8 @@ written (struct buf *b, uint64_t offset, uint64_t end, int err)
   else if (err)
     set_failed (b);
   else {
-    buffers_set_state (b, BUF_READY);   /* the other pieces: dirty as if they had never failed */
-    b->failed_seq = 0;
+    buffers_set_state (b, BUF_READY);   /* the other pieces */
+    b->failed_seq = MIN (b->failed_seq, 1);     /* long ago: a flush waits for their next try */
     buffers_cut (b, offset, end);
     supersede (device, seq, offset, end);
   }

@@ -28,14 +28,14 @@
  *    the same device: a write drops those (buffers_drop) before it is answered.
  * 3. Waiting data of two devices never overlaps: a write over waiting data of
  *    another device is a direct write.
- * 4. No two overlapping buffers are WRITING; a WRITING one overlaps no older
- *    dirty data.
+ * 4. No two overlapping pieces are being written; one that is overlaps no
+ *    older dirty data, but such as has failed before and waits.
  * 5. Newer data wins: when the plugin has taken a write, zero or trim, those
  *    bytes leave all older FAILED buffers, of every device (supersede).  They
  *    leave FAILED data in no other way than this, by being written, and when
  *    they are lost, which is logged and reported by a flush.
- * 6. While a mutator runs, no waiting data of its device that overlaps it is
- *    WRITING, and none becomes so.
+ * 6. While a mutator runs, no piece of its device's waiting data that overlaps
+ *    it is being written, and none begins to be.
  * 7. A buffer with fillers > 0 is neither read from nor given to a worker.
  *    While pins > 0 it is not reused.
  *

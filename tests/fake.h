@@ -35,7 +35,8 @@ struct fake_op {
   uint32_t count;
   uint64_t offset;
   int err;
-  pthread_t thread;
+  bool hooked;
+  pthread_t thread;             /* that called; a hook returns before the operation starts */
   uint64_t start, end;          /* end: 0 = not yet */
 };
 

@@ -83,6 +83,18 @@ uint64_t gate_now (struct gate *g);
 unsigned gate_violations (struct gate *g);
 unsigned gate_peak (struct gate *g, unsigned kind);
 
+/* What connections are told from now on, in the place of the plugin's
+ * parameters; 0 leaves those.  Not more than its size=.
+ */
+struct gate_geometry {
+  uint64_t size;
+  uint32_t minimum, maximum;
+};
+void gate_set_geometry (struct gate *g, struct gate_geometry geometry);
+
+/* How many connections the plugin has closed since its start. */
+unsigned gate_closed (struct gate *g);
+
 /* The plugin's side: around every operation. */
 unsigned gate_op_start (struct gate *g, unsigned kind, unsigned flags, unsigned connection,
                         uint64_t offset, uint64_t count);
@@ -91,5 +103,7 @@ unsigned gate_op_start (struct gate *g, unsigned kind, unsigned flags, unsigned 
 int gate_op_pass (struct gate *g, unsigned op, bool *held);
 void gate_op_end (struct gate *g, unsigned op, int error);
 void gate_violation (struct gate *g);
+struct gate_geometry gate_geometry (struct gate *g);
+void gate_count_closed (struct gate *g);
 
 #endif /* TESTS_GATE_H */

@@ -143,7 +143,8 @@ op_start (struct fake *f, struct fake_op op)
   g_assert_cmpuint (op.offset + op.count, <=, f->size);
   g_assert_true (op.kind == FAKE_FLUSH || op.count > 0);
   op.start = ++f->clock;
-  op.thread = pthread_self ();
+  if (!op.hooked)
+    op.thread = pthread_self ();
   for (unsigned r = 0; r < f->running->len; r++) {
     struct fake_op *other = op_at (f, g_array_index (f->running, unsigned, r));
 
@@ -376,7 +377,7 @@ async_start (struct nbdkit_async_io *io)
   *a = (struct async) {
     .handle = io->handle, .io = io, .buf = io->buf,
     .op = { .kind = io->is_write ? FAKE_WRITE : FAKE_READ, .count = io->count,
-            .offset = io->offset }
+            .offset = io->offset, .hooked = true, .thread = pthread_self () }
   };
   f = a->handle->fake;
   {
@@ -625,7 +626,13 @@ fake_collisions (struct fake *f)
 static bool
 overlap (const struct buf *a, const struct buf *b)
 {
-  return buf_overlaps (a, buf_start (b), buf_end (b));
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span p = buf_piece (b, i);
+
+    if (buf_overlaps (a, b->base + p.lo, b->base + p.hi))
+      return true;
+  }
+  return false;
 }
 
 /* 1: the tree holds what it should, in order. */
@@ -640,7 +647,8 @@ check_tree (struct engine *e)
     bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && !b->dropped;
 
     g_assert_true (should == (b->node != NULL));
-    g_assert_true (!b->dropped || b->state == BUF_TAKEN || b->state == BUF_READING);
+    g_assert_true (!b->dropped || b->state == BUF_TAKEN || b->state == BUF_READING
+                   || b->state == BUF_WRITING);
     g_assert_true (!b->hooked || b->state == BUF_READING || b->state == BUF_WRITING);
     n += should;
     if (should) {
@@ -661,34 +669,40 @@ check_tree (struct engine *e)
   g_assert_cmpuint (atomic_load (&e->in_tree), ==, n);
 }
 
-/* 2 and 3: who may overlap whom. */
+/* 2, 3 and 4: which may overlap which. */
 static void
 check_pair (const struct buf *a, const struct buf *b)
 {
   if (!overlap (a, b))
     return;
-  if (buf_is_waiting (a) && a->export == b->export)
+  if (buf_is_waiting (a) && a->device == b->device)
     g_assert_true (b->state != BUF_CLEAN && b->state != BUF_READING);
-  if (a->state == BUF_WRITING) {
-    g_assert_true (b->state != BUF_WRITING);
-    /* Between two exports failed data orders nothing. */
-    g_assert_false (buf_is_waiting (b) && b->seq < a->seq && b->export == a->export);
+  if (buf_is_waiting (a) && buf_is_waiting (b))
+    g_assert_true (a->device == b->device);
+  /* Of several pieces the first is being written. */
+  if (a->state == BUF_WRITING && buf_overlaps (b, buf_start (a), buf_end (a))) {
+    g_assert_false (b->state == BUF_WRITING && buf_start (b) < buf_end (a)
+                    && buf_start (a) < buf_end (b));
+    /* What has failed before may be READY again meanwhile: it waits. */
+    g_assert_false (buf_is_dirty (b) && b->seq < a->seq && b->failed_seq == 0);
   }
 }
 
-/* 5 and 6. */
+/* 6 and 7. */
 static void
 check_buf (struct engine *e, const struct buf *b)
 {
   if (b->fillers > 0)
-    g_assert_true (b->state == BUF_OPEN || b->state == BUF_READY || b->state == BUF_FAILED);
+    g_assert_true (b->state == BUF_OPEN || b->state == BUF_READY || b->dropped);
   if (b->pins > 0)
     g_assert_true (b->state != BUF_FREE);
   if (b->state == BUF_WRITING)
     for (GList *l = e->mutators.head; l; l = l->next) {
       const struct mutator *m = l->data;
 
-      g_assert_false (m->running && buf_overlaps (b, m->offset, m->end));
+      /* Of several pieces the first is being written.  Another device's may not have moved in time. */
+      g_assert_false (m->running && ranges_overlap (m->offset, m->end, buf_start (b), buf_end (b))
+                      && m->device == b->device);
     }
   if (buf_is_dirty (b))
     g_assert_nonnull (b->conn);
@@ -710,7 +724,8 @@ check_sorted (const GQueue *q)
 static void
 check_queues (struct engine *e)
 {
-  unsigned n[BUF_FAILED + 1] = { 0 }, waiting = 0, behind = 0;
+  unsigned n[BUF_FAILED + 1] = { 0 }, waiting = 0, behind = 0,
+    dirty_of_exports = 0;
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     n[e->bufs[i].state]++;
@@ -721,11 +736,16 @@ check_queues (struct engine *e)
   g_assert_cmpuint (e->clean.length, ==, n[BUF_CLEAN]);
   g_assert_cmpuint (e->open.length, ==, n[BUF_OPEN]);
   g_assert_cmpuint (e->failed.length, ==, n[BUF_FAILED]);
-  g_assert_cmpuint (e->dirty.length, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
+  for (GList *l = e->exports.head; l; l = l->next) {
+    const struct export *x = l->data;
+
+    dirty_of_exports += x->dirty.length;
+    check_sorted (&x->dirty);
+  }
+  g_assert_cmpuint (dirty_of_exports, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
   g_assert_cmpuint (e->starts.length, ==, 0);
   g_assert_true (e->wake[WAKE_READERS] == NULL && e->wake[WAKE_WRITER] == NULL);
   g_assert_true (!e->writer_called || e->writers.length > 0);
-  check_sorted (&e->dirty);
   check_sorted (&e->failed);
 
   for (GList *l = e->conns.head; l; l = l->next) {

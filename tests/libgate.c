@@ -49,6 +49,8 @@ struct shared {
   unsigned next_op;
   unsigned first_op;            /* the log starts here */
   unsigned violations;
+  unsigned closed;              /* connections */
+  struct gate_geometry geometry;
   unsigned under_way[GATE_ANY + 1], peak[GATE_ANY + 1];
   struct rule rules[RULES];
   struct entry ops[OPS];
@@ -439,6 +441,45 @@ gate_peak (struct gate *g, unsigned kind)
   n = g->s->peak[kind];
   unlock (g);
   return n;
+}
+
+void
+gate_set_geometry (struct gate *g, struct gate_geometry geometry)
+{
+  lock (g);
+  g->s->geometry = geometry;
+  unlock (g);
+}
+
+struct gate_geometry
+gate_geometry (struct gate *g)
+{
+  struct gate_geometry geometry;
+
+  lock (g);
+  geometry = g->s->geometry;
+  unlock (g);
+  return geometry;
+}
+
+unsigned
+gate_closed (struct gate *g)
+{
+  unsigned n;
+
+  lock (g);
+  n = g->s->closed;
+  unlock (g);
+  return n;
+}
+
+void
+gate_count_closed (struct gate *g)
+{
+  lock (g);
+  g->s->closed++;
+  broadcast_locked (g);
+  unlock (g);
 }
 
 unsigned

@@ -29,7 +29,7 @@ static struct {
   int64_t size;
   int64_t delay_us;
   int flush, fua, zero, fast_zero, trim, extents, cache, multi_conn;
-  int errors_by_errno;
+  int errors_by_errno, by_name;
   uint32_t minimum, preferred, maximum;
   int thread_model;
 } config = {
@@ -66,6 +66,9 @@ static const struct {
   /* 1: errors in errno; 0: by nbdkit_set_error, and errno says EIO, which is what nbdkit makes of
    * a plugin without errno_is_preserved on a thread that is not nbdkit's. */
   { "errno_is_preserved", &config.errors_by_errno },
+  /* Export "b" is a device of its own, in FILE behind the other one.  Each
+   * operation looks up its connection's export, and fails where it cannot. */
+  { "by_name", &config.by_name },
 };
 
 static const char *const models[] = {
@@ -161,7 +164,28 @@ gate_config (const char *key, const char *value)
   "device=FILE          Keep the data there.\n" \
   "size=SIZE delay=TIME minimum=SIZE preferred=SIZE maximum=SIZE\n" \
   "flush|zero|fast_zero|trim|extents|multi_conn|errno_is_preserved=BOOL\n" \
+  "by_name=BOOL\n" \
   "fua|cache=none|emulate|native thread_model=NAME"
+
+static size_t
+memory_size (void)
+{
+  return config.size * (config.by_name ? 2 : 1);
+}
+
+/* Of this thread's connection; NULL: it has none. */
+static char *
+find_device (void)
+{
+  const char *name;
+
+  if (!config.by_name)
+    return device;
+  name = nbdkit_export_name ();
+  if (!name)
+    return NULL;
+  return strcmp (name, "b") == 0 ? device + config.size : device;
+}
 
 static int
 gate_get_ready (void)
@@ -184,17 +208,17 @@ gate_get_ready (void)
   if (config.device) {
     int fd = open (config.device, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
-    if (fd == -1 || ftruncate (fd, config.size) == -1) {
+    if (fd == -1 || ftruncate (fd, memory_size ()) == -1) {
       nbdkit_error ("%s: %m", config.device);
       if (fd != -1)
         close (fd);
       return -1;
     }
-    device = mmap (NULL, config.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    device = mmap (NULL, memory_size (), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close (fd);
   }
   else
-    device = mmap (NULL, config.size, PROT_READ | PROT_WRITE,
+    device = mmap (NULL, memory_size (), PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (device == MAP_FAILED) {
     nbdkit_error ("mmap: %m");
@@ -213,7 +237,7 @@ gate_unload (void)
     free (h);
   }
   if (device)
-    munmap (device, config.size);
+    munmap (device, memory_size ());
   gate_free (gate);
   free (config.gate);
   free (config.device);
@@ -249,25 +273,32 @@ gate_close (void *handle)
   atomic_store (&h->closed, true);
   if (atomic_load (&h->under_way) > 0)
     gate_violation (gate);
+  gate_count_closed (gate);
 }
 
 static int64_t
 gate_get_size (void *handle)
 {
+  struct gate_geometry told = gate_geometry (gate);
+
   (void) handle;
-  return config.size;
+  return told.size ? (int64_t) told.size : config.size;
 }
 
 static int
 gate_block_size (void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
 {
+  struct gate_geometry told = gate_geometry (gate);
+  uint32_t least = told.minimum ? told.minimum : config.minimum;
+  uint32_t most = told.maximum ? told.maximum : config.maximum;
+
   (void) handle;
-  *minimum = config.minimum;
-  *preferred = config.preferred ? config.preferred : MAX (config.minimum, 4096);
-  *maximum = config.maximum ? config.maximum : UINT32_MAX;
-  if (!config.minimum && !config.preferred && !config.maximum)
+  *minimum = least;
+  *preferred = config.preferred ? config.preferred : MAX (least, 4096);
+  *maximum = most ? most : UINT32_MAX;
+  if (!least && !config.preferred && !most)
     *minimum = *preferred = *maximum = 0;
-  else if (!config.minimum)
+  else if (!least)
     *minimum = 1;
   return 0;
 }
@@ -324,14 +355,15 @@ operate (void *handle, const struct operation *o)
 {
   struct handle *h = handle;
   unsigned id = gate_op_start (gate, o->kind, o->flags, h->connection, o->offset, o->count);
+  char *own = find_device ();
   bool held;
   int error;
 
   atomic_fetch_add (&h->under_way, 1);
   if (atomic_load (&h->closed))
     gate_violation (gate);
-  if (o->kind == GATE_READ)
-    memcpy (o->buffer, device + o->offset, o->count);
+  if (own && o->kind == GATE_READ)
+    memcpy (o->buffer, own + o->offset, o->count);
   error = gate_op_pass (gate, id, &held);
   if (!held && o->kind != GATE_EXTENTS)
     plain_sleep (config.delay_us);
@@ -339,11 +371,13 @@ operate (void *handle, const struct operation *o)
     gate_violation (gate);
     error = EINVAL;
   }
+  if (!error && !own)
+    error = EIO;
   if (!error) {
     if (o->kind == GATE_WRITE)
-      memcpy (device + o->offset, o->data, o->count);
+      memcpy (own + o->offset, o->data, o->count);
     else if (o->kind & (GATE_ZERO | GATE_TRIM))
-      memset (device + o->offset, 0, o->count);
+      memset (own + o->offset, 0, o->count);
   }
   gate_op_end (gate, id, error);
   atomic_fetch_sub (&h->under_way, 1);
@@ -410,13 +444,14 @@ gate_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
 {
   const uint64_t block = 4096, end = offset + count;
   uint64_t at = offset;
+  const char *own = find_device ();
 
   if (operate (handle, &(struct operation) { .kind = GATE_EXTENTS, .flags = flags,
                                              .offset = offset, .count = count }) == -1)
     return -1;
   while (at < end) {
     uint64_t next = MIN ((at / block + 1) * block, (uint64_t) config.size), from = at / block * block;
-    bool hole = device[from] == 0 && memcmp (device + from, device + from + 1, next - from - 1) == 0;
+    bool hole = own[from] == 0 && memcmp (own + from, own + from + 1, next - from - 1) == 0;
     uint32_t type = hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
 
     if (nbdkit_add_extent (extents, at, next - at, type) == -1)

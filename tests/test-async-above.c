@@ -103,6 +103,7 @@ errors_arrive (const char *parameters)
   g_autofree char *data = filled (4 * UNIT, 1);
 
   for (unsigned i = 0; i < G_N_ELEMENTS (codes); i++) {
+    bool is_permanent = codes[i] == EPERM || codes[i] == EINVAL;      /* then it is dropped */
     uint64_t at = i * MIB;
     int rule = gate_fail (s.gate, GATE_WRITE, at, MIB, codes[i], -1);
 
@@ -110,10 +111,12 @@ errors_arrive (const char *parameters)
     nbd_fails (nbd_flush (nbd, 0), codes[i]);
     nbd_fails (nbd_pwrite (nbd, data, UNIT, at + 2 * UNIT, 0), codes[i]);
     nbd_fails (nbd_pwrite (nbd, data, 4 * UNIT, at + 4 * UNIT, 0), codes[i]);
-    assert_reads (nbd, data, UNIT, at);
+    if (!is_permanent)
+      assert_reads (nbd, data, UNIT, at);
     gate_release (s.gate, rule);
     nbd_ok (nbd_flush (nbd, 0));
-    assert_same (server_device (&s) + at, data, UNIT);
+    if (!is_permanent)
+      assert_same (server_device (&s) + at, data, UNIT);
 
     rule = gate_fail (s.gate, GATE_READ, at + 8 * UNIT, 4 * UNIT, codes[i], -1);
     nbd_fails (nbd_pread (nbd, data, UNIT, at + 10 * UNIT, 0), codes[i]);
@@ -253,7 +256,7 @@ missing_reply (enum missing what, const char *parameters, bool on_sigterm)
   g_assert_cmpuint (count_messages (&s, GIVEN_UP), >, 0);
   /* With another client there it may have been written before it could be missed. */
   if (is_deferred && on_sigterm) {
-    g_assert_cmpuint (count_messages (&s, NOT_WRITTEN_AT_CLOSE), ==, 1);
+    g_assert_cmpuint (count_messages (&s, NOT_WRITTEN_AT_CLOSE), ==, 0);
     g_assert_cmpuint (count_messages (&s, NOT_WRITTEN_AT_ALL), ==, 1);
   }
   if (!is_deferred)

@@ -1,5 +1,6 @@
 /* Unit tests of the pool of workers, and of fan-out over it. */
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #include <glib.h>
@@ -413,7 +414,7 @@ check_pieces (bool write, unsigned threads, unsigned busy, uint32_t count, uint6
   unsigned expected = MIN (threads - busy + 1, split_max (UNIT, count, offset));
   struct scene s;
   uint64_t covered = 0;
-  unsigned by_caller = 0;
+  unsigned by_caller = 0, fewest = UINT_MAX, most = 0;
   int hold;
 
   scene_start (&s, threads, busy);
@@ -431,8 +432,12 @@ check_pieces (bool write, unsigned threads, unsigned busy, uint32_t count, uint6
     g_assert_true (op.offset + op.count == offset + count || (op.offset + op.count) % UNIT == 0);
     covered += op.count;
     by_caller += pthread_equal (op.thread, s.thread) != 0;
+    fewest = MIN (fewest, split_max (UNIT, op.count, op.offset));
+    most = MAX (most, split_max (UNIT, op.count, op.offset));
   }
   g_assert_cmpuint (covered, ==, count);
+  /* Busy workers get no piece, so no thread does the pieces of several. */
+  g_assert_cmpuint (most - fewest, <=, 1);
   g_assert_cmpuint (by_caller, ==, 1);
   scene_end (&s);
 }
@@ -451,6 +456,73 @@ test_pieces (gconstpointer data)
   check_pieces (write, 16, 0, 31 * UNIT, 5);
   check_pieces (write, 4, 0, UNIT, UNIT);       /* within one unit */
   check_pieces (write, 4, 0, 1, UNIT - 1);
+}
+
+/* A request of UNITS units, of which hooks do no more than MAX_PIECES. */
+static void
+check_hooked_pieces (bool write, unsigned units, unsigned max_pieces)
+{
+  unsigned by_hooks = MIN (max_pieces, units - 1);
+  atomic_uint pieces = 0;
+  struct fake_op op;
+  struct scene s;
+  int hold;
+
+  scene_start (&s, 1, 0);
+  fake_hook (&s.b, 0, false);
+  s.b.pieces = &pieces;
+  s.b.max_pieces = max_pieces;
+  for (unsigned round = 0; round < 2; round++) {        /* the first gives all back */
+    hold = fake_hold (s.f, FAKE_ANY, 0, 0);
+    request_start (&s, write, units * UNIT, 0);
+    fake_wait_held (s.f, hold, by_hooks + 1);
+    g_assert_cmpuint (fake_started (s.f, FAKE_ANY, 0, 0), ==, by_hooks + 1);
+    g_assert_cmpuint (atomic_load (&pieces), ==, by_hooks);
+    op = fake_op (s.f, FAKE_ANY, 0, UNIT, 0);
+    g_assert_cmpuint (op.offset, ==, 0);        /* the caller does the rest as one */
+    g_assert_cmpuint (op.count, ==, (units - by_hooks) * UNIT);
+    g_assert_true (pthread_equal (op.thread, s.thread));
+    fake_release (s.f, hold);
+    g_assert_cmpint (request_end (&s), ==, 0);
+    g_assert_cmpuint (atomic_load (&pieces), ==, 0);
+    fake_forget (s.f);
+  }
+  scene_end (&s);
+}
+
+static void
+test_hooked_pieces (gconstpointer data)
+{
+  bool write = GPOINTER_TO_INT (data);
+
+  check_hooked_pieces (write, 8, 1);
+  check_hooked_pieces (write, 8, 5);
+  check_hooked_pieces (write, 8, 6);
+  check_hooked_pieces (write, 8, 7);    /* exactly as many as there are */
+  check_hooked_pieces (write, 8, 100);
+}
+
+/* Two requests share the bound. */
+static void
+test_hooked_bound (gconstpointer data)
+{
+  bool write = GPOINTER_TO_INT (data);
+  atomic_uint pieces = 3;       /* of another request */
+  struct scene s;
+  int hold;
+
+  scene_start (&s, 1, 0);
+  fake_hook (&s.b, 0, false);
+  s.b.pieces = &pieces;
+  s.b.max_pieces = 4;
+  hold = fake_hold (s.f, FAKE_ANY, 0, 0);
+  request_start (&s, write, 8 * UNIT, 0);
+  fake_wait_held (s.f, hold, 2);
+  g_assert_cmpuint (fake_started (s.f, FAKE_ANY, 0, 0), ==, 2);
+  fake_release (s.f, hold);
+  g_assert_cmpint (request_end (&s), ==, 0);
+  g_assert_cmpuint (atomic_load (&pieces), ==, 3);
+  scene_end (&s);
 }
 
 /* A worker's piece that fails is done again by the caller; that counts. */
@@ -579,6 +651,51 @@ test_churn (gconstpointer data)
   scene_end (&s);
 }
 
+/* The way into the plugin. */
+
+static void
+io_done (struct backend_io *io, int err)
+{
+  g_assert_cmpint (err, ==, ENOSPC);
+  *(bool *) (io + 1) = true;
+}
+
+/* A refusal says nothing of how long the device takes. */
+static void
+test_failures_have_no_pace (void)
+{
+  struct {
+    struct backend_io io;       /* first */
+    bool done;
+  } one = { 0 };
+  char buf[512] = { 0 };
+  struct scene s;
+  uint64_t wait;
+
+  scene_start (&s, 1, 0);
+  fake_set_fast (s.f, true);
+  for (unsigned i = 0; i < PACE_RUN; i++)
+    pace_note (&s.pace, 64000000, sizeof buf);
+  wait = pace_wait_ns (&s.pace);
+  g_assert_cmpuint (wait, >, 0);
+  fake_fail (s.f, FAKE_ANY, 0, 0, ENOSPC, -1);
+  g_assert_cmpint (backend_pread (&s.b, buf, sizeof buf, 0), ==, ENOSPC);
+  g_assert_cmpuint (pace_wait_ns (&s.pace), ==, wait);
+  g_assert_cmpint (backend_pwrite (&s.b, buf, sizeof buf, 0, 0), ==, ENOSPC);
+  g_assert_cmpuint (pace_wait_ns (&s.pace), ==, wait);
+  for (int write = 0; write < 2; write++) {
+    one.io = (struct backend_io) { .backend = &s.b, .done = io_done };
+    one.io.hook.buf = buf;
+    one.io.hook.count = sizeof buf;
+    one.io.hook.is_write = write;
+    one.done = false;
+    backend_io_do (&one.io);
+    g_assert_true (one.done);
+    g_assert_cmpuint (pace_wait_ns (&s.pace), ==, wait);
+  }
+  scene_end (&s);
+}
+
 int
 main (int argc, char *argv[])
 {
@@ -593,11 +710,13 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/pool/limit/200", GUINT_TO_POINTER (200), test_limit);
   g_test_add_func ("/pool/free", test_free);
   g_test_add_func ("/pool/hurry", test_hurry);
+  g_test_add_func ("/backend/failures-have-no-pace", test_failures_have_no_pace);
   for (int write = 0; write < 2; write++) {
     const char *kind = write ? "write" : "read";
     static const struct { const char *name; void (*test) (gconstpointer); } tests[] = {
       { "pieces", test_pieces }, { "repeat", test_repeat }, { "error-order", test_error_order },
       { "waits-for-all", test_waits_for_all }, { "churn", test_churn },
+      { "hooked/pieces", test_hooked_pieces }, { "hooked/bound", test_hooked_bound },
     };
 
     for (unsigned i = 0; i < G_N_ELEMENTS (tests); i++) {

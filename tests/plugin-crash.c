@@ -1,0 +1,546 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* crash.so: a device with a volatile write cache that survives the server.
+ *
+ * crash.h describes the device.  A write, zero or trim changes `written` when
+ * it completes.  A flush copies to `durable` what had completed when the flush
+ * started.  A write with FUA copies its own range.  These are the weakest
+ * promises that nbdkit allows, so a filter that asks for less is found out:
+ *
+ * - without multi_conn a flush covers the writes of its own connection only;
+ * - an operation that fails may have changed the first half of its range;
+ * - a trim clears every other block.
+ *
+ * With hooks=1 reads, writes and flushes are asynchronous hooks, carried out by
+ * the plugin's own threads.  Without flush there is no cache: what completes is
+ * durable.
+ *
+ * Locks: the device's lock guards both images and the dirty marks.
+ * requests_lock guards the queue of the hooks' requests.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+#include <nbdkit-async.h>
+
+#include "crash.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_ASYNC
+
+enum { HOOK_THREADS = 16 };
+
+static struct {
+  char *device;
+  unsigned delay_us;
+  int flush, fua, zero, trim, multi_conn, hooks;
+  uint32_t minimum;             /* block size, 0: not told */
+} config = {
+  .flush = 1, .fua = NBDKIT_FUA_NATIVE, .zero = 1, .trim = 1, .multi_conn = 1,
+};
+
+static struct crash_device *device;
+
+/* Blocks of `written` that `durable` lacks.  With multi_conn all connections
+ * share one array.
+ */
+static bool all_dirty[CRASH_BLOCKS];
+
+struct handle {
+  bool *dirty;
+  bool own_dirty[CRASH_BLOCKS];
+};
+
+enum kind { READ, WRITE, ZERO, TRIM, FLUSH };
+
+struct operation {
+  enum kind kind;
+  bool fua;
+  uint32_t count;
+  uint64_t offset;
+  const void *data;             /* WRITE */
+  void *buf;                    /* READ */
+};
+
+/* The device. */
+
+static uint32_t
+draw (uint32_t limit)
+{
+  static _Atomic uint32_t counter;
+  uint32_t x = atomic_fetch_add (&counter, 1) * UINT32_C (2654435769);
+
+  return limit ? (x ^ x >> 15) * UINT32_C (2246822519) % limit : 0;
+}
+
+/* At least delay_us: asyncpool helps only where every operation is slow. */
+static void
+rest (void)
+{
+  uint64_t us = config.delay_us + draw (config.delay_us);
+  struct timespec left = { .tv_sec = us / 1000000,
+                           .tv_nsec = us % 1000000 * 1000 };
+
+  while (us && nanosleep (&left, &left) == -1 && errno == EINTR)
+    ;
+}
+
+static bool
+fails (void)
+{
+  return draw (100) < atomic_load (&device->fail_percent);
+}
+
+static bool
+breaks_block_size (const struct operation *o)
+{
+  return config.minimum && (o->offset | o->count) & (config.minimum - 1);
+}
+
+static void
+change_block (struct handle *h, const struct operation *o, uint64_t block)
+{
+  char *to = device->written + block * CRASH_BLOCK;
+  const char *data = o->data;
+
+  pthread_mutex_lock (&device->lock);
+  if (o->kind == WRITE)
+    memcpy (to, data + (block * CRASH_BLOCK - o->offset), CRASH_BLOCK);
+  else if (o->kind == ZERO || block % 2 == 0)
+    memset (to, 0, CRASH_BLOCK);
+  if (o->fua || !config.flush)
+    memcpy (device->durable + block * CRASH_BLOCK, to, CRASH_BLOCK);
+  else
+    h->dirty[block] = true;
+  pthread_mutex_unlock (&device->lock);
+}
+
+static int
+change (struct handle *h, const struct operation *o)
+{
+  uint64_t first = o->offset / CRASH_BLOCK, n = o->count / CRASH_BLOCK;
+  int err = 0;
+
+  rest ();
+  if (fails ()) {
+    err = ENOSPC;
+    n /= 2;
+  }
+  for (uint64_t i = 0; i < n; i++)
+    change_block (h, o, first + i);
+  return err;
+}
+
+static int
+flush (struct handle *h)
+{
+  bool covered[CRASH_BLOCKS];
+
+  pthread_mutex_lock (&device->lock);
+  memcpy (covered, h->dirty, sizeof covered);
+  pthread_mutex_unlock (&device->lock);
+  rest ();
+  if (fails ())
+    return ENOSPC;
+  for (uint64_t i = 0; i < CRASH_BLOCKS; i++) {
+    if (!covered[i])
+      continue;
+    pthread_mutex_lock (&device->lock);
+    memcpy (device->durable + i * CRASH_BLOCK,
+            device->written + i * CRASH_BLOCK, CRASH_BLOCK);
+    h->dirty[i] = false;
+    pthread_mutex_unlock (&device->lock);
+  }
+  return 0;
+}
+
+/* Returns 0 or an errno. */
+static int
+operate (struct handle *h, const struct operation *o)
+{
+  if (o->kind == FLUSH)
+    return flush (h);
+  if (breaks_block_size (o)) {
+    atomic_fetch_add (&device->violations, 1);
+    return EINVAL;
+  }
+  if (o->kind != READ)
+    return change (h, o);
+  pthread_mutex_lock (&device->lock);
+  memcpy (o->buf, device->written + o->offset, o->count);
+  pthread_mutex_unlock (&device->lock);
+  rest ();
+  return 0;
+}
+
+/* Callbacks. */
+
+static int
+answer (int err)
+{
+  errno = err;
+  return err ? -1 : 0;
+}
+
+static int
+crash_pread (void *h, void *buf, uint32_t count, uint64_t offset,
+             uint32_t flags)
+{
+  (void) flags;
+  return answer (operate (h, &(struct operation) {
+    .kind = READ, .count = count, .offset = offset, .buf = buf }));
+}
+
+static int
+crash_pwrite (void *h, const void *buf, uint32_t count, uint64_t offset,
+              uint32_t flags)
+{
+  return answer (operate (h, &(struct operation) {
+    .kind = WRITE, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
+    .offset = offset, .data = buf }));
+}
+
+static int
+crash_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return answer (operate (h, &(struct operation) {
+    .kind = ZERO, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
+    .offset = offset }));
+}
+
+static int
+crash_trim (void *h, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  return answer (operate (h, &(struct operation) {
+    .kind = TRIM, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
+    .offset = offset }));
+}
+
+static int
+crash_flush (void *h, uint32_t flags)
+{
+  (void) flags;
+  return answer (operate (h, &(struct operation) { .kind = FLUSH }));
+}
+
+/* Hooks. */
+
+struct request {
+  struct request *next;
+  void *conn;
+  uint64_t reqid;
+  struct handle *handle;
+  struct operation o;
+};
+
+static pthread_mutex_t requests_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t requests_changed = PTHREAD_COND_INITIALIZER;
+static struct request *requests, **requests_end = &requests;
+static unsigned n_running;
+static bool is_ending;
+
+static pthread_t threads[HOOK_THREADS];
+static unsigned n_threads;
+
+static int
+start_request (void *conn, uint64_t reqid, void *handle, struct operation o)
+{
+  struct request *r = malloc (sizeof *r);
+
+  if (!r)
+    return answer (ENOMEM);
+  *r = (struct request) { .conn = conn, .reqid = reqid, .handle = handle,
+                          .o = o };
+  pthread_mutex_lock (&requests_lock);
+  *requests_end = r;
+  requests_end = &r->next;
+  pthread_cond_broadcast (&requests_changed);
+  pthread_mutex_unlock (&requests_lock);
+  return 0;
+}
+
+static int
+async_pread (void *conn, uint64_t reqid, bool fua, void *handle, void *buf,
+             uint32_t count, uint64_t offset)
+{
+  (void) fua;
+  return start_request (conn, reqid, handle, (struct operation) {
+    .kind = READ, .count = count, .offset = offset, .buf = buf });
+}
+
+static int
+async_pwrite (void *conn, uint64_t reqid, bool fua, void *handle,
+              const void *buf, uint32_t count, uint64_t offset)
+{
+  return start_request (conn, reqid, handle, (struct operation) {
+    .kind = WRITE, .fua = fua, .count = count, .offset = offset,
+    .data = buf });
+}
+
+static int
+async_flush (void *conn, uint64_t reqid, void *handle, uint32_t flags)
+{
+  (void) flags;
+  return start_request (conn, reqid, handle,
+                        (struct operation) { .kind = FLUSH });
+}
+
+/* Every request ends within milliseconds, so this waits until all have. */
+static void
+async_cancel (void *conn, uint64_t reqid, void *handle)
+{
+  (void) conn;
+  (void) reqid;
+  (void) handle;
+  pthread_mutex_lock (&requests_lock);
+  while (requests || n_running > 0)
+    pthread_cond_wait (&requests_changed, &requests_lock);
+  pthread_mutex_unlock (&requests_lock);
+}
+
+static void
+run_request (struct request *r)
+{
+  int err = operate (r->handle, &r->o);
+
+  if (err)
+    nbdkit_async_reply_errno (r->conn, r->reqid, err);
+  else
+    nbdkit_async_reply (r->conn, r->reqid);
+  free (r);
+}
+
+static void *
+service (void *arg)
+{
+  struct request *r;
+
+  (void) arg;
+  pthread_mutex_lock (&requests_lock);
+  while (requests || !is_ending) {
+    r = requests;
+    if (!r) {
+      pthread_cond_wait (&requests_changed, &requests_lock);
+      continue;
+    }
+    requests = r->next;
+    if (!requests)
+      requests_end = &requests;
+    n_running++;
+    pthread_mutex_unlock (&requests_lock);
+    run_request (r);
+    pthread_mutex_lock (&requests_lock);
+    n_running--;
+    pthread_cond_broadcast (&requests_changed);
+  }
+  pthread_mutex_unlock (&requests_lock);
+  return NULL;
+}
+
+static struct nbdkit_async hooks = {
+  .async_pread = async_pread,
+  .async_pwrite = async_pwrite,
+  .async_flush = async_flush,
+  .async_cancel = async_cancel,
+};
+
+/* Life. */
+
+static const struct {
+  const char *name;
+  int *value;
+} switches[] = {
+  { "flush", &config.flush },
+  { "zero", &config.zero },
+  { "trim", &config.trim },
+  { "multi_conn", &config.multi_conn },
+  { "hooks", &config.hooks },
+};
+
+static int
+parse_fua (const char *value)
+{
+  static const char *const names[] = { "none", "emulate", "native" };
+
+  for (int i = 0; i < 3; i++)
+    if (strcmp (value, names[i]) == 0) {
+      config.fua = i;
+      return 0;
+    }
+  nbdkit_error ("fua=%s: must be none, emulate or native", value);
+  return -1;
+}
+
+static int
+crash_config (const char *key, const char *value)
+{
+  for (size_t i = 0; i < sizeof switches / sizeof switches[0]; i++)
+    if (strcmp (key, switches[i].name) == 0) {
+      *switches[i].value = nbdkit_parse_bool (value);
+      return *switches[i].value == -1 ? -1 : 0;
+    }
+  if (strcmp (key, "gate") == 0)        /* client.h gives it to any plugin */
+    return 0;
+  if (strcmp (key, "device") == 0) {
+    config.device = nbdkit_absolute_path (value);
+    return config.device ? 0 : -1;
+  }
+  if (strcmp (key, "delay") == 0)       /* in microseconds */
+    return nbdkit_parse_unsigned (key, value, &config.delay_us);
+  if (strcmp (key, "minimum") == 0)
+    return nbdkit_parse_uint32_t (key, value, &config.minimum);
+  if (strcmp (key, "fua") == 0)
+    return parse_fua (value);
+  nbdkit_error ("unknown parameter '%s'", key);
+  return -1;
+}
+
+#define crash_config_help \
+  "device=FILE                       Made anew: struct crash_device.\n" \
+  "delay=MICROSECONDS minimum=BYTES  Of every operation.\n" \
+  "fua=none|emulate|native flush|zero|trim|multi_conn|hooks=BOOL"
+
+static int
+crash_config_complete (void)
+{
+  if (!config.device) {
+    nbdkit_error ("device=FILE is missing");
+    return -1;
+  }
+  return config.hooks ? 0 : nbdkit_async_disable ();
+}
+
+static int
+crash_get_ready (void)
+{
+  pthread_mutexattr_t attr;
+  int fd = open (config.device, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+  if (fd == -1 || ftruncate (fd, sizeof *device) == -1) {
+    nbdkit_error ("%s: %m", config.device);
+    if (fd != -1)
+      close (fd);
+    return -1;
+  }
+  device = mmap (NULL, sizeof *device, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                 0);
+  close (fd);
+  if (device == MAP_FAILED) {
+    nbdkit_error ("mmap: %m");
+    return -1;
+  }
+  pthread_mutexattr_init (&attr);
+  pthread_mutexattr_setpshared (&attr, PTHREAD_PROCESS_SHARED);
+  pthread_mutex_init (&device->lock, &attr);
+  pthread_mutexattr_destroy (&attr);
+  return 0;
+}
+
+static int
+crash_after_fork (void)
+{
+  while (config.hooks && n_threads < HOOK_THREADS) {
+    if (pthread_create (&threads[n_threads], NULL, service, NULL) != 0)
+      return -1;
+    n_threads++;
+  }
+  return 0;
+}
+
+static void
+crash_unload (void)
+{
+  pthread_mutex_lock (&requests_lock);
+  is_ending = true;
+  pthread_cond_broadcast (&requests_changed);
+  pthread_mutex_unlock (&requests_lock);
+  while (n_threads > 0)
+    pthread_join (threads[--n_threads], NULL);
+  if (device)
+    munmap (device, sizeof *device);
+  free (config.device);
+}
+
+static void *
+crash_open (int readonly)
+{
+  struct handle *h = calloc (1, sizeof *h);
+
+  (void) readonly;
+  if (h)
+    h->dirty = config.multi_conn ? all_dirty : h->own_dirty;
+  return h;
+}
+
+static void
+crash_close (void *handle)
+{
+  free (handle);
+}
+
+static int64_t
+crash_get_size (void *handle)
+{
+  (void) handle;
+  return CRASH_SIZE;
+}
+
+static int
+crash_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                  uint32_t *maximum)
+{
+  (void) handle;
+  *minimum = config.minimum;
+  *preferred = config.minimum ? 4096 : 0;
+  *maximum = config.minimum ? UINT32_MAX : 0;
+  return 0;
+}
+
+#define ANSWER(name, value) \
+  static int \
+  crash_ ## name (void *handle) \
+  { \
+    (void) handle; \
+    return value; \
+  }
+ANSWER (can_flush, config.flush)
+ANSWER (can_fua, config.fua)
+ANSWER (can_zero, config.zero)
+ANSWER (can_trim, config.trim)
+ANSWER (can_multi_conn, config.multi_conn)
+ANSWER (can_cache, NBDKIT_CACHE_EMULATE)
+
+static struct nbdkit_plugin plugin = {
+  .name = "crash",
+  .version = "1",
+  .config = crash_config,
+  .config_complete = crash_config_complete,
+  .config_help = crash_config_help,
+  .get_ready = crash_get_ready,
+  .after_fork = crash_after_fork,
+  .unload = crash_unload,
+  .open = crash_open,
+  .close = crash_close,
+  .get_size = crash_get_size,
+  .block_size = crash_block_size,
+  .can_flush = crash_can_flush,
+  .can_fua = crash_can_fua,
+  .can_zero = crash_can_zero,
+  .can_trim = crash_can_trim,
+  .can_multi_conn = crash_can_multi_conn,
+  .can_cache = crash_can_cache,
+  .pread = crash_pread,
+  .pwrite = crash_pwrite,
+  .zero = crash_zero,
+  .trim = crash_trim,
+  .flush = crash_flush,
+  .errno_is_preserved = 1,
+};
+
+NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)
