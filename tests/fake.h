@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A device in memory for unit tests, below the engine in the same process: it holds, releases and
  * fails operations on command, and logs them.
  *

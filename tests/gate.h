@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The gate: how a test program holds, releases, fails and counts the operations of the test
  * plugin gate.so, whatever process that runs in.
  *

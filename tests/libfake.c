@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The fake device, see fake.h.  Nothing here calls into the filter: this file goes with test
  * plugins too, where that is not.
  */

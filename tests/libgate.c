@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Both sides of the gate, see gate.h.
  *
  * All state is in the mapping, under its one lock; changes are broadcast on its one condition.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* gate.so: an in-memory plugin for tests. What it offers is chosen by parameters; what becomes of
  * each operation can be commanded from a test program through gate=FILE, see gate.h.
  *

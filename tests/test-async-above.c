@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* asyncpool over a plugin whose replies come wrong, late or never. async-gate.so says by commands how
  * it replies; test-async.c has the same without asyncpool.
  */

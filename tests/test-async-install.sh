@@ -1,4 +1,5 @@
 # The async API as plugin authors get it: manual, installed files, what a plugin shows of itself.
+# SPDX-License-Identifier: BSD-3-Clause
 . "$TESTS_DIR/functions.sh"
 top=$(dirname "$TESTS_DIR")
 EXAMPLE=$BUILD/tests/async-example.so

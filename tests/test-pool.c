@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Unit tests of the pool of workers, and of fan-out over it. */
 #include <errno.h>
 #include <limits.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The contract's points under "Safety", each with a gate that shows the order. Black box: nbdkit
  * with asyncpool over gate.so, and several connections.
  */
