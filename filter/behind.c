@@ -61,6 +61,7 @@ supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
     if (b->device != device) {
       atomic_store (&b->device->lost, b->err ? b->err : EIO);
       atomic_store (&b->device->failing, true);
+      b->device->lost_by_name |= b->device->export != device->export;
     }
     buffers_cut (b, offset, end);
     kick (e, from, to);         /* what has waited for it */
@@ -407,12 +408,12 @@ wake_writers (struct engine *e)
 }
 
 /* How long a writer waits for buffers that only other devices use.  Its own device would have done the write in
- * about half of that.
+ * about half of that.  Prefetched data gives way when it is no longer fresh.
  */
 static uint64_t
 others_patience_ns (struct conn *c)
 {
-  return 2 * pace_wait_ns (c->backend.pace_write);
+  return 2 * pace_wait_ns (c->backend.pace_write) + (c->engine->clean.length > 0 ? 2 * FRESH_NS : 0);
 }
 
 /* Waits until it is served, or a buffer may have become free.  EAGAIN if there is nothing to wait for.
@@ -427,7 +428,7 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   int err;
 
   submit_all (e);
-  if (w->state == WRITER_NEW || c->device->n_busy + e->clean.length > 0)
+  if (w->state == WRITER_NEW || c->device->n_busy > 0)
     w->until_ns = now_ns + others_patience_ns (c);
   if (e->failed.length == e->config.buffers || now_ns >= w->until_ns)
     return EAGAIN;
@@ -495,14 +496,16 @@ wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), con
   unsigned kinds;
   int err = 0;
 
-  while (err == 0 && (kinds = dirty (c, what)) != 0) {
+  while ((kinds = dirty (c, what)) != 0 && !(err == ETIMEDOUT && kinds == OTHERS)) {
     if (until_ns == 0) {
       stats_add (e->stats, STATS_BARRIERS, 1);
       until_ns = stats_now_ns () + e->config.others_ns;
     }
     err = wait_for_progress (c, kinds & OWN ? UINT64_MAX : until_ns);
+    if (err == ESHUTDOWN)
+      return err;
   }
-  return err == ETIMEDOUT ? 0 : err;
+  return 0;
 }
 
 struct settled {
@@ -662,14 +665,17 @@ retry_failed (struct conn *c)
       continue;
     if (b->conn == NULL && can_write (c, b))
       b->conn = c;
-    if (b->conn)
+    /* What has to wait the flush tries itself: it does not wait without end. */
+    if (b->conn && !must_wait (b))
       buffers_set_state (b, BUF_READY);
   }
   kick (e, 0, UINT64_MAX);
 }
 
-/* The calling thread writes a piece of a FAILED buffer through its own connection: there the plugin knows the
- * connection, and its error is not lost.  Wants the lock, lets go of it meanwhile.
+/* The calling thread, which is nbdkit's, writes a piece of a FAILED buffer: there the plugin knows the
+ * connection, and its error is not lost.  It does so through the connection that wrote the data, which may be
+ * the only one to see it before a flush; but a hook is not called on another connection's thread, and then the
+ * calling one's is used.  Wants the lock, lets go of it meanwhile.
  */
 static int
 write_myself (struct conn *c, struct buf *b)
@@ -677,10 +683,12 @@ write_myself (struct conn *c, struct buf *b)
   struct engine *e = c->engine;
   uint64_t until_ns = stats_now_ns () + e->config.others_ns, offset, end;
   bool is_superseded;
+  struct conn *via;
   int err = 0;
 
   if (b->conn == NULL)
     b->conn = c;
+  via = b->conn->backend.hooks ? c : b->conn;
   /* READY, so that new mutators wait for it and the ones that run come to an end; what these write leaves
    * this buffer.
    */
@@ -704,7 +712,7 @@ write_myself (struct conn *c, struct buf *b)
   offset = buf_start (b);
   end = buf_end (b);
   engine_unlock (e);
-  err = backend_pwrite (&c->backend, b->data + (offset - b->base), end - offset, offset, 0);
+  err = backend_pwrite (&via->backend, b->data + (offset - b->base), end - offset, offset, 0);
   engine_lock (e);
   written (b, offset, end, err);
   return err;
@@ -842,6 +850,7 @@ behind_flush_end (struct conn *c, int err)
     return err;
   ENGINE_LOCK_IN_SCOPE (c->engine);
   if (err != ESHUTDOWN) {
+    d->lost_by_name = false;
     lost = atomic_exchange (&d->lost, 0);
     lost_before = atomic_exchange (&d->export->lost, 0);
     lost = lost ? lost : lost_before;
@@ -900,5 +909,7 @@ behind_close (struct conn *c)
       report (report_of (b), true);
     }
   }
-  c->device->conns--;
+  /* A client of another name has replaced data here: the next one of this name is to hear of it. */
+  if (--c->device->conns == 0 && c->device->lost_by_name && atomic_load (&c->device->lost))
+    atomic_store (&c->device->export->lost, atomic_load (&c->device->lost));
 }

@@ -62,3 +62,12 @@ changes_add_all (struct changes *c, const struct changes *more)
   for (unsigned i = 0; i < more->n; i++)
     changes_add (c, more->at[i].from, more->at[i].to);
 }
+
+bool
+changes_overlap (const struct changes *c, uint64_t from, uint64_t to)
+{
+  for (unsigned i = 0; i < c->n; i++)
+    if (c->at[i].from < to && from < c->at[i].to)
+      return true;
+  return false;
+}

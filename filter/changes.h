@@ -8,6 +8,7 @@
 #ifndef ASYNCPOOL_CHANGES_H
 #define ASYNCPOOL_CHANGES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* As many as there are streams of one connection. */
@@ -25,5 +26,6 @@ struct changes {
 
 extern void changes_add (struct changes *, uint64_t from, uint64_t to);
 extern void changes_add_all (struct changes *, const struct changes *more);
+extern bool changes_overlap (const struct changes *, uint64_t from, uint64_t to);
 
 #endif

@@ -317,7 +317,7 @@ conn_close (struct conn *c)
     while (c->n_reading + c->resuming > 0)
       engine_wait_end (c, &e->progress);
     g_queue_unlink (&e->conns, &c->link);
-    changes_add_all (&c->device->gone, &c->flushing);
+    changes_add_all (&c->device->gone_flushing, &c->flushing);
     changes_add_all (&c->device->gone, &c->wrote);      /* no call changes it any more */
     if (atomic_load (&c->behind))
       atomic_fetch_sub (&e->deferring, 1);
@@ -355,10 +355,11 @@ knows_flush (struct conn *c)
 /* What connections have changed, and others may not see before a flush.
  *
  * Through another connection of the device the plugin may show old data until the device is flushed.  So
- * what others have read ahead of a change by then is dropped.  A client that is alone loses nothing.
+ * others do not prefetch there (ahead.c), and what they have prefetched all the same, before this was noted,
+ * is dropped by the flush.  A client that is alone loses nothing.
  */
 
-/* Before the change is answered. */
+/* When the change is done, before it is answered. */
 static void
 changed (struct conn *c, uint32_t count, uint64_t offset)
 {
@@ -374,6 +375,8 @@ begin_showing (struct device *d)
 
   ENGINE_LOCK_IN_SCOPE (e);
   d->flushes++;
+  changes_add_all (&d->gone_flushing, &d->gone);
+  d->gone.n = 0;
   for (GList *l = e->conns.head; l; l = l->next) {
     struct conn *c = l->data;
 
@@ -402,10 +405,10 @@ end_showing (struct device *d, int err)
     if (d->flushes == 0)        /* else another flush is to show some of it */
       c->flushing.n = 0;
   }
-  for (unsigned i = 0; err == 0 && i < d->gone.n; i++)
-    buffers_drop (e, d->gone.at[i].from, d->gone.at[i].to);
+  for (unsigned i = 0; err == 0 && i < d->gone_flushing.n; i++)
+    buffers_drop (e, d->gone_flushing.at[i].from, d->gone_flushing.at[i].to);
   if (err == 0 && d->flushes == 0)
-    d->gone.n = 0;
+    d->gone_flushing.n = 0;
 }
 
 /* Every request is between these two. */

@@ -164,12 +164,13 @@ struct device {
   unsigned refs;                /* all */
   unsigned n_busy;              /* its buffers that are READING or dirty */
   unsigned flushes;             /* under way */
-  struct changes gone;          /* conn.flushing of connections that have ended */
+  struct changes gone, gone_flushing;   /* conn.wrote and .flushing of ended connections */
   GList link;                   /* in engine.devices */
   struct pace pace_read, pace_write;    /* atomic */
   /* Written under engine.lock. */
   atomic_int lost;              /* the error of failed data that newer data of another
                                  * device has replaced, until a flush returns it */
+  bool lost_by_name;            /* under engine.lock: that device has another export name */
   atomic_bool failing;          /* a deferred write failed, and no flush has succeeded since */
 };
 
