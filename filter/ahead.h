@@ -24,9 +24,10 @@ extern void ahead_missed (struct conn *, struct stream *, uint64_t now_ns);
  */
 extern void ahead_answered (struct conn *, struct stream *, uint32_t count, bool waited,
                             uint64_t now_ns);
-/* Waits, for a request of this connection, until a READING buffer, which the caller has pinned, is
- * read; does it itself if no worker has begun.  Wants engine.lock, lets go of it meanwhile.  0, also where
- * the buffer could not be read (buf.err); ESHUTDOWN as engine_wait_plugin.
+/* Waits, for a request of this connection, until a READING buffer, which the
+ * caller has pinned, is read.  Reads it on the calling thread if no worker has
+ * begun.  Wants engine.lock, lets go of it meanwhile.  0, also where the plugin
+ * failed to read it (buf.err); ESHUTDOWN as engine_wait_plugin.
  */
 extern int ahead_wait (struct conn *, struct buf *);
 

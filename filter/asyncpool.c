@@ -32,8 +32,9 @@ struct handle {
   GList link;                   /* in handles */
 };
 
-/* The connection whose data requests this thread of nbdkit's serves: a filter above may flush one connection
- * on the thread of another one.  Only to be compared.
+/* The connection of this nbdkit thread's latest data request: a filter above
+ * may flush one connection on the thread of another one.  Only compared, never
+ * dereferenced.
  */
 static __thread const struct handle *thread_handle;
 static bool is_topmost;         /* no other filter is above: each thread serves one connection */
@@ -218,8 +219,8 @@ backend_flags (uint32_t flags)
 /* The server exports it, nbdkit-filter.h does not declare it. */
 extern void nbdkit_set_error (int err);
 
-/* nbdkit clears what a plugin says with nbdkit_set_error before each request.  There may be several calls in
- * one: each is answered for itself.
+/* nbdkit clears the plugin's nbdkit_set_error before each request.  One request
+ * may make several calls, and each has its own error: so clear it here, too.
  */
 static nbdkit_next *
 begin_next (void *handle)
@@ -303,7 +304,7 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
 
   (void) is_tls;
   if (hooks)
-    hooks->claim (&plugin_handle);      /* a leftover of somebody else's */
+    hooks->claim (&plugin_handle);      /* drop what another open has left */
   if (next (context, readonly, exportname) == -1)
     return NULL;
   is_hooked = hooks && hooks->claim (&plugin_handle);
@@ -403,9 +404,10 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
   return err ? -1 : 0;
 }
 
-/* The plugin's FUA may be a flush after each write (NBDKIT_FUA_EMULATE).  Then nbdkit lets a filter above set FUA
- * on the last piece of a request only, as a flush covers what was answered before.  With us that would not:
- * the other pieces may be deferred.  So ask for FUA on each.
+/* The plugin's FUA may be a flush after each write (NBDKIT_FUA_EMULATE).  Then
+ * a filter above may set FUA on the last piece of a request only, as that flush
+ * covers the pieces before.  Here it would not: they may be deferred, and a FUA
+ * write does not write them.  So ask for FUA on each piece.
  */
 static int
 asyncpool_can_fua (nbdkit_next *next, void *vh)
@@ -429,7 +431,9 @@ asyncpool_can_flush (nbdkit_next *next, void *vh)
 
 /* Requests. */
 
-/* For a request that carries or asks for data: the connection, or NULL where all is passed through. */
+/* For each request but flush and cache: the connection, or NULL where all is
+ * passed through.
+ */
 static struct conn *
 serve (struct handle *h)
 {
@@ -437,7 +441,9 @@ serve (struct handle *h)
   return h->conn;
 }
 
-/* ERR may be NULL: nbdkit's readahead filter passes none.  The server does not survive an error then. */
+/* ERR may be NULL: nbdkit's readahead filter passes none.  If such a call fails
+ * the server aborts.
+ */
 static int
 answer (int e, int *err)
 {
@@ -561,7 +567,7 @@ asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
   if (h->conn == NULL)
     return next->cache (next, count, offset, flags, err);
   if (!conn_enter (h->conn))
-    return err ? answer (ESHUTDOWN, err) : 0;   /* readahead's late ones: advice, which is not taken */
+    return err ? answer (ESHUTDOWN, err) : 0;   /* readahead's late ones are advice: ignored */
   r = next->cache (next, count, offset, flags, err);
   stats_end (engine->stats, STATS_CACHE, start, count);
   conn_leave (h->conn);

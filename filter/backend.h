@@ -79,12 +79,16 @@ extern void backend_io_start (struct backend_io *);
  */
 extern bool backend_may_start (const struct backend *);
 
-/* A thread begins a call for a connection: it knows nothing yet of its client. */
+/* The calling thread begins a call for a connection: forgets what it knew of a
+ * client that has gone.
+ */
 extern void backend_begin_call (void);
-/* A call that waits for a hook's reply looks every BACKEND_POLL_NS whether to go on: no more when the thread's
- * client has gone or this connection ends, and the plugin has had its grace time since then, since its last
- * reply to any hook and since the last start.  Whose client the thread serves does not matter: it ends this
- * call, and nothing that belongs to the connection.  Call without locks.
+/* A call that waits for a hook's reply checks every BACKEND_POLL_NS whether to
+ * go on.  It gives up when the thread's client has gone or this connection
+ * ends, and the grace time has passed since then, since the plugin's last reply
+ * to any hook and since the last start.  The thread's client need not be this
+ * connection's: giving up ends this call only, and nothing that belongs to the
+ * connection.  Call without locks.
  */
 #define BACKEND_POLL_NS UINT64_C (250000000)
 /* The connection ends. */

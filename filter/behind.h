@@ -12,8 +12,9 @@
 
 #include "state.h"
 
-/* Copies a write that lies within one unit into a buffer, waits for one if need be: *NOW_NS is later
- * then.  EAGAIN if it may not wait: then nothing was copied, and it must go to the plugin (mutator_*).
+/* Copies a write that lies within one unit into a buffer; waits for one if need
+ * be, and *NOW_NS is later then.  EAGAIN if the write cannot be deferred: then
+ * nothing was copied, and it must be a direct write (mutator_*).
  */
 extern int behind_write (struct conn *, const void *buf, uint32_t count, uint64_t offset,
                          uint64_t *now_ns);
@@ -24,24 +25,27 @@ extern int behind_write (struct conn *, const void *buf, uint32_t count, uint64_
 extern int mutator_begin (struct conn *, struct mutator *, uint32_t count, uint64_t offset);
 extern void mutator_end (struct conn *, struct mutator *, int err);
 
-/* Sends what waits in [OFFSET, END) now on its way and waits until none of that is dirty; of other
- * devices no longer than config.others_ns.
+/* Dispatches the dirty data of [OFFSET, END) and waits until none of it is dirty;
+ * for that of other devices no longer than config.others_ns.
  */
 extern int behind_settle (struct conn *, uint64_t offset, uint64_t end);
 /* Whether data of the connection's device is left there because it failed. */
 extern bool behind_has_failed (struct conn *, uint64_t offset, uint64_t end);
 
-/* Between the two the plugin flushes, if it can.  begin: all dirty data of this export name is written,
- * failed data of this device is tried again.  On an error that data still waits, and the plugin is not
- * called.  end: ERR is what the flush has come to; returns what the client is to be told.
+/* Between the two the caller flushes the plugin, if it can flush.  begin writes
+ * all dirty data of this export name and tries failed data of this device again.
+ * If it fails, data that another try may write still waits, and the caller does
+ * not flush the plugin.  end: ERR is the flush's result so far; returns the
+ * errno for the client.
  */
 extern int behind_flush_begin (struct conn *);
 extern int behind_flush_end (struct conn *, int err);
 
-/* The connection ends: writes all of its data, and tries what failed again on this thread.  If that fails
- * once more, it is kept where another connection has the device.  Otherwise it is dropped, and the next flush
- * of the export name returns the error if none has yet.  Either is reported.  Takes the connection off
- * its device.
+/* The connection ends: writes all of its data, and tries failed data again on
+ * this thread.  Data that fails once more is kept where another connection has
+ * the device.  Otherwise it is dropped, and the next flush of the export name
+ * returns the error if none has yet.  config.report is called in both cases.
+ * Takes the connection off its device.
  */
 extern void behind_close (struct conn *);
 

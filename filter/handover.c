@@ -73,7 +73,7 @@ start (struct engine *e, GQueue *starts)
   }
 }
 
-/* The device first: who is woken may run at once, in our place. */
+/* The device first: a thread that is woken may run at once, in place of this one. */
 void
 engine_unlock (struct engine *e)
 {
@@ -82,8 +82,8 @@ engine_unlock (struct engine *e)
 
   g_queue_init (&e->starts);
   e->wake[WAKE_READERS] = e->wake[WAKE_WRITER] = NULL;
-  /* Who is woken, or waits for what is started, may be the last one and end the engine, which waits
-   * for us (engine_free).
+  /* A thread that is woken, or that waits for what is started, may be the last
+   * one and free the engine.  engine_free waits for this thread.
    */
   if (readers || writer)
     atomic_fetch_add (&e->waking, 1);

@@ -8,11 +8,13 @@
  * starts them.  Whenever the lock is free, there are none.
  *
  * Likewise the wake-ups that come with every operation, of its reader and of writers that wait for a
- * buffer: who is woken under the lock may run at once, on this very CPU, and has to sleep again for the
- * lock.  Who lets go of it wakes them, after what there is to start was started (wake_later).
+ * buffer: a thread that is woken under the lock may run at once, on this very CPU, and has to sleep
+ * again for the lock.  The thread that lets go of the lock wakes them, after it has started what there
+ * is to start (wake_later).
  *
  * A hook for one connection is never called on nbdkit's thread of another one: the plugin may ask there
- * which connection it is.  What such a thread finds to be started, a worker starts (handover_set_conn).
+ * which connection it is.  A worker starts what such a thread would have to start for another
+ * connection (handover_set_conn).
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
  * is started by a worker, but where the plugin says that it holds none (reentrant).
@@ -58,9 +60,11 @@ wake_later (struct engine *e, enum wake who, struct cond *cond)
 extern void engine_wait (struct engine *, struct cond *);
 /* True: it is time. */
 extern bool engine_wait_until (struct engine *, struct cond *, uint64_t until_ns);
-/* For what the plugin does in the end; on a thread that is in a call for this connection.  0; ETIMEDOUT at
- * UNTIL_NS (UINT64_MAX: never); ESHUTDOWN when the thread's client has gone, or the connection ends, and the
- * plugin replies no more.  What the call waits for goes on all the same.
+/* For conditions that depend on the plugin; on a thread that is in a call for
+ * this connection.  Returns 0; ETIMEDOUT at UNTIL_NS (UINT64_MAX: never);
+ * ESHUTDOWN when the thread's client has gone, or the connection ends, and the
+ * plugin replies no more.  The operations that the call waits for go on all the
+ * same.
  */
 extern int engine_wait_plugin (struct conn *, struct cond *, uint64_t until_ns);
 /* The end of a connection.  The same, but then its own operations are given up: they end with

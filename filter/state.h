@@ -103,11 +103,11 @@ struct buf {
   /* Constant. */
   struct engine *engine;
   char *data;                   /* byte 0 of the unit */
-  /* Under engine.lock; base, hi, conn and data are read without it by who reads or writes it. */
+  /* Under engine.lock; an operation on the buffer reads base, hi, conn and data without it. */
   enum buf_state state;
   bool dropped;
   struct device *device;
-  struct conn *conn;            /* whose way into the plugin; NULL: it failed and conn is gone */
+  struct conn *conn;            /* it writes or reads this; NULL: FAILED, and it has ended */
   uint64_t base;                /* device offset of the unit */
   uint32_t lo, hi;
   GArray *rest;                 /* more pieces behind hi, of data that failed; or NULL */
@@ -212,9 +212,11 @@ struct mutator {
   GList link;                   /* in engine.mutators */
 };
 
-/* A write that waits for a buffer, on the stack of its thread.  Who has written a buffer fills it for the
- * first that waits, and sends it on its way, before he wakes that one: the device would wait for it to
- * run.  From SERVING to SERVED the writer's thread waits for him, whatever the hooks that he calls do.
+/* A write that waits for a buffer, on the stack of its thread.  The thread that
+ * completes a buffer copies the longest-waiting writer's data into it, and
+ * dispatches it, before it wakes that writer: the device would idle until the
+ * writer runs.  From SERVING to SERVED the writer's thread waits for that
+ * thread, whatever the hooks that it calls do.
  */
 struct writer {
   /* Constant. */
@@ -228,8 +230,8 @@ struct writer {
   GList link;                   /* in engine.writers, while WAITING */
 };
 
-/* Conditions for writers, which share them where there are more: a writer's own would be gone as soon
- * as he is served, and who wakes him does it after that.
+/* Conditions for writers, which share them where there are more.  A writer's own
+ * would be gone as soon as it is served, and it is woken only after that.
  */
 enum { WRITER_CONDS = 64 };
 
@@ -263,7 +265,7 @@ struct engine {
   struct cond progress;         /* dirty data was written or failed, a mutator ended */
   struct cond linger;           /* it has something to do, or the engine stops */
 
-  /* Atomic.  in_tree and deferring are written under the lock; who finds 0 need not take it. */
+  /* Atomic.  in_tree and deferring are written under the lock; a thread that finds 0 need not take it. */
   atomic_uint in_tree;          /* buffers in the tree */
   atomic_uint deferring;        /* connections that may hold writes behind, and waiting data */
   atomic_uint unregistered;     /* writes, zeroes and trims under way that are no mutators */

@@ -92,8 +92,8 @@ extern "C" {
  * know: from its pool, from its linger thread, and inside a reply from the
  * plugin's own threads.  There these calls fail, or do not see the
  * connection.  What a plugin needs to know of a connection it keeps in its
- * handle from .open.  asyncpool never calls a hook for one connection on the
- * nbdkit thread of another one.
+ * handle from .open.  asyncpool never calls a hook for one connection on
+ * nbdkit's thread of another one.
  */
 struct nbdkit_async {
   int (*async_pread) (void *conn, uint64_t reqid, bool flush, void *handle,
@@ -108,8 +108,8 @@ struct nbdkit_async {
                      uint32_t count, uint64_t offset, uint32_t flags);
   int (*async_cache) (void *conn, uint64_t reqid, void *handle,
                       uint32_t count, uint64_t offset, uint32_t flags);
-  /* This reply is not waited for any longer.  It may be given now, from inside
-   * this hook, and counts then.  When the hook returns, the plugin does not
+  /* The library waits for this reply no longer.  The plugin may give it now,
+   * from inside this hook, and then it counts.  When the hook returns, the plugin does not
    * touch the request's buf, a write, zero or trim has taken effect or never
    * will, and a reply that still comes is ignored.  Called after the request's
    * hook has returned, from any thread, and only for requests that were not
@@ -126,12 +126,11 @@ struct nbdkit_async {
    */
   void (*async_cancel) (void *conn, uint64_t reqid, void *handle);
 
-  /* How long, in ms, replies are waited for on behalf of a client that has
-   * gone or while the server shuts down.  It is counted from then or from the
-   * last reply to any request of the time before, whichever was later.  A
-   * reply that is given while async_cancel runs does not count.  0: 30000.  A
-   * client that has closed its sending side has gone, but replies within this
-   * time reach it.
+  /* How long, in ms, the library waits for replies when the client has gone
+   * or the server shuts down.  The time begins then, and anew at each reply to
+   * a request that was in flight then.  A reply that is given while
+   * async_cancel runs does not count.  0: 30000.  A client that has closed its
+   * sending side has gone, but replies within this time reach it.
    */
   uint32_t grace_ms;
 
