@@ -188,8 +188,11 @@ settle (struct round *r, struct operation *o)
   else if (o->kind == FLUSH)
     model_flush (&r->model, o->sent, covers,
                  &(struct flush) { .round = r, .client = o->client });
-  else if (o->kind != READ && o->kind != FLUSH)
+  else if (o->kind != READ && o->kind != FLUSH) {
     model_settle (&r->model, o->number, !error);
+    if (error && model_get (&r->model, o->number)->fua)
+      model_flush_failed (&r->model, o->client);        /* the fua filter's */
+  }
   if (is_promise && !error) {
     r->promises++;
     check_durable (r, o->kind == FLUSH ? "after a flush" : "after FUA");
