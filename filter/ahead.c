@@ -59,10 +59,17 @@ ahead_wait (struct conn *c, struct buf *b)
   int err = 0;
 
   if (b->state == BUF_READING && pool_cancel (e->pool, &b->job)) {
-    b->io.backend = &c->backend;        /* our own, on our own thread */
-    engine_unlock (e);
-    backend_io_do (&b->io);
-    engine_lock (e);
+    if (b->conn == c) {
+      engine_unlock (e);
+      backend_io_do (&b->io);
+      engine_lock (e);
+    }
+    else {
+      /* What our connection sees is not what its own may serve: it is given up, and the caller reads. */
+      pool_push (e->pool, &b->job, POOL_AHEAD);
+      if (!b->dropped)
+        buffers_remove (b);
+    }
   }
   while (b->state == BUF_READING && err == 0)
     err = engine_wait_plugin (c, &b->changed, UINT64_MAX);

@@ -62,6 +62,7 @@ supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
       atomic_store (&b->device->lost, b->err ? b->err : EIO);
       atomic_store (&b->device->failing, true);
       b->device->lost_by_name |= b->device->export != device->export;
+      wake_writers (e);
     }
     buffers_cut (b, offset, end);
     kick (e, from, to);         /* what has waited for it */
@@ -485,23 +486,23 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
 enum { OWN = 1, OTHERS = 2 };
 
 /* Waits while DIRTY says that there is some of the connection's own device, and no longer than
- * config.others_ns for that of others.  Returns as engine_wait_plugin does, but no ETIMEDOUT.  Wants the
+ * *UNTIL_NS (0: config.others_ns from now) for that of others.  Returns as engine_wait_plugin does, but no ETIMEDOUT.  Wants the
  * lock, lets go of it meanwhile.
  */
 static int
-wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), const void *what)
+wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), const void *what,
+            uint64_t *until_ns)
 {
   struct engine *e = c->engine;
-  uint64_t until_ns = 0;
   unsigned kinds;
   int err = 0;
 
   while ((kinds = dirty (c, what)) != 0 && !(err == ETIMEDOUT && kinds == OTHERS)) {
-    if (until_ns == 0) {
+    if (*until_ns == 0) {
       stats_add (e->stats, STATS_BARRIERS, 1);
-      until_ns = stats_now_ns () + e->config.others_ns;
+      *until_ns = stats_now_ns () + e->config.others_ns;
     }
-    err = wait_for_progress (c, kinds & OWN ? UINT64_MAX : until_ns);
+    err = wait_for_progress (c, kinds & OWN ? UINT64_MAX : *until_ns);
     if (err == ESHUTDOWN)
       return err;
   }
@@ -532,9 +533,10 @@ settle (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
   struct settled s = { e->seq, offset, end };
+  uint64_t until_ns = 0;
 
   submit_others (e, NULL, offset, end);
-  return wait_while (c, dirty_in_range, &s);
+  return wait_while (c, dirty_in_range, &s, &until_ns);
 }
 
 int
@@ -810,20 +812,20 @@ behind_flush_begin (struct conn *c)
   bool side_by_side = false;
   int err, first = 0;
   struct buf *b;
-  uint64_t seq;
+  uint64_t seq, until_ns = 0;   /* one bound for all waits for other devices */
 
   if (atomic_load (&e->deferring) == 0)
     return 0;
   ENGINE_LOCK_IN_SCOPE (e);
   seq = e->seq;
   submit_export (c->device->export);
-  err = wait_while (c, dirty_for_flush, &seq);
+  err = wait_while (c, dirty_for_flush, &seq, &until_ns);
   while (err == 0 && (b = find_failed (c->device, seq)) != NULL) {
     if (b->state == BUF_FAILED && can_write (c, b))
       err = write_myself (c, b);
     else if (b->failed_seq > seq || b->conn == NULL)
       err = b->err;
-    if (err && b->state == BUF_FAILED && is_permanent (b->err)) {
+    if (err && err != ESHUTDOWN && b->state == BUF_FAILED && is_permanent (b->err)) {
       first = first ? first : err;
       err = 0;
       b->reported = true;
@@ -835,7 +837,7 @@ behind_flush_begin (struct conn *c)
       retry_failed (c);
     }
     if (err == 0)
-      err = wait_while (c, dirty_for_flush, &seq);
+      err = wait_while (c, dirty_for_flush, &seq, &until_ns);
   }
   return first ? first : err;
 }
@@ -859,7 +861,8 @@ behind_flush_end (struct conn *c, int err)
     err = lost;
   if (err == 0 && find_failed (d, UINT64_MAX) == NULL)
     atomic_store (&d->failing, false);
-  for (GList *l = c->engine->failed.head; err && l; l = l->next)
+  /* ESHUTDOWN may be the end of this client: it hears of nothing. */
+  for (GList *l = c->engine->failed.head; err && err != ESHUTDOWN && l; l = l->next)
     if (((struct buf *) l->data)->device == d)
       ((struct buf *) l->data)->reported = true;
   return err;

@@ -174,7 +174,7 @@ get_device (struct export *x, struct device *fresh)
   for (GList *l = e->devices.head; fresh->shared && l; l = l->next) {
     struct device *d = l->data;
 
-    if (d->export == x && d->shared) {
+    if (d->export == x && d->shared && d->conns > 0) {
       g_free (fresh);
       d->conns++;
       d->refs++;
@@ -359,7 +359,9 @@ knows_flush (struct conn *c)
  * is dropped by the flush.  A client that is alone loses nothing.
  */
 
-/* When the change is done, before it is answered. */
+/* Before the change, so that nothing is prefetched meanwhile, and after it, before it is answered: a flush that
+ * began between does not show it.
+ */
 static void
 changed (struct conn *c, uint32_t count, uint64_t offset)
 {
@@ -794,6 +796,7 @@ engine_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
   waits = pace_wait_ns (c->backend.pace_write) > 0;
   if (waits)
     depth_begin (&c->engine->filling, count / c->unit, now, epoch_ns (c->backend.pace_write));
+  changed (c, count, offset);
   err = write_all (c, buf, count, offset, flags, now);
   if (waits)
     depth_end (&c->engine->filling, count / c->unit);
@@ -815,6 +818,7 @@ clear (struct conn *c, enum stats_kind kind, uint32_t count, uint64_t offset, un
     return ESHUTDOWN;
   if (flags & BACKEND_FUA)
     knows_flush (c);
+  changed (c, count, offset);
   err = mutator_begin (c, &m, count, offset);
   if (err == 0) {
     err = (kind == STATS_ZERO ? ops->zero : ops->trim) (c->backend.handle, count, offset, flags);
