@@ -567,7 +567,7 @@ asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
   if (h->conn == NULL)
     return next->cache (next, count, offset, flags, err);
   if (!conn_enter (h->conn))
-    return err ? answer (ESHUTDOWN, err) : 0;   /* readahead's late ones are advice: ignored */
+    return err ? answer (ESHUTDOWN, err) : 0;   /* late advice of readahead */
   r = next->cache (next, count, offset, flags, err);
   stats_end (engine->stats, STATS_CACHE, start, count);
   conn_leave (h->conn);

@@ -15,8 +15,8 @@
 /* At most so many buffers wait to grow: as many as there are places for streams of reads. */
 enum { OPEN_MAX_BUFS = STREAMS };
 
-/* What is copied for a writer by who has written a buffer, which may be a thread of the plugin's.  More
- * takes longer than a thread takes to wake.
+/* The thread that completes a buffer, which may be the plugin's, copies at most
+ * this much for a writer.  More takes longer than a thread takes to wake.
  */
 enum { SERVE_MAX_BYTES = 256 * 1024 };
 
@@ -24,8 +24,8 @@ static void kick (struct engine *, uint64_t offset, uint64_t end);
 static void serve_writer (struct engine *, uint64_t now_ns);
 static void wake_writers (struct engine *);
 
-/* Waits for dirty data or a mutator to end.  Returns as engine_wait_plugin does.  Wants the lock, lets go of
- * it meanwhile.
+/* Waits until some dirty data is written or fails, or a mutator ends.  Returns
+ * as engine_wait_plugin does.  Wants the lock, lets go of it meanwhile.
  */
 static int
 wait_for_progress (struct conn *c, uint64_t until_ns)
@@ -42,9 +42,11 @@ wait_for_progress (struct conn *c, uint64_t until_ns)
 
 /* Giving buffers to workers. */
 
-/* The plugin has taken a write, zero or trim of DEVICE: those bytes leave all waiting data that is not
- * younger than SEQ.  What of it belongs to DEVICE has failed before.  Other devices' has failed, too, or does
- * not move (settle); their next flush says so.  Wants the lock.
+/* The plugin has taken a write, zero or trim of DEVICE: those bytes leave all
+ * waiting data that is not younger than SEQ.  Such data of DEVICE has failed
+ * before.  That of another device has failed, too, or was still dirty when the
+ * wait for it ended (settle); that device's next flush returns an error.  Wants
+ * the lock.
  */
 static void
 supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
@@ -81,8 +83,8 @@ set_failed (struct buf *b)
   wake_writers (e);             /* they must not wait for failed data */
 }
 
-/* An operation on a WRITING buffer has ended: of bytes [OFFSET, END), of which newer data may have
- * replaced some meanwhile.  Wants the lock.
+/* The write of bytes [OFFSET, END) of a WRITING buffer has completed.  Newer
+ * data may have replaced some of them meanwhile.  Wants the lock.
  */
 static void
 written (struct buf *b, uint64_t offset, uint64_t end, int err)
@@ -199,8 +201,9 @@ submit_all (struct engine *e)
     submit (l->data);
 }
 
-/* When the linger thread has something to do next: the oldest OPEN buffer has waited long enough to grow, or a
- * job to be taken by a worker (see pool.h).  UINT64_MAX: nothing.
+/* When the linger thread has something to do next: the oldest OPEN buffer has
+ * waited long enough to grow, or a job has waited long enough for a worker
+ * (see pool.h).  UINT64_MAX: nothing.
  */
 static uint64_t
 next_due_ns (const struct engine *e)
@@ -253,7 +256,7 @@ mutator_overlaps (struct engine *e, uint64_t offset, uint64_t end)
   return false;
 }
 
-/* Whether data of another device waits there. */
+/* Whether there is waiting data of another device in the range. */
 static bool
 others_wait (const struct device *d, uint64_t offset, uint64_t end)
 {
@@ -373,7 +376,9 @@ dequeue (struct writer *w, enum writer_state state)
 
   g_queue_unlink (&e->writers, &w->link);
   w->state = state;
-  /* Who was called since we have the lock was called for that buffer. */
+  /* A writer that was called since this thread took the lock was called for
+   * that buffer.
+   */
   e->writer_called = false;
   e->wake[WAKE_WRITER] = NULL;
   if (e->free.length + e->clean.length > 0)
@@ -408,8 +413,9 @@ wake_writers (struct engine *e)
     cond_broadcast (((struct writer *) l->data)->woken);
 }
 
-/* How long a writer waits for buffers that only other devices use.  Its own device would have done the write in
- * about half of that.  Prefetched data gives way when it is no longer fresh.
+/* How long a writer waits while only other devices use buffers.  Its own device
+ * would do the write in about half of that.  Prefetched data gives way when it
+ * is no longer fresh.
  */
 static uint64_t
 others_patience_ns (struct conn *c)
@@ -485,8 +491,9 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
 /* What kinds of dirty data there are. */
 enum { OWN = 1, OTHERS = 2 };
 
-/* Waits while DIRTY says that there is some of the connection's own device, and no longer than
- * *UNTIL_NS (0: config.others_ns from now) for that of others.  Returns as engine_wait_plugin does, but no ETIMEDOUT.  Wants the
+/* Waits while DIRTY finds data of the connection's own device.  For data of
+ * other devices it waits until *UNTIL_NS at most (0: config.others_ns from
+ * now).  Returns as engine_wait_plugin does, but 0 for ETIMEDOUT.  Wants the
  * lock, lets go of it meanwhile.
  */
 static int
@@ -527,7 +534,9 @@ dirty_in_range (struct conn *c, const void *what)
   return kinds;
 }
 
-/* Waits until nothing that is in the range now is dirty any more.  Wants the lock. */
+/* Waits until none of the data that is in the range now is dirty any more; as
+ * wait_while.
+ */
 static int
 settle (struct conn *c, uint64_t offset, uint64_t end)
 {
@@ -548,8 +557,9 @@ mutator_begin (struct conn *c, struct mutator *m, uint32_t count, uint64_t offse
   *m = (struct mutator) {
     .device = c->device, .offset = offset, .end = offset + count, .link.data = m
   };
-  /* The common case, no connection may hold writes behind: no lock.  Sequentially consistent with
-   * reserve (): either we see that one may, or it sees us and holds nothing.
+  /* The common case, no connection may defer writes: no lock.  Sequentially
+   * consistent with reserve (): either we see that one may, or it sees us and
+   * defers nothing.
    */
   atomic_fetch_add (&e->unregistered, 1);
   if (atomic_load (&e->deferring) == 0)
@@ -632,8 +642,8 @@ is_permanent (int err)
   return err == EPERM || err == EROFS || err == EINVAL;
 }
 
-/* Data of a device that was refused, not younger than SEQ: the oldest FAILED buffer, or one that another
- * flush tries again just now.
+/* Failed data of a device, not younger than SEQ: the oldest FAILED buffer, or a
+ * dirty one that is being tried again.
  */
 static struct buf *
 find_failed (const struct device *d, uint64_t seq)
@@ -653,7 +663,9 @@ find_failed (const struct device *d, uint64_t seq)
   return NULL;
 }
 
-/* Workers try all that failed of the device again, but for what no connection could write. */
+/* Has workers try the device's failed data again, but for what no connection
+ * can write.
+ */
 static void
 retry_failed (struct conn *c)
 {
@@ -674,10 +686,11 @@ retry_failed (struct conn *c)
   kick (e, 0, UINT64_MAX);
 }
 
-/* The calling thread, which is nbdkit's, writes a piece of a FAILED buffer: there the plugin knows the
- * connection, and its error is not lost.  It does so through the connection that wrote the data, which may be
- * the only one to see it before a flush; but a hook is not called on another connection's thread, and then the
- * calling one's is used.  Wants the lock, lets go of it meanwhile.
+/* The calling thread, which is nbdkit's, writes a piece of a FAILED buffer:
+ * there the plugin knows the connection, and its error is not lost.  The thread
+ * uses the connection that wrote the data, which may be the only one to see it
+ * before a flush.  But no hook is called on another connection's thread: with
+ * hooks it uses its own connection.  Wants the lock, lets go of it meanwhile.
  */
 static int
 write_myself (struct conn *c, struct buf *b)
@@ -691,8 +704,8 @@ write_myself (struct conn *c, struct buf *b)
   if (b->conn == NULL)
     b->conn = c;
   via = b->conn->backend.hooks ? c : b->conn;
-  /* READY, so that new mutators wait for it and the ones that run come to an end; what these write leaves
-   * this buffer.
+  /* READY, so that new mutators wait for it, and this thread waits for those
+   * that run.  The bytes that these change leave this buffer.
    */
   b->claimed = true;
   buffers_set_state (b, BUF_READY);
@@ -771,8 +784,8 @@ lose (struct buf *b)
 
 /* Flush. */
 
-/* The dirty data of the export name that a flush waits for: not what has failed since the flush began, and
- * of other devices not what failed before.
+/* The dirty data of the export name that a flush waits for.  Not data that has
+ * failed since the flush began, nor data of other devices that has ever failed.
  */
 static unsigned
 dirty_for_flush (struct conn *c, const void *what)

@@ -25,18 +25,18 @@ extern int behind_write (struct conn *, const void *buf, uint32_t count, uint64_
 extern int mutator_begin (struct conn *, struct mutator *, uint32_t count, uint64_t offset);
 extern void mutator_end (struct conn *, struct mutator *, int err);
 
-/* Dispatches the dirty data of [OFFSET, END) and waits until none of it is dirty;
- * for that of other devices no longer than config.others_ns.
+/* Dispatches the dirty data of [OFFSET, END) and waits until none of it is
+ * dirty; for that of other devices no longer than config.others_ns.
  */
 extern int behind_settle (struct conn *, uint64_t offset, uint64_t end);
 /* Whether data of the connection's device is left there because it failed. */
 extern bool behind_has_failed (struct conn *, uint64_t offset, uint64_t end);
 
-/* Between the two the caller flushes the plugin, if it can flush.  begin writes
- * all dirty data of this export name and tries failed data of this device again.
- * If it fails, data that another try may write still waits, and the caller does
- * not flush the plugin.  end: ERR is the flush's result so far; returns the
- * errno for the client.
+/* Between the two the caller flushes the plugin, if it can flush.  begin has
+ * all dirty data of this export name written, and tries this device's failed
+ * data again.  If it fails, data that another try may write still waits, and
+ * the caller does not flush the plugin.  end: ERR is the flush's result so far;
+ * returns the errno for the client.
  */
 extern int behind_flush_begin (struct conn *);
 extern int behind_flush_end (struct conn *, int err);

@@ -127,7 +127,9 @@ unit_of (const struct engine *e, const struct backend *b)
   return unit;
 }
 
-/* A client can make up export names: of so many that it has left a loss is kept for a flush to report. */
+/* A client can make up export names.  So the errors of lost data are kept for
+ * this many names without a connection.
+ */
 enum { LOST_EXPORTS_MAX = 64 };
 
 /* Forgets names without a connection: those without a loss, and the oldest that are too many.  Wants the
@@ -352,11 +354,12 @@ knows_flush (struct conn *c)
   }
 }
 
-/* What connections have changed, and others may not see before a flush.
+/* Changes that other connections may not see before a flush.
  *
- * Through another connection of the device the plugin may show old data until the device is flushed.  So
- * others do not prefetch there (ahead.c), and what they have prefetched all the same, before this was noted,
- * is dropped by the flush.  A client that is alone loses nothing.
+ * Through another connection of the device the plugin may show old data until
+ * the device is flushed.  So others do not prefetch there (ahead.c).  The flush
+ * drops what they have prefetched before this was noted.  A client that is
+ * alone loses nothing.
  */
 
 /* Before the change, so that nothing is prefetched meanwhile, and after it, before it is answered: a flush that
@@ -369,7 +372,9 @@ changed (struct conn *c, uint32_t count, uint64_t offset)
   changes_add (&c->wrote, offset, offset + count);
 }
 
-/* A flush of the device begins: what was answered before is to be seen by all then. */
+/* A flush of the device begins: when it ends, all connections see the changes
+ * that were answered before.
+ */
 static void
 begin_showing (struct device *d)
 {
@@ -452,8 +457,9 @@ is_worth (struct conn *c, struct pace *pace)
 
 /* Reads. */
 
-/* What was read ahead is not served any longer than this: someone beside the server may have changed
- * the device, and without us a client would see that.
+/* Prefetched data is not served any longer than this: something beside the
+ * server may have changed the device, and without the filter a client would see
+ * that.
  */
 #define AHEAD_MAX_AGE_NS UINT64_C (5000000000)
 
@@ -792,7 +798,9 @@ engine_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
     return ESHUTDOWN;
   if (flags & BACKEND_FUA)
     knows_flush (c);
-  /* Of a device that does not wait nothing is held: it is spared the shared counter. */
+  /* Writes to a fast device are not deferred: they need not touch the shared
+   * counter.
+   */
   waits = pace_wait_ns (c->backend.pace_write) > 0;
   if (waits)
     depth_begin (&c->engine->filling, count / c->unit, now, epoch_ns (c->backend.pace_write));

@@ -6,8 +6,9 @@
  * behind.h), and state.h says what keeps the two consistent.  Nothing here knows nbdkit.
  *
  * All functions return 0 or a positive errno unless they say otherwise.  engine_read ... may be
- * called from many threads for one connection until conn_free.  ESHUTDOWN: the connection has ended, or the
- * plugin's hooks did not reply and the client of the calling thread has gone.
+ * called from many threads for one connection until conn_free.  ESHUTDOWN: the
+ * connection has ended, or the plugin did not reply to its hooks and the client
+ * of the calling thread has gone.
  */
 #ifndef ASYNCPOOL_ENGINE_H
 #define ASYNCPOOL_ENGINE_H
@@ -26,15 +27,15 @@ extern void engine_free (struct engine *);
 
 /* BACKEND: pace_* and stats are set here, the rest by the caller. */
 extern int conn_open (struct engine *, const char *export_name, const struct backend *, struct conn **);
-/* Ends the connection: waits for the calls under way, and writes out what it holds.  Later calls fail, and
- * this one does nothing a second time.
+/* Ends the connection: waits for the calls under way, and writes its dirty
+ * data.  Later calls fail; a second conn_close does nothing.
  */
 extern void conn_close (struct conn *);
-/* It was closed, no call comes any more, and the engine is still there. */
+/* After conn_close and the last call, before engine_free. */
 extern void conn_free (struct conn *);
 
-/* A call for the connection that is none of those below, from enter to leave.  False: it has ended, and there
- * is no leave.
+/* Enclose a call for the connection that is none of those below.  enter returns
+ * false where the connection has ended: then do not call leave.
  */
 extern bool conn_enter (struct conn *);
 extern void conn_leave (struct conn *);
@@ -49,8 +50,8 @@ extern int engine_zero (struct conn *, uint32_t count, uint64_t offset, unsigned
 extern int engine_trim (struct conn *, uint32_t count, uint64_t offset, unsigned flags);
 /* IS_OWN: the connection's client sent it.  From then on that connection's writes may be deferred. */
 extern int engine_flush (struct conn *, bool is_own);
-/* Between enter and leave, before the plugin is asked for extents: true if data waits there that it cannot be
- * given.
+/* Call between enter and leave, before asking the plugin for extents.  True if
+ * there is failed data in the range.
  */
 extern bool engine_settle (struct conn *, uint32_t count, uint64_t offset);
 

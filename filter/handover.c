@@ -73,7 +73,9 @@ start (struct engine *e, GQueue *starts)
   }
 }
 
-/* The device first: a thread that is woken may run at once, in place of this one. */
+/* The device first: a thread that is woken may run at once, in place of this
+ * one.
+ */
 void
 engine_unlock (struct engine *e)
 {

@@ -3,18 +3,20 @@
  * Handing a buffer's operation over: to a worker of the pool, or to the plugin itself where we may
  * drive its async hooks.  And engine.lock, which has a part in that:
  *
- * engine.lock is never held across a call into the plugin, but it is under the lock that operations
- * are handed over.  So those for hooks are collected in engine.starts, and who lets go of the lock
- * starts them.  Whenever the lock is free, there are none.
+ * engine.lock is never held across a call into the plugin, but it is under the
+ * lock that operations are handed over.  So those for hooks are collected in
+ * engine.starts, and the thread that lets go of the lock starts them.  Whenever
+ * the lock is free, there are none.
  *
- * Likewise the wake-ups that come with every operation, of its reader and of writers that wait for a
- * buffer: a thread that is woken under the lock may run at once, on this very CPU, and has to sleep
- * again for the lock.  The thread that lets go of the lock wakes them, after it has started what there
- * is to start (wake_later).
+ * Likewise the wake-ups that come with every operation, of its reader and of
+ * writers that wait for a buffer.  A thread that is woken under the lock may
+ * run at once, on this very CPU, and has to sleep again for the lock.  So the
+ * thread that lets go of the lock wakes it, after it has started what there is
+ * to start (wake_later).
  *
- * A hook for one connection is never called on nbdkit's thread of another one: the plugin may ask there
- * which connection it is.  A worker starts what such a thread would have to start for another
- * connection (handover_set_conn).
+ * A hook for one connection is never called on nbdkit's thread of another one:
+ * the plugin may ask there which connection it is.  A worker starts what such a
+ * thread would have to start for another connection (handover_set_conn).
  *
  * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
  * is started by a worker, but where the plugin says that it holds none (reentrant).

@@ -103,11 +103,13 @@ struct buf {
   /* Constant. */
   struct engine *engine;
   char *data;                   /* byte 0 of the unit */
-  /* Under engine.lock; an operation on the buffer reads base, hi, conn and data without it. */
+  /* Under engine.lock.  An operation on the buffer uses base, hi, conn and data
+   * without it.
+   */
   enum buf_state state;
   bool dropped;
   struct device *device;
-  struct conn *conn;            /* it writes or reads this; NULL: FAILED, and it has ended */
+  struct conn *conn;            /* does the operations; NULL: FAILED, ended */
   uint64_t base;                /* device offset of the unit */
   uint32_t lo, hi;
   GArray *rest;                 /* more pieces behind hi, of data that failed; or NULL */
@@ -230,8 +232,8 @@ struct writer {
   GList link;                   /* in engine.writers, while WAITING */
 };
 
-/* Conditions for writers, which share them where there are more.  A writer's own
- * would be gone as soon as it is served, and it is woken only after that.
+/* Conditions for writers, which share them where there are more.  A writer's
+ * own would be gone as soon as it is served, and it is woken only after that.
  */
 enum { WRITER_CONDS = 64 };
 
@@ -265,7 +267,9 @@ struct engine {
   struct cond progress;         /* dirty data was written or failed, a mutator ended */
   struct cond linger;           /* it has something to do, or the engine stops */
 
-  /* Atomic.  in_tree and deferring are written under the lock; a thread that finds 0 need not take it. */
+  /* Atomic.  in_tree and deferring are written under the lock; a thread that
+   * finds 0 need not take it.
+   */
   atomic_uint in_tree;          /* buffers in the tree */
   atomic_uint deferring;        /* connections that may hold writes behind, and waiting data */
   atomic_uint unregistered;     /* writes, zeroes and trims under way that are no mutators */

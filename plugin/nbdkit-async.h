@@ -109,11 +109,11 @@ struct nbdkit_async {
   int (*async_cache) (void *conn, uint64_t reqid, void *handle,
                       uint32_t count, uint64_t offset, uint32_t flags);
   /* The library waits for this reply no longer.  The plugin may give it now,
-   * from inside this hook, and then it counts.  When the hook returns, the plugin does not
-   * touch the request's buf, a write, zero or trim has taken effect or never
-   * will, and a reply that still comes is ignored.  Called after the request's
-   * hook has returned, from any thread, and only for requests that were not
-   * replied to when the call began.
+   * from inside this hook, and then it counts.  When the hook returns, the
+   * plugin does not touch the request's buf, and a write, zero or trim has
+   * taken effect or never will.  A reply that still comes is ignored.  The
+   * library calls this hook after the request's hook has returned, from any
+   * thread, and only for requests that were not replied to when the call began.
    *
    * Without this hook nbdkit's requests run on copies of their data, and
    * asyncpool does not drive the hooks.  A copy is kept until the reply comes,
