@@ -91,8 +91,8 @@ report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
 
   nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %" PRIu32
                 ", could not be written %s", name, offset, count,
-                kept ? "before its connection ended: it is kept, and tried again when another connection "
-                "flushes this export or ends" : "and is lost");
+                kept ? "before its connection ended: it is kept, and each flush of the device tries it "
+                "again, until its last connection ends" : "and is lost");
 }
 
 static int

@@ -234,7 +234,7 @@ behind_linger (void *vp)
       engine_wait_until (e, &e->linger, due);
     else if (e->open.head && ((struct buf *) e->open.head->data)->since_ns + e->config.linger_ns <= now)
       submit (e->open.head->data);
-    else {
+    if (now >= due) {           /* it has waited long enough: now a worker takes it */
       e->patient_since_ns = UINT64_MAX;
       pool_hurry (e->pool);
     }
