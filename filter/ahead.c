@@ -87,26 +87,6 @@ is_held (struct conn *c, uint64_t base, uint32_t count)
   return false;
 }
 
-/* Whether another connection of the device has made a change there that no flush has shown to this one. */
-static bool
-is_unseen (struct conn *c, uint64_t from, uint64_t to)
-{
-  struct device *d = c->device;
-
-  if (changes_overlap (&d->gone, from, to) || changes_overlap (&d->gone_flushing, from, to))
-    return true;
-  for (GList *l = c->engine->conns.head; l; l = l->next) {
-    struct conn *k = l->data;
-
-    if (k == c || k->device != d)
-      continue;
-    LOCK_IN_SCOPE (&k->wrote_lock);
-    if (changes_overlap (&k->wrote, from, to) || changes_overlap (&k->flushing, from, to))
-      return true;
-  }
-  return false;
-}
-
 /* Starts to read RANGE, unit by unit.  Returns where it had to stop. */
 static uint64_t
 start (struct conn *c, struct stream_range r, uint64_t now_ns)
@@ -122,8 +102,7 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
     struct buf *b;
 
     count -= count % c->device->min_block;      /* what is left at the end no client can ask for */
-    if (count == 0 || is_held (c, r.from, count)
-        || (c->backend.can_flush && is_unseen (c, r.from, r.from + count)))
+    if (count == 0 || is_held (c, r.from, count))
       continue;
     b = buffers_take_for_ahead (e, now_ns);
     if (b == NULL)

@@ -357,12 +357,13 @@ knows_flush (struct conn *c)
 /* Changes that other connections may not see before a flush.
  *
  * Through another connection of the device the plugin may show old data until
- * the device is flushed.  So others do not prefetch there (ahead.c).  The flush
- * drops what they have prefetched before this was noted.  A client that is
- * alone loses nothing.
+ * a flush.  So a connection that has changed bytes is not served what another
+ * one has prefetched of them (may_read), and a flush drops what others have
+ * prefetched of its connections' changes.  A client that is alone loses
+ * nothing.
  */
 
-/* Before the change, so that nothing is prefetched meanwhile, and after it, before it is answered: a flush that
+/* Before the change and once more after it, before it is answered: a flush that
  * began between does not show it.
  */
 static void
@@ -481,11 +482,26 @@ struct read {
 
 enum { PINS_READY, PINS_AGAIN, PINS_NO_MEMORY };
 
-/* Whether the connection may be served from this buffer. */
+/* Whether bytes [OFFSET, END) have changes of this connection that no flush has shown.  Wants the lock. */
 static bool
-may_read (const struct conn *c, const struct buf *b)
+has_unshown (struct conn *c, uint64_t offset, uint64_t end)
 {
-  return b->device == c->device && (c->shares || buf_is_waiting (b));
+  LOCK_IN_SCOPE (&c->wrote_lock);
+  return changes_overlap (&c->wrote, offset, end) || changes_overlap (&c->flushing, offset, end);
+}
+
+/* Whether the request may be served from this buffer. */
+static bool
+may_read (const struct read *r, const struct buf *b)
+{
+  struct conn *c = r->c;
+
+  if (b->device != c->device)
+    return false;
+  if (buf_is_waiting (b) || b->conn == c)
+    return true;
+  return c->shares && !(c->backend.can_flush && has_unshown (c, MAX (buf_start (b), r->offset),
+                                                             MIN (buf_end (b), r->end)));
 }
 
 static void
@@ -515,7 +531,7 @@ pin_all (struct read *r, uint64_t now_ns)
 
   for (b = buffers_first (e, r->offset, r->end); b; b = next) {
     next = buffers_next (b, r->offset, r->end);
-    if (!may_read (r->c, b))
+    if (!may_read (r, b))
       continue;
     if (b->fillers > 0) {
       engine_wait (e, &b->changed);
@@ -532,7 +548,7 @@ pin_all (struct read *r, uint64_t now_ns)
       return PINS_NO_MEMORY;
   }
   for (b = buffers_first (e, r->offset, r->end); b; b = buffers_next (b, r->offset, r->end))
-    if (may_read (r->c, b))
+    if (may_read (r, b))
       pin_pieces (r, b);
   return PINS_READY;
 }
