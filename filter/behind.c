@@ -23,6 +23,7 @@ enum { SERVE_MAX_BYTES = 256 * 1024 };
 static void kick (struct engine *, uint64_t offset, uint64_t end);
 static void serve_writer (struct engine *, uint64_t now_ns);
 static void wake_writers (struct engine *);
+static bool write_queued (struct conn *, uint64_t offset, uint64_t end);
 
 /* Waits until some dirty data is written or fails, or a mutator ends.  Returns
  * as engine_wait_plugin does.  Wants the lock, lets go of it meanwhile.
@@ -456,6 +457,8 @@ wait_for_space (struct writer *w, uint64_t now_ns)
     engine_wait (e, w->woken);
   if (w->state == WRITER_WAITING)
     e->writer_called = false;
+  if (err == ETIMEDOUT && w->state == WRITER_WAITING)
+    write_queued (c, 0, UINT64_MAX);
   return err == ESHUTDOWN ? err : 0;
 }
 
@@ -488,6 +491,27 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
 
 /* Writes, zeroes and trims that go straight to the plugin. */
 
+/* Does a write of the connection's device in the range that waits for a worker: all of them may be busy with
+ * another device's, which hangs.  False: there is none.  Wants the lock, lets go of it meanwhile.
+ */
+static bool
+write_queued (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+
+  if (!pool_has_queued (e->pool, POOL_WRITE))
+    return false;
+  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
+    if (b->device == c->device && b->state == BUF_WRITING && !b->hooked
+        && pool_cancel (e->pool, &b->job)) {
+      engine_unlock (e);
+      backend_io_do (&b->io);
+      engine_lock (e);
+      return true;
+    }
+  return false;
+}
+
 /* What kinds of dirty data there are. */
 enum { OWN = 1, OTHERS = 2 };
 
@@ -498,7 +522,7 @@ enum { OWN = 1, OTHERS = 2 };
  */
 static int
 wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), const void *what,
-            uint64_t *until_ns)
+            uint64_t offset, uint64_t end, uint64_t *until_ns)
 {
   struct engine *e = c->engine;
   unsigned kinds;
@@ -509,6 +533,8 @@ wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), con
       stats_add (e->stats, STATS_BARRIERS, 1);
       *until_ns = stats_now_ns () + e->config.others_ns;
     }
+    if ((kinds & OWN) && write_queued (c, offset, end))
+      continue;
     err = wait_for_progress (c, kinds & OWN ? UINT64_MAX : *until_ns);
     if (err == ESHUTDOWN)
       return err;
@@ -545,7 +571,23 @@ settle (struct conn *c, uint64_t offset, uint64_t end)
   uint64_t until_ns = 0;
 
   submit_others (e, NULL, offset, end);
-  return wait_while (c, dirty_in_range, &s, &until_ns);
+  return wait_while (c, dirty_in_range, &s, offset, end, &until_ns);
+}
+
+/* What another device has READY in the range did not move in time.  It has failed: it does not wait for the
+ * operation that comes now, which may hang in its turn.  Wants the lock.
+ */
+static void
+fail_others (const struct device *d, uint64_t offset, uint64_t end)
+{
+  struct engine *e = d->export->engine;
+
+  for (struct buf *b = buffers_first (e, offset, end); b; b = buffers_next (b, offset, end))
+    if (b->device != d && b->state == BUF_READY && !b->claimed && b->fillers == 0) {
+      b->err = b->err ? b->err : EIO;
+      set_failed (b);
+      cond_broadcast (&e->progress);
+    }
 }
 
 int
@@ -572,6 +614,8 @@ mutator_begin (struct conn *c, struct mutator *m, uint32_t count, uint64_t offse
   m->running = err == 0;
   if (err)
     g_queue_unlink (&e->mutators, &m->link);
+  else
+    fail_others (c->device, offset, m->end);
   return err;
 }
 
@@ -663,6 +707,20 @@ find_failed (const struct device *d, uint64_t seq)
   return NULL;
 }
 
+/* Takes a FAILED buffer over if its connection has ended or is about to: the end
+ * does not wait for it then.  False: this connection cannot write it.
+ */
+static bool
+take_over (struct conn *c, struct buf *b)
+{
+  if (b->conn == c || (b->conn && atomic_load (&b->conn->backend.gone_ns) == 0))
+    return true;
+  if (!can_write (c, b))
+    return false;
+  b->conn = c;
+  return true;
+}
+
 /* Has workers try the device's failed data again, but for what no connection
  * can write.
  */
@@ -677,23 +735,20 @@ retry_failed (struct conn *c)
     next = l->next;
     if (b->device != c->device)
       continue;
-    if (b->conn == NULL && can_write (c, b))
-      b->conn = c;
     /* What has to wait the flush tries itself: it does not wait without end. */
-    if (b->conn && !must_wait (b))
+    if (take_over (c, b) && !must_wait (b))
       buffers_set_state (b, BUF_READY);
   }
   kick (e, 0, UINT64_MAX);
 }
 
-/* The calling thread, which is nbdkit's, writes a piece of a FAILED buffer:
- * there the plugin knows the connection, and its error is not lost.  The thread
- * uses the connection that wrote the data, which may be the only one to see it
- * before a flush.  But no hook is called on another connection's thread: with
- * hooks it uses its own connection.  Wants the lock, lets go of it meanwhile.
+/* Tries a piece of a FAILED buffer again, through the connection that wrote the data: before a flush it may be
+ * the only one to see it.  The calling thread, which is nbdkit's, does it: there the plugin knows the
+ * connection, and its error is not lost.  But a hook is not called on another connection's thread; it is given
+ * the operation, and its error is the plugin's in any case.  Wants the lock, lets go of it meanwhile.
  */
 static int
-write_myself (struct conn *c, struct buf *b)
+try_again (struct conn *c, struct buf *b)
 {
   struct engine *e = c->engine;
   uint64_t until_ns = stats_now_ns () + e->config.others_ns, offset, end;
@@ -701,9 +756,7 @@ write_myself (struct conn *c, struct buf *b)
   struct conn *via;
   int err = 0;
 
-  if (b->conn == NULL)
-    b->conn = c;
-  via = b->conn->backend.hooks ? c : b->conn;
+  via = b->conn;
   /* READY, so that new mutators wait for it, and this thread waits for those
    * that run.  The bytes that these change leave this buffer.
    */
@@ -723,6 +776,10 @@ write_myself (struct conn *c, struct buf *b)
     return err == ETIMEDOUT ? b->err : err;
   }
   b->claimed = false;
+  if (via != c && via->backend.hooks) {
+    give_to_worker (b);
+    return 0;
+  }
   buffers_set_state (b, BUF_WRITING);
   offset = buf_start (b);
   end = buf_end (b);
@@ -818,6 +875,16 @@ submit_export (const struct export *x)
   }
 }
 
+/* Whether a flush that began at SEQ tries a FAILED buffer again.  Another connection's hook it gives it to
+ * once: that error is the plugin's.
+ */
+static bool
+may_try (struct conn *c, struct buf *b, uint64_t seq)
+{
+  return take_over (c, b)
+    && (b->conn == c || b->conn->backend.hooks == NULL || b->failed_seq <= seq);
+}
+
 int
 behind_flush_begin (struct conn *c)
 {
@@ -832,11 +899,11 @@ behind_flush_begin (struct conn *c)
   ENGINE_LOCK_IN_SCOPE (e);
   seq = e->seq;
   submit_export (c->device->export);
-  err = wait_while (c, dirty_for_flush, &seq, &until_ns);
+  err = wait_while (c, dirty_for_flush, &seq, 0, UINT64_MAX, &until_ns);
   while (err == 0 && (b = find_failed (c->device, seq)) != NULL) {
-    if (b->state == BUF_FAILED && can_write (c, b))
-      err = write_myself (c, b);
-    else if (b->failed_seq > seq || b->conn == NULL)
+    if (b->state == BUF_FAILED && may_try (c, b, seq))
+      err = try_again (c, b);
+    else if (b->state == BUF_FAILED || b->failed_seq > seq)
       err = b->err;
     if (err && err != ESHUTDOWN && b->state == BUF_FAILED && is_permanent (b->err)) {
       first = first ? first : err;
@@ -850,7 +917,7 @@ behind_flush_begin (struct conn *c)
       retry_failed (c);
     }
     if (err == 0)
-      err = wait_while (c, dirty_for_flush, &seq, &until_ns);
+      err = wait_while (c, dirty_for_flush, &seq, 0, UINT64_MAX, &until_ns);
   }
   return first ? first : err;
 }
@@ -908,13 +975,15 @@ behind_close (struct conn *c)
   for (;;) {
     /* Each time: while we reported, another connection may have tried our failed data again. */
     while (c->n_dirty > 0) {
+      if (write_queued (c, 0, UINT64_MAX))
+        continue;
       pool_hurry (e->pool);
       is_given_up |= engine_wait_end (c, &e->progress);
     }
     b = failed_of (c);
     if (b == NULL)
       break;
-    if (!is_given_up && can_write (c, b) && write_myself (c, b) == 0)
+    if (!is_given_up && take_over (c, b) && try_again (c, b) == 0)
       continue;
     if (b->state != BUF_FAILED)         /* newer data has replaced it */
       continue;

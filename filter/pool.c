@@ -149,6 +149,13 @@ pool_cancel (struct pool *p, struct job *job)
   return true;
 }
 
+bool
+pool_has_queued (struct pool *p, enum pool_queue q)
+{
+  LOCK_IN_SCOPE (&p->lock);
+  return p->queues[q].length > 0;
+}
+
 unsigned
 pool_idle (struct pool *p)
 {

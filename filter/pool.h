@@ -52,6 +52,8 @@ extern bool pool_try_push (struct pool *, struct job *, enum pool_queue);
 extern void pool_hurry (struct pool *);
 /* Takes a job back that has not started.  False: it has, or never was queued. */
 extern bool pool_cancel (struct pool *, struct job *);
+/* Whether jobs of that queue wait for a thread. */
+extern bool pool_has_queued (struct pool *, enum pool_queue);
 /* How many threads have nothing to do.  Advice: it may have changed already. */
 extern unsigned pool_idle (struct pool *);
 
