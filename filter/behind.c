@@ -10,6 +10,7 @@
 #include "buffers.h"
 #include "copy.h"
 #include "debug.h"
+#include "guard.h"
 #include "handover.h"
 
 /* At most so many buffers wait to grow: as many as there are places for streams of reads. */
@@ -245,6 +246,14 @@ behind_linger (void *vp)
 
 /* Holding writes. */
 
+/* Noted before what others have prefetched there is dropped: nothing old can be prefetched in between. */
+static void
+note_change (struct conn *c, uint64_t offset, uint64_t end)
+{
+  LOCK_IN_SCOPE (&c->wrote_lock);
+  changes_add (&c->wrote, offset, end);
+}
+
 static bool
 mutator_overlaps (struct engine *e, uint64_t offset, uint64_t end)
 {
@@ -325,6 +334,7 @@ reserve (const struct writer *w, uint64_t now_ns, bool *is_full)
     return NULL;
   }
   b->fillers++;
+  note_change (c, w->offset, w->end);
   buffers_drop (e, w->offset, w->end);
   return b;
 }
@@ -624,6 +634,7 @@ mutator_end (struct conn *c, struct mutator *m, int err)
 {
   struct engine *e = c->engine;
 
+  note_change (c, m->offset, m->end);
   if (!m->running) {
     /* The plugin's data has changed; whoever began to read ahead before is seen here, whoever
      * begins now reads the new data.
@@ -707,6 +718,12 @@ find_failed (const struct device *d, uint64_t seq)
   return NULL;
 }
 
+static bool
+is_of_device (const struct conn *c, const struct buf *b)
+{
+  return b->device == c->device;
+}
+
 /* Takes a FAILED buffer over if its connection has ended or is about to: the end
  * does not wait for it then.  False: this connection cannot write it.
  */
@@ -725,7 +742,7 @@ take_over (struct conn *c, struct buf *b)
  * can write.
  */
 static void
-retry_failed (struct conn *c)
+retry_failed (struct conn *c, bool (*is_meant) (const struct conn *, const struct buf *))
 {
   struct engine *e = c->engine;
 
@@ -733,7 +750,7 @@ retry_failed (struct conn *c)
     struct buf *b = l->data;
 
     next = l->next;
-    if (b->device != c->device)
+    if (!is_meant (c, b))
       continue;
     /* What has to wait the flush tries itself: it does not wait without end. */
     if (take_over (c, b) && !must_wait (b))
@@ -914,7 +931,7 @@ behind_flush_begin (struct conn *c)
     /* The device takes writes again. */
     else if (err == 0 && !side_by_side) {
       side_by_side = true;
-      retry_failed (c);
+      retry_failed (c, is_of_device);
     }
     if (err == 0)
       err = wait_while (c, dirty_for_flush, &seq, 0, UINT64_MAX, &until_ns);
@@ -950,14 +967,20 @@ behind_flush_end (struct conn *c, int err)
 
 /* The end of a connection. */
 
-/* Failed data that the connection has to care for. */
+/* Failed data that the end of a connection has to care for. */
+static bool
+is_for_end (const struct conn *c, const struct buf *b)
+{
+  return b->conn == c || (b->device == c->device && c->device->conns == 1);
+}
+
 static struct buf *
 failed_of (const struct conn *c)
 {
   for (GList *l = c->engine->failed.head; l; l = l->next) {
     struct buf *b = l->data;
 
-    if (b->conn == c || (b->device == c->device && c->device->conns == 1))
+    if (is_for_end (c, b))
       return b;
   }
   return NULL;
@@ -972,11 +995,11 @@ behind_close (struct conn *c)
 
   ENGINE_LOCK_IN_SCOPE (e);
   submit_export (c->device->export);
+  /* Workers first: on this thread, whose client has gone, filters below that sleep fail at once. */
+  retry_failed (c, is_for_end);
   for (;;) {
     /* Each time: while we reported, another connection may have tried our failed data again. */
     while (c->n_dirty > 0) {
-      if (write_queued (c, 0, UINT64_MAX))
-        continue;
       pool_hurry (e->pool);
       is_given_up |= engine_wait_end (c, &e->progress);
     }

@@ -363,16 +363,6 @@ knows_flush (struct conn *c)
  * nothing.
  */
 
-/* Before the change and once more after it, before it is answered: a flush that
- * began between does not show it.
- */
-static void
-changed (struct conn *c, uint32_t count, uint64_t offset)
-{
-  LOCK_IN_SCOPE (&c->wrote_lock);
-  changes_add (&c->wrote, offset, offset + count);
-}
-
 /* A flush of the device begins: when it ends, all connections see the changes
  * that were answered before.
  */
@@ -820,11 +810,9 @@ engine_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
   waits = pace_wait_ns (c->backend.pace_write) > 0;
   if (waits)
     depth_begin (&c->engine->filling, count / c->unit, now, epoch_ns (c->backend.pace_write));
-  changed (c, count, offset);
   err = write_all (c, buf, count, offset, flags, now);
   if (waits)
     depth_end (&c->engine->filling, count / c->unit);
-  changed (c, count, offset);
   end (c, STATS_WRITE, now, count);
   return err;
 }
@@ -842,13 +830,11 @@ clear (struct conn *c, enum stats_kind kind, uint32_t count, uint64_t offset, un
     return ESHUTDOWN;
   if (flags & BACKEND_FUA)
     knows_flush (c);
-  changed (c, count, offset);
   err = mutator_begin (c, &m, count, offset);
   if (err == 0) {
     err = (kind == STATS_ZERO ? ops->zero : ops->trim) (c->backend.handle, count, offset, flags);
     mutator_end (c, &m, err);
   }
-  changed (c, count, offset);
   end (c, kind, now, count);
   return err;
 }

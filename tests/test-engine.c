@@ -1551,8 +1551,8 @@ test_failed (gconstpointer data)
     /* The flush tries itself, for the sake of the error code. */
     g_assert_cmpint (try_request (&w, 1, FLUSH, 0, 0, 0), ==, ENOSPC);
     g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, U), ==, 1);
-    if (!hooked)
-      g_assert_true (pthread_equal (fake_op (w.f, FAKE_WRITE, 0, U, 0).thread, pthread_self ()));
+    /* But another connection's hook it does not call. */
+    g_assert_true (!pthread_equal (fake_op (w.f, FAKE_WRITE, 0, U, 0).thread, pthread_self ()) == hooked);
     g_assert_cmpuint (fake_op (w.f, FAKE_WRITE, 0, U, 0).conn, ==, 0);
     g_assert_cmpuint (fake_started (w.f, FAKE_FLUSH, 0, 0), ==, 0);
     g_assert_true (is_failing (&w, 0));
@@ -4063,8 +4063,61 @@ test_others_ready (void)
   world_end_clean (&w);
 }
 
-/* All workers are busy with another device, which hangs: a flush, an end, and a direct write do what waits for
- * them themselves.
+/* What failed and has to wait for another device's write, which hangs: the flush has its error in the end. */
+static void
+test_others_hang (void)
+{
+  struct world w;
+  struct task *zero;
+  int hold, fail;
+
+  world_start (&w, 8 * U, config_impatient (READ_DIRECT));
+  world_open (&w, 0, "a");
+  world_open (&w, 1, "b");
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, -1);
+  do_request (&w, 0, WRITE, 4096, 3 * U, 1);
+  do_request (&w, 0, WRITE, 8192, 0, 1);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, ENOSPC);
+  fake_release (w.f, fail);
+  hold = fake_hold (w.f, FAKE_ZERO, 0, 0);
+  zero = task_start (&w, 1, ZERO, 4096, 0, 0);
+  fake_wait_held (w.f, hold, 1);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, ENOSPC);
+  assert_device (w.f, 4096, 3 * U, 1);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (zero), ==, 0);
+  do_request (&w, 0, READ, 4096, 4096, 1);
+  g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, ENOSPC);    /* of what the zero has replaced */
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  assert_device (w.f, 4096, 4096, 1);
+  world_end_clean (&w);
+}
+
+/* At the end of a connection workers try what failed, and its own thread only what fails once more: a filter that
+ * sleeps fails there, as the client has gone.
+ */
+static void
+test_close_workers (void)
+{
+  struct world w;
+  int fail;
+
+  world_start (&w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  world_open (&w, 0, "");
+  make_failed (&w, 0, 4096, 0, 1, ENOSPC);
+  fail = fake_fail (w.f, FAKE_WRITE, 0, 0, ENOSPC, 1);
+  world_close (&w, 0);
+  g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 2);
+  for (unsigned i = 0; i < 2; i++)
+    g_assert_true (!pthread_equal (fake_op (w.f, FAKE_WRITE, 0, 0, i).thread, pthread_self ())
+                   == (i == 0 && !hooked));
+  assert_device (w.f, 4096, 0, 1);
+  fake_release (w.f, fail);
+  world_end_clean (&w);
+}
+
+/* All workers are busy with another device, which hangs: a flush, a writer and a direct write do themselves what
+ * is queued for the workers.
  */
 static void
 test_others_workers (void)
@@ -4086,7 +4139,7 @@ test_others_workers (void)
   do_request (&w, 1, FUA, 4096, 9 * U, 3);
   for (unsigned i = 0; i < 10; i++)             /* more than there are buffers */
     do_request (&w, 1, WRITE, U, (6 + i) * U, 4);
-  world_close (&w, 1);
+  do_request (&w, 1, FLUSH, 0, 0, 0);
   assert_device (w.f, 10 * U, 6 * U, 4);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (read), ==, 0);
@@ -4604,6 +4657,8 @@ add_between (void)
     { "between/stop-open", test_stop_open },
     { "between/others-ready", test_others_ready },
     { "between/others-workers", test_others_workers },
+    { "between/others-hang", test_others_hang },
+    { "failed/close-workers", test_close_workers },
     { "failed/pieces", test_pieces },
     { "failed/pieces-wait", test_pieces_wait },
     { "failed/readonly-waits", test_readonly_waits },
