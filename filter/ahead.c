@@ -10,8 +10,6 @@
 #include "guard.h"
 #include "handover.h"
 
-static void resume (struct conn *);
-
 /* A READING buffer has been read. */
 static void
 filled_ahead (struct backend_io *io, int err)
@@ -19,7 +17,6 @@ filled_ahead (struct backend_io *io, int err)
   struct buf *b = buf_of_io (io);
   struct engine *e = b->engine;
   struct conn *c = b->conn;
-  bool stale;
 
   if (err == 0)
     stats_add (e->stats, STATS_AHEAD_BYTES, b->hi);
@@ -35,7 +32,6 @@ filled_ahead (struct backend_io *io, int err)
   b->hooked = false;
   b->err = err;
   b->since_ns = io->end_ns;
-  stale = b->dropped;
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
   if (b->pins > 0)
     wake_later (e, WAKE_READERS, &b->changed);
@@ -45,10 +41,8 @@ filled_ahead (struct backend_io *io, int err)
     buffers_remove (b);
   buffers_unpin (b);
   c->n_reading--;
-  if (stale)
-    resume (c);
   /* Last: from here on the connection may be closed. */
-  if (c->n_reading + c->resuming == 0)
+  if (c->n_reading == 0)
     cond_broadcast (&e->progress);
 }
 
@@ -89,7 +83,7 @@ is_held (struct conn *c, uint64_t base, uint32_t count)
 
 /* Starts to read RANGE, unit by unit.  Returns where it had to stop. */
 static uint64_t
-start (struct conn *c, struct stream_range r, uint64_t now_ns)
+start (struct conn *c, struct stream_range r)
 {
   struct engine *e = c->engine;
 
@@ -104,7 +98,7 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
     count -= count % c->device->min_block;      /* what is left at the end no client can ask for */
     if (count == 0 || is_held (c, r.from, count))
       continue;
-    b = buffers_take_for_ahead (e, now_ns);
+    b = buffers_take_for_ahead (e);
     if (b == NULL)
       return r.from;
     buffers_enter (b, BUF_READING, c, r.from, 0, count);
@@ -113,11 +107,12 @@ start (struct conn *c, struct stream_range r, uint64_t now_ns)
   return r.to;
 }
 
-/* How many units this connection may have ahead of its streams: its share of the slab, less the reads
- * that are in the plugin for the client itself.  So the sum stays at what was configured.  (Its reads
- * that wait for what is read ahead add nothing to it.)  A client that keeps three quarters of its share
- * in flight itself is not helped any more: there is less to win than the copies and wake-ups would cost
- * it.  *LOST: see conn.lost, it is the caller's now.
+/* How many units this connection may have ahead of its streams: an equal part of
+ * the slab, less the reads that are in the plugin for the client itself.  So the
+ * sum stays at what was configured.  (Its reads that wait for what is read ahead
+ * add nothing to it.)  A client that keeps three quarters of its share in flight
+ * itself is not helped any more: there is less to win than the copies and
+ * wake-ups would cost it.  *LOST: see conn.lost, it is the caller's now.
  */
 static uint32_t
 max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
@@ -129,9 +124,10 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
   unsigned share;
 
   ENGINE_LOCK_IN_SCOPE (e);
+  buffers_evict_idle (e, now_ns);       /* who has gone elsewhere is no reader */
   *lost = c->lost;
   c->lost = UINT64_MAX;
-  share = stream_census (&e->census, &c->counted, mine, e->config.buffers, now_ns);
+  share = e->config.buffers / (e->readers + (c->n_ahead == 0));
   if (surplus > 0 && surplus >= share - share / 4)
     return 0;
   /* One direct read per stream is what a client with one request at a time has. */
@@ -161,32 +157,34 @@ take_from_others (struct conn *c, struct stream *s, uint64_t bytes)
   return r.from < r.to;
 }
 
-/* As ahead_answered.  MAY_TAKE: also with buffers of a stream that was left for this one. */
-static void
-go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool may_take,
-          uint64_t now_ns)
+void
+ahead_answered (struct conn *c, struct stream *s, uint32_t count, int err,
+                bool waited, uint64_t now_ns)
 {
   struct stream_range plan;
   unsigned mine;
-  uint32_t most;
+  uint32_t share;
   uint64_t stop, lost;
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_answered (s, count, waited);
+    if (err)
+      stream_failed (&c->streams);
+    else
+      stream_answered (&c->streams, count, waited);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
-  most = max_ahead (c, mine, now_ns, &lost);
+  share = max_ahead (c, mine, now_ns, &lost);
   {
     LOCK_IN_SCOPE (&c->streams_lock);
     stream_lost (&c->streams, lost);
-    plan = stream_plan (s, c->unit, stream_part (&c->streams, s, most, now_ns), c->backend.size);
+    plan = stream_plan (&c->streams, s, c->unit, share, c->backend.size, now_ns);
   }
   if (plan.from == plan.to)
     return;
-  stop = start (c, plan, now_ns);
-  if (stop < plan.to && may_take && take_from_others (c, s, plan.to - stop))
-    stop = start (c, (struct stream_range) { stop, plan.to }, now_ns);
+  stop = start (c, plan);
+  if (stop < plan.to && take_from_others (c, s, plan.to - stop))
+    stop = start (c, (struct stream_range) { stop, plan.to });
   debug_streams ("stream at %#" PRIx64 "..%#" PRIx64 ": reading ahead, stopped at %#" PRIx64,
                  plan.from, plan.to, stop);
   if (stop < plan.to) {
@@ -195,48 +193,8 @@ go_ahead (struct conn *c, struct stream *s, uint32_t count, bool waited, bool ma
   }
 }
 
-static void
-feed_hungry (struct conn *c)
-{
-  struct stream *s;
-
-  {
-    LOCK_IN_SCOPE (&c->streams_lock);
-    s = stream_hungry (&c->streams);
-  }
-  if (s)
-    go_ahead (c, s, 0, false, false, stats_now_ns ());
-}
-
-/* A buffer that was read for nothing is free: a stream that lacked it goes on at once.  Its client waits
- * for the plugin, and would ask for the next only when that has answered.  Wants engine.lock, lets go
- * of it meanwhile.  One thread does it for all that come until it is done: two would hide from each
- * other that the stream lacks buffers.
- */
-static void
-resume (struct conn *c)
-{
-  unsigned freed;
-
-  if (c->resuming++ > 0)
-    return;
-  do {
-    freed = c->resuming;
-    engine_unlock (c->engine);
-    feed_hungry (c);
-    engine_lock (c->engine);
-  } while (c->resuming > freed);
-  c->resuming = 0;
-}
-
 void
-ahead_answered (struct conn *c, struct stream *s, uint32_t count, bool waited, uint64_t now_ns)
-{
-  go_ahead (c, s, count, waited, true, now_ns);
-}
-
-void
-ahead_missed (struct conn *c, struct stream *s, uint64_t now_ns)
+ahead_missed (struct conn *c, struct stream *s)
 {
   struct stream_range r;
 
@@ -246,7 +204,7 @@ ahead_missed (struct conn *c, struct stream *s, uint64_t now_ns)
     r.to = MIN (s->ahead, c->backend.size);
   }
   if (r.from < r.to)
-    start (c, r, now_ns);       /* as far as there are buffers */
+    start (c, r);       /* as far as there are buffers */
 }
 
 struct stream *
@@ -263,8 +221,6 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
   *covered = s && offset + count <= s->ahead && offset + count == s->end;
   first = s && s->ahead < s->end;
-  if (s && left.from == left.to)
-    left = stream_succeed (&c->streams, s, c->unit);
   pthread_mutex_unlock (&c->streams_lock);
 
   drop (c, left);
@@ -272,6 +228,6 @@ ahead_note (struct conn *c, uint32_t count, uint64_t offset, uint64_t now_ns, bo
    * free first.
    */
   if (s && (first || left.from < left.to))
-    ahead_answered (c, s, 0, first, now_ns);
+    ahead_answered (c, s, 0, 0, first, now_ns);
   return s;
 }

@@ -18,12 +18,12 @@ extern struct stream *ahead_note (struct conn *, uint32_t count, uint64_t offset
 /* It was covered, but a buffer is missing: it was needed for a write.  There may be more such holes
  * before it comes to the end of what was read ahead: begins to fill them.
  */
-extern void ahead_missed (struct conn *, struct stream *, uint64_t now_ns);
-/* That read is done, and buffers may have become free: reads on ahead.  WAITED: it had to wait for
- * the plugin.
+extern void ahead_missed (struct conn *, struct stream *);
+/* That read has ended with ERR, and buffers may have become free: reads on ahead.
+ * WAITED: it had to wait for the plugin.
  */
-extern void ahead_answered (struct conn *, struct stream *, uint32_t count, bool waited,
-                            uint64_t now_ns);
+extern void ahead_answered (struct conn *, struct stream *, uint32_t count, int err,
+                            bool waited, uint64_t now_ns);
 /* Waits, for a request of this connection, until a READING buffer, which the
  * caller has pinned, is read.  Reads it on the calling thread if no worker has
  * begun.  Wants engine.lock, lets go of it meanwhile.  0, also where the plugin

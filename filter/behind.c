@@ -425,13 +425,12 @@ wake_writers (struct engine *e)
 }
 
 /* How long a writer waits while only other devices use buffers.  Its own device
- * would do the write in about half of that.  Prefetched data gives way when it
- * is no longer fresh.
+ * would do the write in about half of that.
  */
 static uint64_t
 others_patience_ns (struct conn *c)
 {
-  return 2 * pace_wait_ns (c->backend.pace_write) + (c->engine->clean.length > 0 ? 2 * FRESH_NS : 0);
+  return 2 * pace_wait_ns (c->backend.pace_write);
 }
 
 /* Waits until it is served, or a buffer may have become free.  EAGAIN if there is nothing to wait for.
@@ -442,7 +441,7 @@ wait_for_space (struct writer *w, uint64_t now_ns)
 {
   struct conn *c = w->conn;
   struct engine *e = c->engine;
-  uint64_t until, fresh;
+  uint64_t until, idle;
   int err;
 
   submit_all (e);
@@ -459,9 +458,9 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   }
   e->writer_called = false;     /* it may be for one that does something else just now: call the first, too */
   until = w->until_ns;
-  fresh = buffers_fresh_until (e);
-  if (fresh > 0)                /* not at once: a pinned one may have been due long ago */
-    until = MIN (until, MAX (fresh, now_ns + 1000000));
+  idle = buffers_idle_ns (e);
+  if (idle > 0)                 /* not at once: a pinned one may have been due long ago */
+    until = MIN (until, MAX (idle, now_ns + 1000000));
   err = engine_wait_plugin (c, w->woken, until);
   while (w->state == WRITER_SERVING)
     engine_wait (e, w->woken);

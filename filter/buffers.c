@@ -178,9 +178,17 @@ cancel_reading (struct buf *b)
   return true;
 }
 
+static bool
+is_ahead (const struct buf *b)
+{
+  return b->state == BUF_READING || b->state == BUF_CLEAN;
+}
+
 void
 buffers_remove (struct buf *b)
 {
+  if (is_ahead (b) && --b->conn->n_ahead == 0)
+    b->engine->readers--;
   g_tree_remove (b->engine->tree, b);
   b->node = NULL;
   atomic_fetch_sub (&b->engine->in_tree, 1);
@@ -238,12 +246,6 @@ evict (struct buf *b)
   buffers_remove (b);
 }
 
-static bool
-is_ahead (const struct buf *b)
-{
-  return b->state == BUF_READING || b->state == BUF_CLEAN;
-}
-
 void
 buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 {
@@ -296,22 +298,43 @@ take_free (struct engine *e)
 }
 
 uint64_t
-buffers_fresh_until (const struct engine *e)
+buffers_idle_ns (const struct engine *e)
 {
   const struct buf *oldest = e->clean.head ? e->clean.head->data : NULL;
 
-  return oldest ? oldest->since_ns + FRESH_NS : 0;
+  return oldest ? oldest->since_ns + STREAM_IDLE_NS : 0;
 }
 
-/* Makes a CLEAN buffer free that nobody has come for in a long time: the oldest. */
-static bool
-evict_idle (struct engine *e, uint64_t now_ns)
+void
+buffers_evict_idle (struct engine *e, uint64_t now_ns)
 {
-  for (GList *l = e->clean.head; l; l = l->next) {
+  for (GList *l = e->clean.head, *next; l; l = next) {
     struct buf *b = l->data;
 
+    next = l->next;
     if (b->since_ns + STREAM_IDLE_NS >= now_ns)
-      return false;
+      return;
+    if (b->pins == 0)
+      buffers_remove (b);
+  }
+}
+
+/* Whether reads ahead have more than their half. */
+static bool
+is_much_ahead (const struct engine *e)
+{
+  return e->clean.length + e->reading.length > e->config.buffers / 2;
+}
+
+/* Makes a buffer free that was read ahead: the one that was read last, as its
+ * stream comes to the others first.
+ */
+static bool
+evict_clean (struct engine *e)
+{
+  for (GList *l = e->clean.tail; l; l = l->prev) {
+    struct buf *b = l->data;
+
     if (b->pins == 0) {
       evict (b);
       return true;
@@ -320,56 +343,9 @@ evict_idle (struct engine *e, uint64_t now_ns)
   return false;
 }
 
-/* The last CLEAN one, that nobody reads just now, of what its connection has read ahead from B on without
- * a gap; NULL if there is none.  *END: where that ends.
- */
-static struct buf *
-furthest_clean (struct buf *b, uint64_t *end)
-{
-  struct conn *c = b->conn;
-  struct buf *found = NULL;
-
-  *end = b->base;
-  for (GTreeNode *node = b->node; node; node = g_tree_node_next (node)) {
-    b = g_tree_node_key (node);
-    if (b->base > *end)
-      break;
-    if (b->conn != c || !is_ahead (b))
-      continue;
-    if (b->state == BUF_CLEAN && b->pins == 0)
-      found = b;
-    *end = b->base + c->unit;
-  }
-  return found;
-}
-
-/* Where one is no longer fresh: the furthest there, as its stream comes to the others first. */
-static bool
-evict_clean (struct engine *e, uint64_t now_ns)
-{
-  struct conn *c = NULL;
-  uint64_t from = 0, end = 0;   /* of C, where nothing was found */
-
-  for (GList *l = e->clean.head; l; l = l->next) {
-    struct buf *b = l->data;
-
-    if (b->since_ns + FRESH_NS > now_ns)
-      return false;
-    if (b->conn == c && from <= b->base && b->base < end)
-      continue;
-    c = b->conn;
-    from = b->base;
-    b = furthest_clean (b, &end);
-    if (b) {
-      evict (b);
-      return true;
-    }
-  }
-  return false;
-}
-
-/* Makes the last buffer that waits for a worker to read ahead free, if no client waits for it.  The
- * workers begin with the first: where the last one has begun, all have.
+/* Makes the last buffer that waits for a worker to read ahead free, if no client
+ * waits for it.  The workers begin with the first: where the last one has begun,
+ * all have.
  */
 static bool
 evict_reading (struct engine *e)
@@ -392,25 +368,20 @@ struct buf *
 buffers_take_for_write (struct engine *e)
 {
   struct buf *b = take_free (e);
-  uint64_t now;
 
   if (b || e->clean.length + e->reading.length == 0)
     return b;
-  now = stats_now_ns ();
-  return evict_idle (e, now) || evict_clean (e, now) || evict_reading (e) ? take_free (e) : NULL;
+  buffers_evict_idle (e, stats_now_ns ());
+  b = take_free (e);
+  if (b == NULL && is_much_ahead (e) && (evict_reading (e) || evict_clean (e)))
+    b = take_free (e);
+  return b;
 }
 
 struct buf *
-buffers_take_for_ahead (struct engine *e, uint64_t now_ns)
+buffers_take_for_ahead (struct engine *e)
 {
-  struct buf *b;
-
-  if (e->writers.length > 0)
-    return NULL;
-  b = take_free (e);
-  if (b == NULL && evict_idle (e, now_ns))
-    b = take_free (e);
-  return b;
+  return e->writers.length > 0 && is_much_ahead (e) ? NULL : take_free (e);
 }
 
 void
@@ -430,8 +401,11 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t bas
   b->failed_seq = 0;
   b->reported = false;
   buffers_set_state (b, state);
-  if (state == BUF_READING)
+  if (state == BUF_READING) {
     c->n_reading++;
+    if (c->n_ahead++ == 0)
+      e->readers++;
+  }
   b->node = g_tree_insert_node (e->tree, b, b);
   atomic_fetch_add (&e->in_tree, 1);
 }

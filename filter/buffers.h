@@ -19,19 +19,19 @@ extern void buffers_destroy (struct engine *);
 extern struct buf *buffers_first (struct engine *, uint64_t offset, uint64_t end);
 extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
 
-/* What was read ahead so lately is about to be asked for where a stream is followed, and its buffer free
- * then.  Writes wait for that where all is as fresh: what they could take is what comes next, as the rest
- * is still being read, and a burst of writes (a journal's) stopped the stream for some latencies.
+/* Reads and writes have half of the buffers each while both want more; what was
+ * read ahead and nobody has come for in STREAM_IDLE_NS gives way to both.
  */
-#define FRESH_NS UINT64_C (20000000)
 
-/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  For a write a CLEAN buffer
- * gives way where one is no longer fresh, or one that waits to be read ahead; for reading ahead only one that
- * nobody has asked for in a long time, and none while a writer waits.  NULL if there is none.
+/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  NULL if
+ * there is none.
  */
-extern uint64_t buffers_fresh_until (const struct engine *);   /* the oldest one; 0: there is none */
 extern struct buf *buffers_take_for_write (struct engine *);
-extern struct buf *buffers_take_for_ahead (struct engine *, uint64_t now_ns);
+extern struct buf *buffers_take_for_ahead (struct engine *);
+/* Removes what has been idle that long. */
+extern void buffers_evict_idle (struct engine *, uint64_t now_ns);
+/* When the oldest CLEAN buffer is; 0: there is none. */
+extern uint64_t buffers_idle_ns (const struct engine *);
 extern void buffers_put (struct buf *);
 
 /* There may be a buffer for a writer that waits: wakes one.  Not one for each buffer, as by the time they

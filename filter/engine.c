@@ -58,20 +58,28 @@ engine_start (struct engine *e)
   return err;
 }
 
+/* Waits until nothing is read ahead through the connection any more. */
+static void
+wait_for_reads (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  handover_set_conn (c);
+  {
+    ENGINE_LOCK_IN_SCOPE (e);
+    while (c->n_reading > 0)
+      engine_wait_end (c, &e->progress);
+  }
+  handover_set_conn (NULL);
+}
+
 /* nbdkit may leave connections open when it ends: they end here. */
 static void
 close_all (struct engine *e)
 {
-  GList *l;
-
-  for (;;) {
-    {
-      ENGINE_LOCK_IN_SCOPE (e);
-      l = g_queue_peek_head_link (&e->conns);
-    }
-    if (l == NULL)
-      break;
+  for (GList *l = e->conns.head; l; l = l->next) {
     conn_close (l->data);
+    wait_for_reads (l->data);
   }
 }
 
@@ -316,12 +324,10 @@ conn_close (struct conn *c)
   {
     ENGINE_LOCK_IN_SCOPE (e);
     buffers_drop_conn (c, 0, UINT64_MAX);
-    while (c->n_reading + c->resuming > 0)
-      engine_wait_end (c, &e->progress);
-    g_queue_unlink (&e->conns, &c->link);
     changes_add_all (&c->device->gone_flushing, &c->flushing);
     changes_add_all (&c->device->gone, &c->wrote);      /* no call changes it any more */
-    if (atomic_load (&c->behind))
+    c->flushing.n = c->wrote.n = 0;
+    if (atomic_exchange (&c->behind, false))
       atomic_fetch_sub (&e->deferring, 1);
   }
   handover_set_conn (NULL);
@@ -330,8 +336,10 @@ conn_close (struct conn *c)
 void
 conn_free (struct conn *c)
 {
+  wait_for_reads (c);
   {
     ENGINE_LOCK_IN_SCOPE (c->engine);
+    g_queue_unlink (&c->engine->conns, &c->link);
     put_device (c->device);
   }
   pthread_mutex_destroy (&c->streams_lock);
@@ -463,7 +471,6 @@ struct pin {
 struct read {
   struct conn *c;
   struct stream *missed;        /* where to say that a buffer is missing; NULL: nowhere, or done */
-  uint64_t now_ns;
   char *buf;
   uint64_t offset, end;
   unsigned n;
@@ -577,7 +584,7 @@ static int
 read_part (struct read *r, uint64_t from, uint64_t to)
 {
   if (r->missed) {
-    ahead_missed (r->c, r->missed, r->now_ns);
+    ahead_missed (r->c, r->missed);
     r->missed = NULL;
   }
   return read_device (r->c, r->buf + (from - r->offset), to - from, from);
@@ -678,7 +685,6 @@ read_buffered (struct conn *c, struct stream *missed, void *buf, uint32_t count,
 
   r.c = c;
   r.missed = missed;
-  r.now_ns = now_ns;
   r.buf = buf;
   r.offset = offset;
   r.end = offset + count;
@@ -724,12 +730,12 @@ engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
     err = read_buffered (c, covered ? s : NULL, buf, count, offset, now, &waited);
   else {
     if (covered)
-      ahead_missed (c, s, now);
+      ahead_missed (c, s);
     waited = true;
     err = read_device (c, buf, count, offset);
   }
   if (s)
-    ahead_answered (c, s, count, waited, now);
+    ahead_answered (c, s, count, err, waited, now);
   end (c, STATS_READ, now, count);
   return err;
 }

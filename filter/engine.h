@@ -28,10 +28,13 @@ extern void engine_free (struct engine *);
 /* BACKEND: pace_* and stats are set here, the rest by the caller. */
 extern int conn_open (struct engine *, const char *export_name, const struct backend *, struct conn **);
 /* Ends the connection: waits for the calls under way, and writes its dirty
- * data.  Later calls fail; a second conn_close does nothing.
+ * data.  Later calls fail; a second conn_close does nothing.  What it reads ahead
+ * may still be under way: nbdkit lets the client go before conn_free.
  */
 extern void conn_close (struct conn *);
-/* After conn_close and the last call, before engine_free. */
+/* After conn_close and the last call, before engine_free.  Waits until nothing is
+ * read ahead through the connection any more.
+ */
 extern void conn_free (struct conn *);
 
 /* Enclose a call for the connection that is none of those below.  enter returns

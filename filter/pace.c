@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Pace and depth: see pace.h.
+ */
 #include "pace.h"
 
 #define load(p) atomic_load_explicit (p, memory_order_relaxed)
@@ -7,17 +11,18 @@ void
 pace_note (struct pace *p, uint64_t took_ns, uint32_t count)
 {
   uint64_t copy_ns = PACE_COPY_NS + count;
-  unsigned run = load (&p->run);
+  unsigned score = load (&p->score), more = load (&p->known) ? PACE_SLOW : PACE_MOST;
 
+  /* Written only when it changes: a device that copies has this line in every
+   * processor's cache.
+   */
   if (took_ns <= copy_ns) {
-    /* Written only when it changes: a device that copies has this line in every CPU's cache. */
-    if (run != 0)
-      store (&p->run, 0);
+    if (score > 0)
+      store (&p->score, score - 1);
   }
   else {
     store (&p->wait_ns, took_ns - copy_ns);
-    if (run < PACE_RUN)
-      store (&p->run, load (&p->known) ? run + 1 : PACE_RUN);
+    store (&p->score, score + more < PACE_MOST ? score + more : PACE_MOST);
   }
   if (!load (&p->known))
     store (&p->known, true);
@@ -26,7 +31,7 @@ pace_note (struct pace *p, uint64_t took_ns, uint32_t count)
 uint64_t
 pace_wait_ns (struct pace *p)
 {
-  return load (&p->run) == PACE_RUN ? load (&p->wait_ns) : 0;
+  return load (&p->score) >= PACE_WAITS ? load (&p->wait_ns) : 0;
 }
 
 void

@@ -1,18 +1,26 @@
-/* Does handing over pay?  Two questions, answered from what was measured a moment ago.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * pace: is the device one that waits, or one that copies?  Handing a request to another thread costs
- * a wake-up, in the order of 10 us.  An operation that takes no longer than PACE_COPY_NS plus its
- * bytes at 1 GB/s is a copy, and another thread could not do it sooner.  On a busy machine any one
- * operation may look slow because its thread lost the CPU, so a device waits once PACE_RUN
- * operations in a row did; only its very first operation decides alone.
+ * Does handing over pay?  Two questions, answered from what was measured a
+ * moment ago.
  *
- * depth: how many requests does this client keep in flight by itself?  The peak of the last two
- * epochs, an epoch being some device latencies long: a client that sends its requests in bursts,
- * one burst per latency, counts as deep between its bursts too.  Likewise the buffers that all
- * clients' writes in flight would fill.
+ * pace: is the device one that waits, or one that copies?  Handing a request to
+ * another thread costs a wake-up, in the order of 10 us.  An operation that
+ * takes no longer than PACE_COPY_NS plus its bytes at 1 GB/s is a copy, and
+ * another thread could not do it sooner.  Longer ones are slow.  A device waits
+ * if more than one operation in PACE_SLOW was slow lately: some blocks of a slow
+ * device may be fast, as holes or in a cache.  Any one operation of a fast
+ * device may look slow, where its thread has lost the processor: at most one in
+ * 280 did on two busy cores with 16 threads.  The very first
+ * operation decides alone.
  *
- * Both are advice.  All fields are atomics without order: a lost update costs speed for a moment,
- * never correctness.
+ * depth: how many requests does this client keep in flight by itself?  The peak
+ * of the last two epochs, an epoch being some device latencies long: a client
+ * that sends its requests in bursts, one burst per latency, counts as deep
+ * between its bursts too.  Likewise the buffers that all clients' writes in
+ * flight would fill.
+ *
+ * Both are advice.  All fields are atomics without order: a lost update costs
+ * speed for a moment, never correctness.
  */
 #ifndef ASYNCPOOL_PACE_H
 #define ASYNCPOOL_PACE_H
@@ -21,11 +29,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PACE_RUN = 8 };
+/* The score: a slow operation adds PACE_SLOW to it, a fast one takes 1 away. */
+enum { PACE_SLOW = 64, PACE_WAITS = 3 * PACE_SLOW, PACE_MOST = 4 * PACE_SLOW };
 #define PACE_COPY_NS UINT64_C (100000)
 
 struct pace {
-  atomic_uint run;              /* slow operations in a row, PACE_RUN at most */
+  atomic_uint score;            /* 0 to PACE_MOST; from PACE_WAITS on the device waits */
   atomic_bool known;            /* there was a first operation */
   atomic_uint_fast64_t wait_ns; /* of the latest slow one: its time above what copying takes */
 };

@@ -200,8 +200,7 @@ struct conn {
   struct changes flushing;      /* what it had changed before, until a flush shows it to all */
   unsigned n_dirty, n_reading;  /* its buffers in these states, READING also where dropped */
   uint64_t lost;                /* first unit read ahead that a write has taken since, or UINT64_MAX */
-  unsigned resuming;            /* buffers that became free while a thread reads ahead with them */
-  struct stream_counted counted;
+  unsigned n_ahead;             /* of these, and CLEAN ones, those in the tree */
   GList link;                   /* in engine.conns */
 };
 
@@ -260,7 +259,7 @@ struct engine {
   GQueue writers;               /* oldest first */
   unsigned n_writers;           /* that there ever were */
   bool writer_called;           /* one was woken since the last one began to wait, and has not run yet */
-  struct stream_census census;
+  unsigned readers;             /* connections with n_ahead > 0 */
   bool stopping, linger_idle;   /* idle: the thread waits for something to do */
   uint64_t patient_since_ns;    /* a write has no worker on its way; UINT64_MAX: none */
   struct cond writer_woken[WRITER_CONDS];       /* served; or a buffer became free, or none will */

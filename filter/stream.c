@@ -1,12 +1,26 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Streams and what to read ahead for them: see stream.h.
+ */
 #include <stddef.h>
 
 #include "stream.h"
 
-/* Of two that end in one place one has only looked ahead there: the one without a window. */
-static bool
-is_better (const struct stream *s, uint64_t gap, const struct stream *best, uint64_t least)
+static uint64_t
+min (uint64_t a, uint64_t b)
 {
-  return gap < least || (gap == least && best && s->window > best->window);
+  return a < b ? a : b;
+}
+
+/* Of two that end in one place one has only looked ahead there: the one that is
+ * no stream.
+ */
+static bool
+is_better (const struct stream *s, uint64_t gap, const struct stream *best,
+           uint64_t least)
+{
+  return gap < least
+    || (gap == least && best && s->is_sequential && !best->is_sequential);
 }
 
 static struct stream *
@@ -27,50 +41,6 @@ find (struct streams *t, uint64_t offset, uint64_t slack)
   return best;
 }
 
-/* Where the stream ends in whose window OFFSET is, or as far behind that, 0 if in none. */
-static uint64_t
-end_before (const struct streams *t, uint64_t offset)
-{
-  uint64_t nearest = 0;
-
-  for (unsigned i = 0; i < STREAMS; i++) {
-    const struct stream *s = &t->s[i];
-
-    if (s->used && s->window > 0 && s->end < offset && s->end < s->ahead
-        && offset - s->end < 2 * (s->ahead - s->end) && s->end > nearest)
-      nearest = s->end;
-  }
-  return nearest;
-}
-
-/* The second read of TARGET: is it where a stream has jumped to?  Then returns that stream, which
- * goes on from there; nobody but the table knows TARGET yet.
- */
-static struct stream *
-jump (struct streams *t, struct stream *target, uint64_t slack, struct stream_range *left)
-{
-  uint64_t start = target->start, to;
-
-  for (unsigned i = 0; i < STREAMS; i++) {
-    struct stream *s = &t->s[i];
-
-    if (s->used && s->window > 0 && s->end == target->jumped) {
-      to = start - slack < s->ahead ? start - slack : s->ahead;
-      if (start > slack && to > s->end)
-        *left = (struct stream_range) { .from = s->end, .to = to };
-      s->start = start;
-      s->end = target->end;
-      s->answered = target->answered;
-      s->began_ns = target->began_ns;   /* as any that begins here, see stream_take */
-      s->half = target->half;
-      s->half_ns = target->half_ns;
-      *target = (struct stream) { 0 };
-      return s;
-    }
-  }
-  return target;
-}
-
 /* A free place, or the one that was longest unused. */
 static struct stream *
 take_place (struct streams *t)
@@ -86,6 +56,48 @@ take_place (struct streams *t)
   return oldest;
 }
 
+/* How far S has come. */
+static uint64_t
+run_of (const struct stream *s)
+{
+  return s->end - s->start;
+}
+
+/* Whether O has ended, as S sees it.  The requests that a client sends together
+ * come in any order, so the end of O and the beginning of S may overlap.
+ */
+static bool
+has_ended (const struct stream *o, const struct stream *s)
+{
+  return o->used && o != s
+    && o->last_ns < s->began_ns + (s->last_ns - s->began_ns) / 2;
+}
+
+/* S has begun in what was read ahead for a stream that has ended: it uses that.
+ * Where the gap is small, a file system's own blocks, it continues that stream.
+ * Returns what is between the two.
+ */
+static struct stream_range
+join (struct streams *t, struct stream *s)
+{
+  for (unsigned i = 0; i < STREAMS; i++) {
+    struct stream *o = &t->s[i];
+    struct stream_range gap = { o->end, s->start };
+
+    if (!has_ended (o, s) || s->start < o->end || o->ahead <= s->start)
+      continue;
+    if (s->ahead < o->ahead)
+      s->ahead = o->ahead;
+    o->ahead = o->end;
+    if (gap.to - gap.from <= run_of (o) / 8) {
+      s->start = o->start;
+      *o = (struct stream) { 0 };
+    }
+    return gap;
+  }
+  return (struct stream_range) { 0 };
+}
+
 struct stream *
 stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
              uint64_t now_ns, struct stream_range *left)
@@ -95,121 +107,43 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
 
   *left = (struct stream_range) { 0 };
   if (s == NULL) {
-    uint64_t jumped = end_before (t, offset);
-
     s = take_place (t);
     if (s->used && s->ahead > s->end)
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
-    *s = (struct stream) { .used = true, .start = offset, .end = end, .answered = count, .began_ns = now_ns,
-                           .last_ns = now_ns, .half = end, .half_ns = now_ns, .jumped = jumped };
+    *s = (struct stream) {
+      .used = true, .start = offset, .end = end, .began_ns = now_ns,
+      .last_ns = now_ns
+    };
     return NULL;
   }
-  if (s->left) {
-    s->left = false;
-    s->stays = true;
-  }
-  if (s->window == 0 && s->jumped > 0)
-    s = jump (t, s, slack, left);
   if (end > s->end)
     s->end = end;
   if (offset < s->start)
     s->start = offset;          /* the first ones came out of order */
-  if (s->end - s->start >= 2 * (s->half - s->start)) {
-    s->began_ns = s->half_ns;
-    s->half = s->end;
-    s->half_ns = now_ns;
-  }
   s->last_ns = now_ns;
-  if (s->window == 0)
-    s->window = WINDOW_MIN;
+  if (!s->is_sequential)
+    *left = join (t, s);
+  s->is_sequential = true;
   return s;
 }
 
 void
-stream_answered (struct stream *s, uint32_t count, bool waited)
+stream_answered (struct streams *t, uint32_t count, bool waited)
 {
-  s->answered += count;
-  s->waited |= waited;
-}
-
-struct stream_range
-stream_plan (struct stream *s, uint32_t unit, uint32_t max_window, uint64_t size)
-{
-  struct stream_range r;
-  uint64_t to;
-
-  s->cut = false;
-  if (max_window == 0 || s->window == 0)
-    return (struct stream_range) { 0 };
-  while (s->waited && s->window < max_window && s->answered / unit >= s->window / 4)
-    s->window *= 2;
-  s->waited = false;
-  if (s->window > max_window)
-    s->window = max_window;
-
-  r.from = s->end / unit * unit;
-  if (r.from < s->ahead)
-    r.from = s->ahead;
-  to = (s->end / unit + s->window) * unit;
-  r.to = to < size ? to : size;
-  if (r.from >= r.to)
-    return (struct stream_range) { 0 };
-  s->ahead = to;
-  return r;
+  t->answered += count;
+  t->waited |= waited;
 }
 
 void
-stream_cut (struct stream *s, uint64_t offset)
+stream_failed (struct streams *t)
 {
-  if (offset < s->ahead)
-    s->ahead = offset;
-  s->cut = s->used;
-}
-
-void
-stream_lost (struct streams *t, uint64_t offset)
-{
-  for (unsigned i = 0; i < STREAMS; i++)
-    if (t->s[i].used && t->s[i].end <= offset && offset < t->s[i].ahead)
-      stream_cut (&t->s[i], offset);
-}
-
-/* Whether nothing was read from O since S began. */
-static bool
-is_silent (const struct stream *o, const struct stream *s)
-{
-  return o->used && o->last_ns < s->began_ns;
-}
-
-struct stream *
-stream_hungry (struct streams *t)
-{
-  struct stream *last = &t->s[0], *hungry = NULL;
-
-  for (unsigned i = 1; i < STREAMS; i++)
-    if (t->s[i].last_ns > last->last_ns)
-      last = &t->s[i];
-  for (unsigned i = 0; i < STREAMS; i++) {
-    struct stream *s = &t->s[i];
-
-    if (s->cut && !is_silent (s, last) && (hungry == NULL || s->last_ns > hungry->last_ns))
-      hungry = s;
-  }
-  return hungry;
-}
-
-void
-stream_end (struct streams *t, uint64_t from, uint64_t to)
-{
-  for (unsigned i = 0; i < STREAMS; i++)
-    if (t->s[i].used && from < t->s[i].ahead && t->s[i].end < to)
-      t->s[i] = (struct stream) { 0 };  /* who still has it plans nothing */
+  t->answered = 0;
 }
 
 static bool
 is_active (const struct stream *s, uint64_t now_ns)
 {
-  return s->used && !s->left && s->window > 0 && now_ns < s->last_ns + STREAM_IDLE_NS;
+  return s->is_sequential && now_ns < s->last_ns + STREAM_IDLE_NS;
 }
 
 unsigned
@@ -222,15 +156,18 @@ stream_active (const struct streams *t, uint64_t now_ns)
   return n;
 }
 
-/* Whether O, of the same table, is to have a part beside S. */
 static bool
 is_beside (const struct stream *o, const struct stream *s, uint64_t now_ns)
 {
-  return o != s && is_active (o, now_ns) && o->last_ns >= s->began_ns;
+  return o != s && is_active (o, now_ns) && !has_ended (o, s);
 }
 
-uint32_t
-stream_part (const struct streams *t, const struct stream *s, uint32_t share, uint64_t now_ns)
+/* What the streams beside S leave of a share: each has what it is ahead, but no
+ * more than an equal part.
+ */
+static uint32_t
+part_of (const struct streams *t, const struct stream *s, uint32_t unit,
+         uint32_t share, uint64_t now_ns)
 {
   uint32_t equal, left = share;
   unsigned n = 1;
@@ -238,53 +175,107 @@ stream_part (const struct streams *t, const struct stream *s, uint32_t share, ui
   for (unsigned i = 0; i < STREAMS; i++)
     n += is_beside (&t->s[i], s, now_ns);
   equal = share / n;
-  for (unsigned i = 0; i < STREAMS; i++)
-    if (is_beside (&t->s[i], s, now_ns))
-      left -= t->s[i].window < equal ? t->s[i].window : equal;
+  for (unsigned i = 0; i < STREAMS; i++) {
+    const struct stream *o = &t->s[i];
+
+    if (is_beside (o, s, now_ns) && o->ahead > o->end)
+      left -= min ((o->ahead - o->end + unit - 1) / unit, equal);
+  }
   return left;
 }
 
-/* It is silent since S began, and S does not come to it. */
-static bool
-is_left (const struct stream *o, const struct stream *s)
+/* How far S is likely to come, see above. */
+static uint64_t
+likely_end (const struct streams *t, const struct stream *s)
 {
-  return is_silent (o, s) && (o->ahead <= s->end || s->ahead <= o->end);
+  uint64_t run = run_of (s), runs[STREAMS];
+  unsigned n = 0, n_ended = 0;
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    const struct stream *o = &t->s[i];
+    unsigned j;
+
+    if (!has_ended (o, s))
+      continue;
+    n_ended++;
+    if (run_of (o) < run)
+      continue;
+    for (j = n++; j > 0 && runs[j - 1] > run_of (o); j--)
+      runs[j] = runs[j - 1];
+    runs[j] = run_of (o);
+  }
+  if (n_ended == 0)
+    return UINT64_MAX;
+  return n == 0 ? s->end + run / 2 : s->start + runs[n / 8];
+}
+
+/* Doubles the window where that is due. */
+static void
+grow (struct streams *t, uint32_t unit, uint32_t share)
+{
+  if (t->window == 0 || t->failed)
+    t->window = WINDOW_MIN;
+  t->failed = false;
+  if (t->waited && t->window < share && t->answered / unit >= t->window / 4) {
+    t->window *= 2;
+    t->answered = 0;
+  }
+  t->waited = false;
 }
 
 struct stream_range
-stream_succeed (struct streams *t, struct stream *s, uint32_t unit)
+stream_plan (struct streams *t, struct stream *s, uint32_t unit, uint32_t share,
+             uint64_t size, uint64_t now_ns)
 {
-  struct stream_range r = { 0 };
-  uint64_t earned;
+  struct stream_range r;
+  uint64_t to;
 
-  for (unsigned i = 0; i < STREAMS && s->end - s->start >= WINDOW_MIN * unit; i++) {
-    struct stream *o = &t->s[i];
-    bool is_within = o->end <= s->start && s->end < o->ahead;
-
-    if (s->stays || o->stays || o->window <= s->window || !is_active (o, s->began_ns)
-        || !(is_left (o, s) || (is_within && is_silent (o, s))))
-      continue;
-    earned = o->answered / unit;
-    if (earned <= s->window)
-      continue;
-    s->window = o->window < earned ? o->window : earned;
-    if (is_within && s->ahead < o->ahead)
-      s->ahead = o->ahead;
-    if (o->ahead > o->end) {
-      r = (struct stream_range) { .from = o->end, .to = o->ahead };
-      if (r.from <= s->start && s->start < r.to)
-        r.to = s->start;
-    }
-    o->left = true;
-    o->cut = false;
-    o->ahead = 0;
-    break;
-  }
+  if (share == 0 || !s->is_sequential
+      || (t->failed && t->answered < WINDOW_MIN * (uint64_t) unit))
+    return (struct stream_range) { 0 };
+  grow (t, unit, share);
+  to = s->end / unit
+    + min (t->window, part_of (t, s, unit, share, now_ns));
+  to = min (to * unit, size);
+  to = min (to, likely_end (t, s));
+  r.from = s->end / unit * unit;
+  if (r.from < s->ahead)
+    r.from = s->ahead;
+  if (to <= s->end || to <= r.from)
+    return (struct stream_range) { 0 };
+  s->ahead = (to + unit - 1) / unit * unit;
+  r.to = min (s->ahead, size);
   return r;
 }
 
+void
+stream_cut (struct stream *s, uint64_t offset)
+{
+  if (offset < s->ahead)
+    s->ahead = offset;
+}
+
+void
+stream_lost (struct streams *t, uint64_t offset)
+{
+  for (unsigned i = 0; i < STREAMS; i++)
+    if (t->s[i].used && t->s[i].end <= offset)
+      stream_cut (&t->s[i], offset);
+}
+
+void
+stream_end (struct streams *t, uint64_t from, uint64_t to)
+{
+  t->failed = true;
+  t->answered = 0;
+  for (unsigned i = 0; i < STREAMS; i++)
+    if (t->s[i].used && from < t->s[i].ahead && t->s[i].end < to)
+      t->s[i] = (struct stream) { 0 };  /* who still has it plans nothing */
+}
+
 struct stream_range
-stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t bytes)
+stream_take (struct streams *t, const struct stream *s, uint32_t unit,
+             uint64_t bytes)
 {
   struct stream *from = NULL;
   struct stream_range r;
@@ -292,7 +283,10 @@ stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t 
   for (unsigned i = 0; i < STREAMS; i++) {
     struct stream *o = &t->s[i];
 
-    if (o->ahead > o->end && is_left (o, s) && (from == NULL || o->last_ns < from->last_ns))
+    /* Not where S is, or comes to. */
+    if (o->ahead > o->end && has_ended (o, s)
+        && (o->ahead <= s->end || s->ahead <= o->end)
+        && (from == NULL || o->last_ns < from->last_ns))
       from = o;
   }
   if (from == NULL)
@@ -304,40 +298,4 @@ stream_take (struct streams *t, const struct stream *s, uint32_t unit, uint64_t 
     r.from = r.to - bytes;
   from->ahead = r.from;
   return r;
-}
-
-/* Begins EPOCH for a count that was last made in FROM. */
-static void
-count_turn (struct stream_count *n, uint64_t from, uint64_t epoch)
-{
-  n->last = from + 1 == epoch ? n->now : 0;
-  n->now = 0;
-}
-
-static unsigned
-count_largest (const struct stream_count *n)
-{
-  return n->last > n->now ? n->last : n->now;
-}
-
-unsigned
-stream_census (struct stream_census *t, struct stream_counted *c, unsigned mine, unsigned buffers,
-               uint64_t now_ns)
-{
-  uint64_t epoch = now_ns / STREAM_IDLE_NS;
-
-  /* Only forward: a time is when a request came, and requests do not end in that order. */
-  if (epoch > t->epoch) {
-    count_turn (&t->all, t->epoch, epoch);
-    t->epoch = epoch;
-  }
-  if (c->epoch < t->epoch) {
-    count_turn (&c->own, c->epoch, t->epoch);
-    c->epoch = t->epoch;
-  }
-  if (mine > c->own.now) {
-    t->all.now += mine - c->own.now;
-    c->own.now = mine;
-  }
-  return (uint64_t) buffers * count_largest (&c->own) / count_largest (&t->all);
 }

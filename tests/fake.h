@@ -92,7 +92,7 @@ extern unsigned fake_collisions (struct fake *);
 static inline void
 fake_make_slow (struct conn *c)
 {
-  for (unsigned i = 0; i < PACE_RUN; i++) {
+  for (unsigned i = 0; i < PACE_MOST / PACE_SLOW; i++) {
     pace_note (c->backend.pace_read, 64000000, 1);
     pace_note (c->backend.pace_write, 64000000, 1);
   }

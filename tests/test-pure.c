@@ -107,7 +107,7 @@ note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack, uint64
 
   g_assert_cmpuint (left.from, ==, left.to);
   if (s)
-    stream_answered (s, count, true);
+    stream_answered (t, count, true);
   return s;
 }
 
@@ -121,7 +121,7 @@ test_stream_detection (void)
   g_assert_null (note (&t, 1000 + 4097, 4096, 0, 2));   /* one byte beside it */
   s = note (&t, 1000 + 4096, 100, 0, 3);
   g_assert_nonnull (s);
-  g_assert_cmpuint (s->window, ==, WINDOW_MIN);
+  g_assert_true (s->is_sequential);
   g_assert_true (note (&t, 1000 + 4196, 1, 0, 4) == s);
   g_assert_cmpuint (stream_active (&t, 5), ==, 1);
   /* Reading it once more is another one's affair. */
@@ -220,25 +220,24 @@ test_stream_window (void)
 
   for (unsigned m = 0; m < G_N_ELEMENTS (maxima); m++) {
     struct streams t = { 0 };
-    uint32_t last = 0;
+    uint32_t last = WINDOW_MIN, since = 0;
     struct stream *s = NULL;
 
     for (unsigned i = 0; i < 4 * 4000; i++) {
       s = note (&t, i * (unit / 4), unit / 4, 0, i);
       if (i == 0)
         continue;
-      (void) stream_plan (s, unit, maxima[m], UINT64_MAX / 2);
-      g_assert_cmpuint (s->window, <=, maxima[m]);
-      g_assert_cmpuint (s->window, >=, last);
-      if (i == 1)
-        g_assert_cmpuint (s->window, ==, MIN (WINDOW_MIN, maxima[m]));
-      else if (s->window != last) {
-        g_assert_cmpuint (s->window, ==, MIN (2 * last, maxima[m]));
-        g_assert_cmpuint (i + 1, >=, last / 4 * 4);     /* quarters of a unit that were read */
+      since++;
+      (void) stream_plan (&t, s, unit, maxima[m], UINT64_MAX / 2, i);
+      g_assert_cmpuint (s->ahead, <=, (s->end / unit + maxima[m]) * unit);
+      if (t.window != last) {
+        g_assert_cmpuint (t.window, ==, 2 * last);
+        g_assert_cmpuint (since, >=, last / 4 * 4);     /* quarters of a unit that were read */
+        since = 0;
       }
-      last = s->window;
+      last = t.window;
     }
-    g_assert_cmpuint (last, ==, maxima[m]);
+    g_assert_cmpuint (s->ahead, ==, (s->end / unit + maxima[m]) * unit);
   }
 }
 
@@ -255,12 +254,12 @@ test_stream_window_slow (void)
 
     if (s == NULL)
       continue;
-    stream_answered (s, unit, i == 50);
-    (void) stream_plan (s, unit, 64, UINT64_MAX / 2);
+    stream_answered (&t, unit, i == 50);
+    (void) stream_plan (&t, s, unit, 64, UINT64_MAX / 2, i);
     if (i < 50)
-      g_assert_cmpuint (s->window, ==, WINDOW_MIN);
+      g_assert_cmpuint (t.window, ==, WINDOW_MIN);
     else
-      g_assert_cmpuint (s->window, >, WINDOW_MIN);
+      g_assert_cmpuint (t.window, ==, 2 * WINDOW_MIN);
   }
 }
 
@@ -274,9 +273,9 @@ test_stream_window_none (void)
 
   note (&t, 0, 4096, 0, 1);
   s = note (&t, 4096, 4096, 0, 2);
-  r = stream_plan (s, 64 * KIB, 0, MIB);
+  r = stream_plan (&t, s, 64 * KIB, 0, MIB, 2);
   g_assert_cmpuint (r.from, ==, r.to);
-  r = stream_plan (s, 64 * KIB, 8, MIB);
+  r = stream_plan (&t, s, 64 * KIB, 8, MIB, 2);
   g_assert_cmpuint (r.from, <, r.to);
 }
 
@@ -300,7 +299,7 @@ test_stream_plan (void)
 
         offset += count;
         if (s) {
-          struct stream_range r = stream_plan (s, unit, g_test_rand_int_range (1, 70), size);
+          struct stream_range r = stream_plan (&t, s, unit, g_test_rand_int_range (1, 70), size, now_ns);
 
           if (r.from == r.to)
             continue;
@@ -334,18 +333,18 @@ test_stream_cut (gconstpointer data)
   uint32_t count = GPOINTER_TO_UINT (data), unit = 64 * KIB;    /* of a read */
   struct streams t = { 0 };
   struct stream *s = begin_stream (&t, 0, count);
-  struct stream_range r = stream_plan (s, unit, 8, 100 * MIB), again;
+  struct stream_range r = stream_plan (&t, s, unit, 8, 100 * MIB, 2), again;
 
   g_assert_cmpuint (r.to - r.from, >=, 4 * unit);
   stream_cut (s, r.from + 2 * unit);           /* there were two buffers */
-  again = stream_plan (s, unit, 8, 100 * MIB);
+  again = stream_plan (&t, s, unit, 8, 100 * MIB, 2);
   g_assert_cmpuint (again.from, ==, r.from + 2 * unit);
   g_assert_cmpuint (again.to, >=, r.to);
   stream_cut (s, again.to);                    /* nothing of it */
-  again = stream_plan (s, unit, 8, 100 * MIB);
+  again = stream_plan (&t, s, unit, 8, 100 * MIB, 2);
   g_assert_cmpuint (again.from, ==, again.to);
   stream_cut (s, r.from);                      /* there was none */
-  again = stream_plan (s, unit, 8, 100 * MIB);
+  again = stream_plan (&t, s, unit, 8, 100 * MIB, 2);
   g_assert_cmpuint (again.from, <, again.to);
   g_assert_cmpuint (again.from, ==, r.from);
 }
@@ -356,487 +355,425 @@ test_stream_end (gconstpointer data)
   uint32_t count = GPOINTER_TO_UINT (data), unit = 64 * KIB;
   struct streams t = { 0 };
   struct stream *other = begin_stream (&t, 50 * MIB, count), *s = begin_stream (&t, 0, count);
-  struct stream_range r = stream_plan (s, unit, 8, 100 * MIB);
+  struct stream_range r = stream_plan (&t, s, unit, 8, 100 * MIB, 2);
 
-  stream_plan (other, unit, 8, 100 * MIB);
+  stream_plan (&t, other, unit, 8, 100 * MIB, 2);
   stream_end (&t, r.from, r.from + unit);
   g_assert_cmpuint (stream_active (&t, 3), ==, 1);
   /* Who still has it gets nothing. */
-  stream_answered (s, MIB, true);
-  r = stream_plan (s, unit, 100, 100 * MIB);
+  stream_answered (&t, MIB, true);
+  r = stream_plan (&t, s, unit, 100, 100 * MIB, 3);
   g_assert_cmpuint (r.from, ==, r.to);
   g_assert_null (note (&t, 2 * count, count, 0, 4));
   g_assert_true (note (&t, 50 * MIB + 2 * count, count, 0, 5) == other);
-  /* It starts small again. */
-  s = note (&t, 3 * count, count, 0, 6);
-  g_assert_nonnull (s);
-  g_assert_cmpuint (s->window, ==, WINDOW_MIN);
+  g_assert_nonnull (note (&t, 3 * count, count, 0, 6));
 }
 
-/* Jumps.  The stream has read units 0 and 1, and 2 to 9 are read ahead: its window is 8. */
+/* Earlier streams.  U is both the unit and the size of a read. */
 
 #define U (64 * KIB)
+#define FAR_END (UINT64_C (1) << 40)
 
+/* N reads in sequence from OFFSET on, each a nanosecond after the last one. */
 static struct stream *
-begin_to_jump (struct streams *t)
+run (struct streams *t, uint64_t offset, unsigned n, uint64_t *now_ns)
 {
-  struct stream *s = begin_stream (t, 0, U);
-  struct stream_range r = stream_plan (s, U, 8, 10000 * MIB);
+  struct stream_range left;
+  struct stream *s = NULL;
 
-  g_assert_cmpuint (r.to, ==, 10 * U);
-  g_assert_cmpuint (s->window, ==, 8);
+  for (unsigned i = 0; i < n; i++) {
+    s = stream_note (t, offset + i * U, U, 0, ++*now_ns, &left);
+    if (s)
+      stream_answered (t, U, true);
+  }
   return s;
 }
 
-struct jump {
-  const char *name;
-  uint64_t to, slack;
-  bool taken;
-  struct stream_range left;
-};
-
-static const struct jump jumps[] = {
-  { "inside", 5 * U, 0, true, { 2 * U, 5 * U } },
-  { "odd", 5 * U + 512, 0, true, { 2 * U, 5 * U + 512 } },
-  { "first-byte", 2 * U + 1, 0, true, { 2 * U, 2 * U + 1 } },
-  { "last-byte", 10 * U - 1, 0, true, { 2 * U, 10 * U - 1 } },
-  { "edge", 10 * U, 0, true, { 2 * U, 10 * U } },
-  { "far", 18 * U - 1, 0, true, { 2 * U, 10 * U } },
-  { "far-edge", 18 * U, 0, false, { 0 } },
-  { "beyond", 1000 * U, 0, false, { 0 } },
-  { "backwards", 0, 0, false, { 0 } },
-  { "slack", 5 * U, U, true, { 2 * U, 4 * U } },
-  { "slack-most", 5 * U, 3 * U - 1, true, { 2 * U, 2 * U + 1 } },
-};
-
-static void
-test_stream_jump (gconstpointer data)
-{
-  const struct jump *j = data;
-  struct streams t = { 0 };
-  struct stream *s = begin_to_jump (&t), *got;
-  struct stream_range left, r;
-
-  g_assert_null (stream_note (&t, j->to, U, j->slack, 3, &left));
-  g_assert_cmpuint (left.from, ==, left.to);
-  g_assert_cmpuint (s->end, ==, 2 * U);                 /* nothing yet */
-  g_assert_cmpuint (stream_active (&t, 3), ==, 1);
-  got = stream_note (&t, j->to + U, U, j->slack, 4, &left);
-  g_assert_cmpuint (left.from, ==, j->left.from);
-  g_assert_cmpuint (left.to, ==, j->left.to);
-  g_assert_true ((got == s) == j->taken);
-  g_assert_cmpuint (stream_active (&t, 4), ==, j->taken ? 1 : 2);
-  g_assert_cmpuint (got->window, ==, j->taken ? 8 : WINDOW_MIN);
-  g_assert_cmpuint (got->end, ==, j->to + 2 * U);
-  g_assert_cmpuint (got->answered, ==, U);              /* not what was skipped or before */
-  g_assert_cmpuint (got->began_ns, ==, 3);
-  if (!j->taken)
-    return;
-  stream_answered (s, U, false);
-  r = stream_plan (s, U, 8, 10000 * MIB);
-  g_assert_cmpuint (r.from, ==, MAX (10, s->end / U) * U);
-  g_assert_cmpuint (r.to, ==, (s->end / U + 8) * U);
-  g_assert_true (note (&t, s->end, U, j->slack, 5) == s);
-  g_assert_null (note (&t, j->to + U, U, 0, 6));        /* none is left there */
-}
-
-/* With enough slack it is no jump, and nothing is left. */
-static void
-test_stream_jump_slack (void)
-{
-  struct streams t = { 0 };
-  struct stream *s = begin_to_jump (&t);
-
-  g_assert_true (note (&t, 5 * U, U, 3 * U, 3) == s);
-  g_assert_cmpuint (s->end, ==, 6 * U);
-  g_assert_true (note (&t, 3 * U, U, 3 * U, 4) == s);   /* was overtaken */
-  g_assert_cmpuint (s->end, ==, 6 * U);
-  /* It may be more for the second read of a jump. */
-  stream_plan (s, U, 8, 10000 * MIB);
-  g_assert_null (note (&t, 9 * U, U, 0, 5));
-  g_assert_true (note (&t, 10 * U, U, 10 * U, 6) == s);
-}
-
-/* In the windows of two streams: of the nearer one, unless it continues one. */
-static void
-test_stream_jump_two (void)
-{
-  struct streams t = { 0 };
-  struct stream *b = begin_stream (&t, 6 * U, U), *a;
-  struct stream_range left;
-
-  stream_plan (b, U, 8, 10000 * MIB);
-  a = begin_to_jump (&t);
-  g_assert_true (note (&t, 8 * U, U, 0, 4) == b);       /* inside what is ahead of the other one */
-  g_assert_true (note (&t, 2 * U, U, 0, 5) == a);
-  g_assert_null (note (&t, 9 * U + 512, 512, 0, 6));
-  g_assert_true (stream_note (&t, 9 * U + 1024, 512, 0, 7, &left) == b);
-  g_assert_cmpuint (left.from, ==, 9 * U);
-  g_assert_cmpuint (left.to, ==, 9 * U + 512);
-  g_assert_null (note (&t, 8 * U, 512, 0, 8));          /* behind that one now */
-  g_assert_true (stream_note (&t, 8 * U + 512, 512, 0, 9, &left) == a);
-  g_assert_cmpuint (left.from, ==, 3 * U);
-  g_assert_cmpuint (left.to, ==, 8 * U);
-}
-
-/* Single reads ahead leave the stream where it is; the first that is continued is the jump. */
-static void
-test_stream_jump_again (void)
-{
-  struct streams t = { 0 };
-  struct stream *s = begin_to_jump (&t), *other;
-  struct stream_range left;
-
-  g_assert_null (note (&t, 4 * U, U, 0, 3));
-  g_assert_null (note (&t, 6 * U, U, 0, 4));
-  g_assert_null (note (&t, 8 * U, U, 0, 5));
-  g_assert_cmpuint (s->end, ==, 2 * U);
-  g_assert_true (stream_note (&t, 7 * U, U, 0, 6, &left) == s);
-  g_assert_cmpuint (left.from, ==, 2 * U);
-  g_assert_cmpuint (left.to, ==, 6 * U);
-  g_assert_cmpuint (s->window, ==, 8);
-  other = note (&t, 5 * U, U, 0, 7);                    /* it has gone from there */
-  g_assert_true (other && other != s);
-  g_assert_cmpuint (other->window, ==, WINDOW_MIN);
-  g_assert_cmpuint (s->end, ==, 8 * U);
-}
-
-/* Who goes on in his own place keeps his window, whoever begins to read in it; and where he comes to
- * what he has looked at before.
+/* A table of earlier runs, how far a new one has come, and how far it may read
+ * ahead.
  */
-static void
-test_stream_jump_beside (void)
-{
-  struct streams t = { 0 };
-  struct stream *s, *other;
+static const struct likely {
+  const char *name;
+  unsigned runs[8], come, ahead;
+} likely[] = {
+  { "first", { 0 }, 3, 16 },
+  { "one", { 9 }, 3, 6 },
+  { "at-its-end", { 9 }, 9, 0 },
+  { "further-than-all", { 9 }, 12, 6 },
+  { "too-short-ones", { 2, 2, 3, 3 }, 4, 2 },
+  { "all-of-few", { 9, 7, 8, 12 }, 3, 4 },
+  { "seven-of-eight", { 5, 7, 9, 12, 13, 12, 20, 12 }, 3, 4 },
+  { "of-those-that-came-as-far", { 2, 2, 2, 12 }, 4, 8 },
+  { "long", { 100, 90, 200 }, 10, 16 },
+};
 
-  note (&t, 5 * U, U, 0, 0);                            /* gets the first place */
-  s = begin_to_jump (&t);
-  g_assert_null (note (&t, 8 * U, U, 0, 3));
-  for (unsigned i = 2; i < 6; i++)
-    g_assert_true (note (&t, i * U, U, 0, 2 + i) == s);
-  g_assert_true (note (&t, 6 * U, U, 0, 8) == s);       /* both ended there */
-  g_assert_cmpuint (s->window, ==, 8);
-  other = note (&t, 9 * U, U, 0, 9);
-  g_assert_true (other && other != s);
-  g_assert_cmpuint (other->window, ==, WINDOW_MIN);
-  g_assert_true (note (&t, 7 * U, U, 0, 10) == s);
+static void
+test_stream_likely (gconstpointer data)
+{
+  const struct likely *l = data;
+  struct streams t = { .window = 16 };
+  struct stream_range r;
+  struct stream *s;
+  uint64_t now_ns = 0;
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (l->runs) && l->runs[i] > 0; i++)
+    run (&t, (i + 1) * 1000 * MIB, l->runs[i], &now_ns);
+  s = run (&t, 0, l->come, &now_ns);
+  r = stream_plan (&t, s, U, 16, FAR_END, now_ns);
+  g_assert_cmpuint (r.to - r.from, ==, l->ahead * U);
+  if (l->ahead > 0)
+    g_assert_cmpuint (r.from, ==, l->come * U);
 }
 
-/* Random reads in a window, also in pairs, cost nobody the window, nor make one grow. */
+/* Runs of one length: what is left unread is a small part of what was read. */
 static void
-test_stream_jump_random (gconstpointer data)
+test_stream_sparse (gconstpointer data)
 {
-  unsigned reads = GPOINTER_TO_UINT (data);             /* in a row */
+  unsigned most = GPOINTER_TO_UINT (data), n = 0;
+  uint64_t now_ns = 0, used = 0, unused = 0;
   struct streams t = { 0 };
-  struct stream *s = begin_to_jump (&t);
-  unsigned now_ns = 10;
+
+  for (uint64_t offset = 0; offset < 1000 * MIB; offset += 16 * MIB) {
+    unsigned length = most < 16 ? most : 1 + n++ * 7 % 32;
+    struct stream_range left;
+    struct stream *s = NULL;
+
+    for (unsigned i = 0; i < length; i++) {
+      s = stream_note (&t, offset + i * U, U, 0, ++now_ns, &left);
+      if (s == NULL)
+        continue;
+      stream_answered (&t, U, true);
+      stream_plan (&t, s, U, 64, FAR_END, now_ns);
+    }
+    used += length;
+    if (s && s->ahead > s->end)
+      unused += (s->ahead - s->end) / U;
+  }
+  g_assert_cmpuint (unused, <=, used / 4);
+}
+
+/* Two pages read together, here and there, are not read ahead, but the first time. */
+static void
+test_stream_pairs (void)
+{
+  struct streams t = { 0 };
+  uint64_t now_ns = 0, ahead = 0;
 
   for (unsigned i = 0; i < 1000; i++) {
-    uint64_t offset = s->end + g_test_rand_int_range (1, 15) * UINT64_C (16384) + 4096;
+    uint64_t offset = g_test_rand_int_range (0, 100000) * MIB;
+    struct stream_range left, r;
+    struct stream *s;
 
-    for (unsigned n = 0; n < reads; n++, offset += 2048) {
-      struct stream_range left;
-      struct stream *got = stream_note (&t, offset, 2048, 0, ++now_ns, &left);
+    stream_note (&t, offset, 4096, 0, ++now_ns, &left);
+    s = stream_note (&t, offset + 4096, 4096, 0, ++now_ns, &left);
+    if (s == NULL)
+      continue;
+    stream_answered (&t, 4096, true);
+    r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
+    ahead += r.to - r.from;
+  }
+  g_assert_cmpuint (ahead, <=, 8 * U);
+}
 
-      g_assert_true (got == (n > 0 ? s : NULL));
-      if (got) {
-        stream_answered (s, 2048, true);
-        (void) stream_plan (s, U, 64, 10000 * MIB);
-      }
-    }
-    g_assert_cmpuint (s->window, ==, 8);
-    if (reads == 1) {
-      g_assert_true (stream_note (&t, s->end, U, 0, ++now_ns, &(struct stream_range) { 0 }) == s);
-      (void) stream_plan (s, U, 8, 10000 * MIB);
+/* The next stream is read ahead as the last one was, at once. */
+static void
+test_stream_next (void)
+{
+  struct streams t = { 0 };
+  uint64_t now_ns = 0;
+  struct stream_range r;
+  struct stream *s = NULL;
+
+  for (unsigned i = 0; i < 400; i++) {
+    struct stream_range left;
+
+    s = stream_note (&t, i * U, U, 0, ++now_ns, &left);
+    if (s) {
+      stream_answered (&t, U, true);
+      stream_plan (&t, s, U, 64, FAR_END, now_ns);
     }
   }
-  g_assert_cmpuint (stream_active (&t, now_ns), ==, 1);
+  g_assert_cmpuint (s->ahead, ==, (400 + 64) * U);
+  s = run (&t, 1000 * MIB, 2, &now_ns);
+  r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
+  g_assert_cmpuint (r.to - r.from, ==, 64 * U);
 }
 
-#undef U
-
-/* Streams with these windows and times of the last read; the first one began at time 10. */
+/* The first reads of a stream, and the last ones of the one before, overlap: what
+ * was read in the first half of its life has ended.
+ */
 static void
-make_streams (struct streams *t, const uint32_t *window, const uint64_t *last_ns, unsigned n)
+test_stream_overlap (void)
 {
-  *t = (struct streams) { 0 };
-  for (unsigned i = 0; i < n; i++)
-    t->s[i] = (struct stream) { .used = true, .end = i * 1024 * MIB + 1000, .window = window[i],
-                                .ahead = i * 1024 * MIB + window[i] * 64 * KIB,
-                                .began_ns = i == 0 ? 10 : 1, .last_ns = last_ns[i] };
+  struct streams t = { .window = 64 };
+  struct stream_range left;
+  struct stream *s, *o;
+
+  note (&t, 0, U, 0, 10);
+  o = note (&t, U, U, 0, 11);
+  note (&t, 1000 * MIB, U, 0, 20);
+  g_assert_true (note (&t, 2 * U, U, 0, 21) == o);
+  s = note (&t, 1000 * MIB + U, U, 0, 22);
+  o->ahead = o->end + 60 * U;
+  /* It was read in the second half of a life from 20 to 22. */
+  left = stream_plan (&t, s, U, 64, FAR_END, 22);
+  g_assert_cmpuint (left.to - left.from, ==, 32 * U);
+  g_assert_true (note (&t, 1000 * MIB + 2 * U, U, 0, 24) == s);
+  left = stream_plan (&t, s, U, 64, FAR_END, 24);
+  g_assert_cmpuint (left.from, ==, left.to);    /* three have been read, as that had */
+  g_assert_true (note (&t, 1000 * MIB + 3 * U, U, 0, 25) == s);
+  left = stream_plan (&t, s, U, 64, FAR_END, 25);
+  g_assert_cmpuint (left.from, ==, left.to);    /* four are ahead already */
 }
 
-/* What is left beside small streams, an equal part beside large ones, all beside those that were not
- * read from since it began, or not for long.
+/* A read that begins in what was read ahead for a stream that ended: U units after
+ * its 16th.
+ */
+static void
+test_stream_join (gconstpointer data)
+{
+  unsigned gap = GPOINTER_TO_UINT (data);
+  struct streams t = { .window = 8 };
+  uint64_t now_ns = 0;
+  struct stream *o = run (&t, 0, 16, &now_ns), *s;
+  struct stream_range r = stream_plan (&t, o, U, 8, FAR_END, now_ns), left;
+
+  g_assert_cmpuint (r.to, ==, 24 * U);
+  g_assert_null (note (&t, (16 + gap) * U, U, 0, ++now_ns));
+  s = stream_note (&t, (17 + gap) * U, U, 0, ++now_ns, &left);
+  if (gap >= 8) {               /* behind it */
+    g_assert_cmpuint (left.from, ==, left.to);
+    g_assert_cmpuint (s->ahead, ==, 0);
+    return;
+  }
+  g_assert_cmpuint (left.from, ==, 16 * U);
+  g_assert_cmpuint (left.to, ==, (16 + gap) * U);
+  g_assert_cmpuint (s->ahead, ==, 24 * U);
+  /* A small gap is no end. */
+  g_assert_cmpuint (s->start, ==, gap <= 2 ? 0 : (16 + gap) * U);
+}
+
+/* Nor is anything joined that somebody still reads. */
+static void
+test_stream_join_beside (void)
+{
+  struct streams t = { .window = 8 };
+  uint64_t now_ns = 0;
+  struct stream *o = run (&t, 0, 16, &now_ns), *s;
+
+  stream_plan (&t, o, U, 8, FAR_END, now_ns);
+  g_assert_null (note (&t, 18 * U, U, 0, 20));
+  g_assert_true (note (&t, 16 * U, U, 0, 29) == o);
+  s = note (&t, 19 * U, U, 0, 30);
+  g_assert_cmpuint (s->ahead, ==, 0);
+  g_assert_cmpuint (o->ahead, ==, 24 * U);
+}
+
+/* Streams that are read side by side: each has what it is ahead, and no more than an
+ * equal part.
  */
 static void
 test_stream_part (void)
 {
-  const uint64_t old = 20 + STREAM_IDLE_NS;
-  struct streams t;
+  struct streams t = { .window = 64 };
+  struct stream_range r, left;
+  struct stream *a, *b;
 
-  make_streams (&t, (uint32_t[]) { 4, 4, 0 }, (uint64_t[]) { 20, 20, 20 }, 3);
-  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 60);
-  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 20 }, 2);
-  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 32);
-  g_assert_cmpuint (stream_part (&t, &t.s[1], 64, 20), ==, 60);
-  make_streams (&t, (uint32_t[]) { 4, 64, 8, 64 }, (uint64_t[]) { 20, 20, 20, 20 }, 4);
-  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 64 - 16 - 8 - 16);
-  g_assert_cmpuint (stream_part (&t, &t.s[0], 0, 20), ==, 0);
-  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
-  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, 20), ==, 64);
-  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { old, 20 }, 2);
-  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, old - 1), ==, 32);
-  g_assert_cmpuint (stream_part (&t, &t.s[0], 64, old), ==, 64);
-  g_assert_cmpuint (stream_part (&t, &t.s[1], 64, 19), ==, 60);         /* a time from before */
+  note (&t, 0, U, 0, 1);
+  note (&t, 1000 * MIB, U, 0, 2);
+  a = note (&t, U, U, 0, 3);
+  r = stream_plan (&t, a, U, 64, FAR_END, 3);
+  g_assert_cmpuint (r.to - r.from, ==, 64 * U);
+  b = note (&t, 1000 * MIB + U, U, 0, 4);
+  r = stream_plan (&t, b, U, 64, FAR_END, 4);
+  g_assert_cmpuint (r.to - r.from, ==, 32 * U);
+  stream_cut (a, a->end + 3 * U);               /* a small one */
+  left = stream_plan (&t, b, U, 64, FAR_END, 4);
+  g_assert_cmpuint (left.to - left.from, ==, (64 - 3 - 32) * U);
+  /* One that is idle has no part, at the second and not before. */
+  stream_cut (a, a->end + 40 * U);
+  stream_cut (b, b->end);
+  r = stream_plan (&t, b, U, 64, FAR_END, 3 + STREAM_IDLE_NS - 1);
+  g_assert_cmpuint (r.to - r.from, ==, 61 * U);
+  stream_cut (b, b->end);
+  r = stream_plan (&t, b, U, 64, FAR_END, 3 + STREAM_IDLE_NS);
+  g_assert_cmpuint (r.to - r.from, ==, 64 * U);
 }
 
-/* The far end of who was left longest ago, in units, and nothing of one that goes on. */
+/* What was left gives way, from its far end, and no more than is needed; not what
+ * is beside S, nor what S comes to.
+ */
 static void
 test_stream_take (void)
 {
-  const uint64_t far = 1024 * MIB;
-  struct stream_range r;
-  struct streams t;
+  struct streams t = { .window = 8 };
+  uint64_t now_ns = 0;
+  struct stream *a = run (&t, 0, 4, &now_ns), *s;
+  struct stream_range r = stream_plan (&t, a, U, 8, FAR_END, now_ns);
 
-  make_streams (&t, (uint32_t[]) { 4, 8, 8, 8 }, (uint64_t[]) { 20, 10, 9, 8 }, 4);
-  r = stream_take (&t, &t.s[0], 64 * KIB, 2 * 64 * KIB + 512);
-  g_assert_cmpuint (r.to, ==, 3 * far + 8 * 64 * KIB);
-  g_assert_cmpuint (r.from, ==, r.to - 3 * 64 * KIB);
-  g_assert_cmpuint (t.s[3].ahead, ==, r.from);
-  r = stream_take (&t, &t.s[0], 64 * KIB, far);
-  g_assert_cmpuint (r.to, ==, 3 * far + 5 * 64 * KIB);
-  g_assert_cmpuint (r.from, ==, 3 * far);
-  r = stream_take (&t, &t.s[0], 64 * KIB, far);
-  g_assert_cmpuint (r.to, ==, 2 * far + 8 * 64 * KIB);
-  r = stream_take (&t, &t.s[0], 64 * KIB, far);
+  g_assert_cmpuint (r.to, ==, 12 * U);
+  s = run (&t, 1000 * MIB, 2, &now_ns);
+  r = stream_take (&t, s, U, 2 * U + 512);
+  g_assert_cmpuint (r.from, ==, 9 * U);
+  g_assert_cmpuint (r.to, ==, 12 * U);
+  g_assert_cmpuint (a->ahead, ==, 9 * U);
+  g_assert_true (note (&t, 4 * U, U, 0, now_ns) == a);          /* it goes on */
+  r = stream_take (&t, s, U, U);
   g_assert_cmpuint (r.from, ==, r.to);
-  g_assert_cmpuint (t.s[1].ahead, ==, far + 8 * 64 * KIB);
+  s = run (&t, 2000 * MIB, 2, &now_ns);
+  r = stream_take (&t, s, U, 100 * U);
+  g_assert_cmpuint (r.from, ==, 5 * U);
+  g_assert_cmpuint (r.to, ==, 9 * U);
+  r = stream_take (&t, s, U, 100 * U);
+  g_assert_cmpuint (r.from, ==, r.to);
 
-  /* Not what it comes to itself. */
-  make_streams (&t, (uint32_t[]) { 4, 8 }, (uint64_t[]) { 20, 9 }, 2);
-  t.s[0].end = t.s[1].end + 64 * KIB;
-  t.s[0].ahead = t.s[1].ahead + 64 * KIB;
-  r = stream_take (&t, &t.s[0], 64 * KIB, far);
+  t = (struct streams) { .window = 8 };
+  a = run (&t, 100 * U, 2, &now_ns);
+  stream_plan (&t, a, U, 8, FAR_END, now_ns);
+  s = run (&t, 98 * U - 3 * U, 2, &now_ns);
+  s->ahead = 104 * U;
+  r = stream_take (&t, s, U, U);
   g_assert_cmpuint (r.from, ==, r.to);
-  t.s[0].end = t.s[1].ahead;
-  r = stream_take (&t, &t.s[0], 64 * KIB, far);
-  g_assert_cmpuint (r.to, ==, far + 8 * 64 * KIB);
 }
 
-/* Who is followed by another, of some length, ends, and leaves it the window that it has earned. */
-static void
-test_stream_succeed (void)
-{
-  const uint32_t unit = 64 * KIB;
-  struct stream_range r;
-  struct streams t;
-
-  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
-  t.s[1].answered = 1000 * unit;
-  t.s[0].start = 100 * MIB;
-  t.s[0].end = t.s[0].start + 4 * unit - 1;     /* too short */
-  r = stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (r.from, ==, r.to);
-  t.s[0].end++;
-  t.s[1].last_ns = 10;                          /* not left */
-  stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (t.s[0].window, ==, 4);
-  t.s[1].last_ns = 9;
-  t.s[1].answered = 4 * unit;                   /* not earned */
-  stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (t.s[0].window, ==, 4);
-  t.s[0].began_ns = t.s[1].last_ns + STREAM_IDLE_NS;    /* long ago */
-  t.s[1].answered = 1000 * unit;
-  stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (t.s[0].window, ==, 4);
-  t.s[0].began_ns--;
-  r = stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (t.s[0].window, ==, 64);
-  g_assert_cmpuint (r.from, ==, 1024 * MIB + 1000);
-  g_assert_cmpuint (r.to, ==, 1024 * MIB + 64 * unit);
-  g_assert_true (t.s[1].left);
-
-  /* Within what was read ahead there: that is kept. */
-  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
-  t.s[1].answered = 1000 * unit;
-  t.s[0].start = 1024 * MIB + 30 * unit;
-  t.s[0].end = 1024 * MIB + 34 * unit;
-  t.s[0].ahead = 1024 * MIB + 38 * unit;
-  r = stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (t.s[0].window, ==, 64);
-  g_assert_cmpuint (t.s[0].ahead, ==, 1024 * MIB + 64 * unit);
-  g_assert_cmpuint (r.from, ==, 1024 * MIB + 1000);
-  g_assert_cmpuint (r.to, ==, t.s[0].start);
-  g_assert_true (t.s[1].left);
-
-  /* It began there, and has come out of it: what it reads just now is not dropped. */
-  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
-  t.s[1].answered = 1000 * unit;
-  t.s[0].start = 1024 * MIB + 62 * unit;
-  t.s[0].end = t.s[1].ahead + 2 * unit;
-  t.s[0].ahead = t.s[0].end + 4 * unit;
-  r = stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (r.from, ==, 1024 * MIB + 1000);
-  g_assert_cmpuint (r.to, ==, t.s[0].start);
-
-  make_streams (&t, (uint32_t[]) { 4, 64 }, (uint64_t[]) { 20, 9 }, 2);
-  t.s[1].answered = 20 * unit;
-  t.s[0].end = t.s[0].start + 4 * unit;
-  stream_succeed (&t, &t.s[0], unit);
-  g_assert_cmpuint (t.s[0].window, ==, 20);
-}
-
-/* A last read of the one stream comes after the first ones of the next. */
-static void
-test_stream_late (void)
-{
-  const uint32_t unit = 64 * KIB;
-  struct stream_range left;
-  struct stream *s = NULL;
-  struct streams t = { 0 };
-
-  for (unsigned i = 0; i < 100; i++)
-    if ((s = stream_note (&t, i * unit, unit, 8 * unit, i, &left)) != NULL) {
-      stream_answered (s, unit, true);
-      stream_plan (s, unit, 32, 1024 * MIB);
-    }
-  g_assert_cmpuint (s->window, ==, 32);
-  for (unsigned i = 0; i < 7; i++) {
-    s = stream_note (&t, 512 * MIB + i * unit, unit, 8 * unit, 100 + 2 * i, &left);
-    if (i < 4)
-      stream_note (&t, (100 + i) * unit, unit, 8 * unit, 101 + 2 * i, &left);
-    if (s)
-      stream_succeed (&t, s, unit);
-  }
-  g_assert_cmpuint (s->window, ==, WINDOW_MIN); /* side by side until a moment ago */
-  for (unsigned i = 7; i < 16; i++) {
-    s = stream_note (&t, 512 * MIB + i * unit, unit, 8 * unit, 100 + 2 * i, &left);
-    stream_succeed (&t, s, unit);
-  }
-  g_assert_cmpuint (s->window, ==, 32);
-}
-
-/* Who reads here and there in turn has two streams, and at most once one takes the other's window. */
+/* Two that are read in turn, 32 units each: both keep what is ahead of them. */
 static void
 test_stream_in_turn (void)
 {
-  const uint32_t unit = 64 * KIB;
-  struct stream_range left;
   struct streams t = { 0 };
-  uint64_t now = 0;
-  unsigned taken = 0;
+  uint64_t now_ns = 0, missed = 0;
 
   for (unsigned turn = 0; turn < 20; turn++)
     for (unsigned i = 0; i < 32; i++) {
-      struct stream *s = stream_note (&t, turn % 2 * 512 * MIB + (turn / 2 * 32 + i) * unit, unit, 0, now++, &left);
+      uint64_t offset = turn % 2 * 1000 * MIB + (turn / 2 * 32 + i) * U;
+      struct stream_range left;
+      struct stream *s = stream_note (&t, offset, U, 0, ++now_ns, &left);
 
+      g_assert_cmpuint (left.from, ==, left.to);
       if (s == NULL)
         continue;
-      stream_answered (s, unit, true);
-      left = stream_succeed (&t, s, unit);
-      taken += left.from < left.to;
-      stream_plan (s, unit, 32, 1024 * MIB);
+      missed += turn >= 4 && s->ahead < s->end;
+      stream_answered (&t, U, true);
+      stream_plan (&t, s, U, 32, FAR_END, now_ns);
     }
-  g_assert_cmpuint (taken, <=, 1);
-  g_assert_cmpuint (stream_active (&t, now), ==, 2);
+  g_assert_cmpuint (stream_active (&t, now_ns), ==, 2);
+  g_assert_cmpuint (missed, <=, 4);
 }
 
-/* Who lacked buffers, of several the last one read from, until it is planned again. */
+/* After an error there is no reading ahead until enough was read without one. */
 static void
-test_stream_hungry (void)
+test_stream_errors (void)
 {
-  struct streams t;
+  struct streams t = { .window = 32 };
+  uint64_t now_ns = 0;
+  struct stream *s = run (&t, 0, 4, &now_ns);
+  struct stream_range r = stream_plan (&t, s, U, 64, FAR_END, now_ns), left;
 
-  make_streams (&t, (uint32_t[]) { 4, 8, 8 }, (uint64_t[]) { 20, 30, 10 }, 3);
-  g_assert_null (stream_hungry (&t));
-  for (unsigned i = 0; i < 3; i++)
-    stream_cut (&t.s[i], t.s[i].end + 1);
-  g_assert_true (stream_hungry (&t) == &t.s[1]);
-  stream_plan (&t.s[1], 64 * KIB, 64, 9 * 1024 * MIB);
-  g_assert_true (stream_hungry (&t) == &t.s[0]);
-  t.s[1].began_ns = 25;                         /* the others have been left for it */
-  g_assert_null (stream_hungry (&t));
-  t.s[1].began_ns = 1;
-  stream_end (&t, 0, 500 * MIB);
-  g_assert_true (stream_hungry (&t) == &t.s[2]);
-}
-
-/* Every stream is counted, whoever reads, at the turn of an epoch too, and forgotten after two. */
-static void
-test_stream_census (void)
-{
-  const uint64_t t0 = 5 * STREAM_IDLE_NS;
-  struct stream_census census = { 0 };
-  struct stream_counted c[4] = { 0 };
-
-  for (unsigned i = 0; i < 4; i++)
-    g_assert_cmpuint (stream_census (&census, &c[i], 2, 60, t0 + i), ==, 60 / (i + 1));
-  g_assert_cmpuint (stream_census (&census, &c[0], 3, 90, t0 + 9), ==, 30);
-  g_assert_cmpuint (stream_census (&census, &c[1], 1, 90, t0 + 9), ==, 20);
-  /* The next epoch begins with one of them, and with requests that came before it did. */
-  g_assert_cmpuint (stream_census (&census, &c[0], 1, 90, t0 + STREAM_IDLE_NS), ==, 30);
-  g_assert_cmpuint (stream_census (&census, &c[1], 2, 90, t0 + STREAM_IDLE_NS - 1), ==, 20);
-  g_assert_cmpuint (stream_census (&census, &c[0], 3, 90, t0 + STREAM_IDLE_NS + 1), ==, 30);
-  /* Two of four went on. */
-  g_assert_cmpuint (stream_census (&census, &c[0], 3, 90, t0 + 2 * STREAM_IDLE_NS), ==, 54);
-  g_assert_cmpuint (stream_census (&census, &c[3], 2, 90, t0 + 9 * STREAM_IDLE_NS), ==, 90);
+  stream_end (&t, r.from, r.from + U);
+  for (unsigned i = 4; i < 20; i++) {
+    s = stream_note (&t, i * U, U, 0, ++now_ns, &left);
+    if (s == NULL)
+      continue;
+    stream_failed (&t);
+    r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
+    g_assert_cmpuint (r.from, ==, r.to);
+  }
+  for (unsigned i = 0; i < WINDOW_MIN; i++) {
+    r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
+    g_assert_cmpuint (r.from, ==, r.to);
+    g_assert_true (note (&t, (20 + i) * U, U, 0, ++now_ns) == s);
+  }
+  r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
+  g_assert_cmpuint (r.to - r.from, >, 0);
+  g_assert_cmpuint (t.window, <=, 2 * WINDOW_MIN);      /* small again */
 }
 
 static void
 test_stream_recycling (void)
 {
-  uint32_t unit = 64 * KIB;
   struct streams t = { 0 };
   struct stream *s[STREAMS];
   struct stream_range plan[STREAMS], left;
 
   for (unsigned i = 0; i < STREAMS; i++) {
-    note (&t, i * 100 * MIB, unit, 0, 2 * i);
-    s[i] = note (&t, i * 100 * MIB + unit, unit, 0, 2 * i + 1);
-    plan[i] = stream_plan (s[i], unit, 8, 10000 * MIB);
+    note (&t, i * 100 * MIB, U, 0, 2 * i);
+    s[i] = note (&t, i * 100 * MIB + U, U, 0, 2 * i + 1);
+    plan[i] = stream_plan (&t, s[i], U, 8, FAR_END, 2 * i + 1);
+    stream_cut (s[i], s[i]->end);
+    s[i]->ahead = s[i]->end + 3 * U;
+    plan[i] = (struct stream_range) { s[i]->end, s[i]->ahead };
   }
-  g_assert_true (note (&t, 2 * unit, unit, 0, 1000) == s[0]);   /* the second is the oldest now */
-  g_assert_null (stream_note (&t, 9000 * MIB, unit, 0, 1001, &left));
+  g_assert_true (note (&t, 2 * U, U, 0, 1000) == s[0]); /* the second is the oldest now */
+  g_assert_null (stream_note (&t, 9000 * MIB, U, 0, 1001, &left));
   g_assert_cmpuint (left.from, ==, plan[1].from);
   g_assert_cmpuint (left.to, ==, plan[1].to);
   /* Nothing was read ahead for the newcomer, but its neighbour goes next. */
-  g_assert_null (stream_note (&t, 9100 * MIB, unit, 0, 1002, &left));
+  g_assert_null (stream_note (&t, 9100 * MIB, U, 0, 1002, &left));
   g_assert_cmpuint (left.from, ==, plan[2].from);
-  g_assert_true (stream_note (&t, 9000 * MIB + unit, unit, 0, 1003, &left) == s[1]);
+  g_assert_true (stream_note (&t, 9000 * MIB + U, U, 0, 1003, &left) == s[1]);
   g_assert_cmpuint (left.from, ==, left.to);
-  g_assert_cmpuint (s[1]->window, ==, WINDOW_MIN);
 }
 
 /* Pace. */
 
 static void
+note_pace (struct pace *p, unsigned n_slow, unsigned n_fast)
+{
+  for (unsigned i = 0; i < n_slow; i++)
+    pace_note (p, PACE_COPY_NS + MIB + 5000, MIB);
+  for (unsigned i = 0; i < n_fast; i++)
+    pace_note (p, PACE_COPY_NS + MIB, MIB);
+}
+
+static void
 test_pace (void)
 {
-  uint64_t slow = PACE_COPY_NS + MIB + 5000, fast = PACE_COPY_NS + MIB;
   struct pace p = { 0 };
 
   g_assert_cmpuint (pace_wait_ns (&p), ==, 0);  /* unknown */
-  pace_note (&p, slow, MIB);
+  note_pace (&p, 1, 0);
   g_assert_cmpuint (pace_wait_ns (&p), ==, 5000);       /* the first one decides */
-  pace_note (&p, slow + 1000, MIB);
+  pace_note (&p, PACE_COPY_NS + MIB + 6000, MIB);
   g_assert_cmpuint (pace_wait_ns (&p), ==, 6000);
-  pace_note (&p, fast, MIB);                    /* one fast one turns it off */
+  note_pace (&p, 0, PACE_SLOW);                 /* some fast ones in a row do not */
+  g_assert_cmpuint (pace_wait_ns (&p), >, 0);
+  note_pace (&p, 0, 1);                         /* one more does */
   g_assert_cmpuint (pace_wait_ns (&p), ==, 0);
-  for (unsigned i = 1; i < PACE_RUN; i++) {
-    pace_note (&p, slow, MIB);
-    g_assert_cmpuint (pace_wait_ns (&p), ==, 0);
-  }
-  pace_note (&p, slow, MIB);                    /* so many in a row turn it on */
+  note_pace (&p, 1, 0);
   g_assert_cmpuint (pace_wait_ns (&p), ==, 5000);
+}
 
-  p = (struct pace) { 0 };
-  pace_note (&p, fast, MIB);
-  g_assert_cmpuint (pace_wait_ns (&p), ==, 0);
-  for (unsigned i = 0; i < 10 * PACE_RUN; i++) {        /* one slow among fast ones */
-    pace_note (&p, i % PACE_RUN ? slow : fast, MIB);
-    g_assert_cmpuint (pace_wait_ns (&p), ==, 0);
+/* One operation in N is slow: from PACE_SLOW on that is a device that copies. */
+static void
+test_pace_mix (gconstpointer data)
+{
+  unsigned n = GPOINTER_TO_UINT (data);
+  bool waits = n <= PACE_SLOW;
+  struct pace p = { 0 };
+
+  note_pace (&p, 0, 1);
+  for (unsigned i = 0; i < 400; i++) {
+    note_pace (&p, 1, 0);
+    if (!waits || i >= 200)
+      g_assert_cmpint (pace_wait_ns (&p) > 0, ==, waits);
+    note_pace (&p, 0, n - 1);
+    if (!waits || i >= 200)
+      g_assert_cmpint (pace_wait_ns (&p) > 0, ==, waits);
+  }
+}
+
+/* One fast operation in N. */
+static void
+test_pace_fast (gconstpointer data)
+{
+  unsigned n = GPOINTER_TO_UINT (data);
+  struct pace p = { 0 };
+
+  note_pace (&p, 0, 1);
+  note_pace (&p, 2 * 4, 0);
+  for (unsigned i = 0; i < 100; i++) {
+    note_pace (&p, n - 1, 1);
+    g_assert_cmpuint (pace_wait_ns (&p), ==, 5000);
   }
 }
 
@@ -1095,25 +1032,37 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/stream/cut/small", GUINT_TO_POINTER (4096), test_stream_cut);
   g_test_add_func ("/stream/part", test_stream_part);
   g_test_add_func ("/stream/take", test_stream_take);
-  g_test_add_func ("/stream/succeed", test_stream_succeed);
-  g_test_add_func ("/stream/late", test_stream_late);
   g_test_add_func ("/stream/in-turn", test_stream_in_turn);
-  g_test_add_func ("/stream/hungry", test_stream_hungry);
-  g_test_add_func ("/stream/census", test_stream_census);
   g_test_add_data_func ("/stream/end/units", GUINT_TO_POINTER (65536), test_stream_end);
   g_test_add_data_func ("/stream/end/small", GUINT_TO_POINTER (4096), test_stream_end);
   g_test_add_func ("/stream/recycling", test_stream_recycling);
-  for (unsigned i = 0; i < G_N_ELEMENTS (jumps); i++) {
-    g_autofree char *path = g_strdup_printf ("/stream/jump/%s", jumps[i].name);
+  for (unsigned i = 0; i < G_N_ELEMENTS (likely); i++) {
+    g_autofree char *path = g_strdup_printf ("/stream/likely/%s", likely[i].name);
 
-    g_test_add_data_func (path, &jumps[i], test_stream_jump);
+    g_test_add_data_func (path, &likely[i], test_stream_likely);
   }
-  g_test_add_func ("/stream/jump/within-slack", test_stream_jump_slack);
-  g_test_add_func ("/stream/jump/two", test_stream_jump_two);
-  g_test_add_func ("/stream/jump/again", test_stream_jump_again);
-  g_test_add_func ("/stream/jump/beside", test_stream_jump_beside);
-  g_test_add_data_func ("/stream/jump/random", GUINT_TO_POINTER (1), test_stream_jump_random);
-  g_test_add_data_func ("/stream/jump/random-pairs", GUINT_TO_POINTER (2), test_stream_jump_random);
+  for (unsigned i = 2; i <= 16; i *= 2) {
+    g_autofree char *path = g_strdup_printf ("/stream/sparse/%u", i);
+
+    g_test_add_data_func (path, GUINT_TO_POINTER (i), test_stream_sparse);
+  }
+  g_test_add_func ("/stream/pairs", test_stream_pairs);
+  g_test_add_func ("/stream/next", test_stream_next);
+  g_test_add_func ("/stream/overlap", test_stream_overlap);
+  for (unsigned i = 1; i <= 8; i++) {
+    g_autofree char *path = g_strdup_printf ("/stream/join/%u", i);
+
+    g_test_add_data_func (path, GUINT_TO_POINTER (i), test_stream_join);
+  }
+  g_test_add_func ("/stream/join/beside", test_stream_join_beside);
+  g_test_add_func ("/stream/errors", test_stream_errors);
+  for (unsigned i = 2; i <= 256; i *= 2) {
+    g_autofree char *slow = g_strdup_printf ("/pace/one-slow-in/%u", i);
+    g_autofree char *fast = g_strdup_printf ("/pace/one-fast-in/%u", i);
+
+    g_test_add_data_func (slow, GUINT_TO_POINTER (i), test_pace_mix);
+    g_test_add_data_func (fast, GUINT_TO_POINTER (i), test_pace_fast);
+  }
   g_test_add_func ("/pace", test_pace);
   g_test_add_func ("/depth", test_depth);
   g_test_add_func ("/stats/quantiles", test_stats_quantiles);
