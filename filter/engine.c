@@ -454,6 +454,17 @@ is_worth (struct conn *c, struct pace *pace)
   return pace_wait_ns (pace) > 0 && depth_peak (&c->depth) < c->engine->config.buffers;
 }
 
+/* Whether the plugin may refuse the request for its place or size.  It gets
+ * such a request whole, so that it refuses all of it or nothing.
+ */
+static bool
+is_refusable (const struct conn *c, uint32_t count, uint64_t offset)
+{
+  const struct backend *b = &c->backend;
+
+  return ((offset | count) & (b->min_block - 1)) != 0 || count > b->max_block;
+}
+
 /* Reads. */
 
 /* Prefetched data is not served any longer than this: something beside the
@@ -473,6 +484,7 @@ struct read {
   struct stream *missed;        /* where to say that a buffer is missing; NULL: nowhere, or done */
   char *buf;
   uint64_t offset, end;
+  bool whole;                   /* refusable: waiting data is laid over it */
   unsigned n;
   struct pin *pins, few[32];
 };
@@ -495,7 +507,11 @@ may_read (const struct read *r, const struct buf *b)
 
   if (b->device != c->device)
     return false;
-  if (buf_is_waiting (b) || b->conn == c)
+  if (buf_is_waiting (b))
+    return true;
+  if (r->whole)
+    return false;
+  if (b->conn == c)
     return true;
   return c->shares && !(c->backend.can_flush && has_unshown (c, MAX (buf_start (b), r->offset),
                                                              MIN (buf_end (b), r->end)));
@@ -571,7 +587,7 @@ read_device (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   int err;
 
   atomic_fetch_add_explicit (&c->direct_reads, 1, memory_order_relaxed);
-  if (is_worth (c, c->backend.pace_read))
+  if (is_worth (c, c->backend.pace_read) && !is_refusable (c, count, offset))
     err = fanout_pread (c->engine->pool, &c->backend, c->unit, buf, count, offset);
   else
     err = backend_pread (&c->backend, buf, count, offset);
@@ -590,14 +606,16 @@ read_part (struct read *r, uint64_t from, uint64_t to)
   return read_device (r->c, r->buf + (from - r->offset), to - from, from);
 }
 
-/* The first pin at or after I that alone holds all that is wanted of its unit.  Data of which only a
- * part waits is laid over what the plugin has.
+/* The first pin at or after I that alone holds all that is wanted of its unit.
+ * Data of which only a part waits is laid over what the plugin has.
  */
 static unsigned
 next_whole (const struct read *r, unsigned i)
 {
   uint64_t unit = r->c->device->unit;
 
+  if (r->whole)
+    return r->n;
   for (; i < r->n; i++) {
     uint64_t base = r->pins[i].b->base;
 
@@ -688,6 +706,7 @@ read_buffered (struct conn *c, struct stream *missed, void *buf, uint32_t count,
   r.buf = buf;
   r.offset = offset;
   r.end = offset + count;
+  r.whole = is_refusable (c, count, offset);
   r.n = 0;
   r.pins = r.few;
   engine_lock (e);
@@ -724,7 +743,9 @@ engine_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 
   if (!begin (c, c->backend.pace_read, &now))
     return ESHUTDOWN;
-  if (e->config.read == READ_AHEAD && c->shares && pace_wait_ns (c->backend.pace_read) > 0)
+  if (e->config.read == READ_AHEAD && c->shares
+      && pace_wait_ns (c->backend.pace_read) > 0
+      && !is_refusable (c, count, offset))
     s = ahead_note (c, count, offset, now, &covered);
   if (atomic_load (&e->in_tree) > 0)
     err = read_buffered (c, covered ? s : NULL, buf, count, offset, now, &waited);
@@ -759,7 +780,8 @@ write_through (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
 
   if (err)
     return err;
-  if (flags == 0 && is_worth (c, c->backend.pace_write))
+  if (flags == 0 && is_worth (c, c->backend.pace_write)
+      && !is_refusable (c, count, offset))
     err = fanout_pwrite (c->engine->pool, &c->backend, c->unit, buf, count, offset);
   else
     err = backend_pwrite (&c->backend, buf, count, offset, flags);
@@ -773,11 +795,11 @@ write_through (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
 static bool
 may_wait (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 {
-  uint32_t mask = c->backend.min_block - 1;
-
-  return atomic_load (&c->behind) && c->shares && flags == 0 && ((count | offset) & mask) == 0
-    && !atomic_load (&c->device->failing) && is_worth (c, c->backend.pace_write)
-    && (count < c->unit || depth_peak (&c->engine->filling) <= c->engine->config.buffers);
+  return atomic_load (&c->behind) && c->shares && flags == 0
+    && !is_refusable (c, count, offset) && !atomic_load (&c->device->failing)
+    && is_worth (c, c->backend.pace_write)
+    && (count < c->unit
+        || depth_peak (&c->engine->filling) <= c->engine->config.buffers);
 }
 
 static int

@@ -2537,6 +2537,89 @@ test_min_block (void)
 }
 
 static void
+open_with (struct world *w, uint32_t min_block, uint32_t max_block)
+{
+  struct backend b = backend_of (w->f, 0);
+
+  b.min_block = min_block;
+  b.max_block = max_block;
+  g_assert_cmpint (conn_open (w->e, "", &b, &w->c[0]), ==, 0);
+  fake_make_slow (w->c[0]);
+}
+
+/* Exactly one operation of KIND, the whole request. */
+static void
+assert_whole (struct world *w, unsigned kind, uint32_t count, uint64_t offset)
+{
+  struct fake_op op = fake_op (w->f, kind, 0, 0, 0);
+
+  g_assert_cmpuint (fake_started (w->f, kind, 0, 0), ==, 1);
+  g_assert_cmpuint (op.offset, ==, offset);
+  g_assert_cmpuint (op.count, ==, count);
+}
+
+/* A request that the plugin may refuse reaches it whole.  If the plugin does
+ * refuse it, nothing has changed.  Waiting data is laid over what it reads.
+ */
+static void
+test_refusable (gconstpointer data)
+{
+  unsigned what = GPOINTER_TO_UINT (data);
+  uint64_t offset = what == 1 ? 512 : 0;
+  uint32_t count = what == 0 ? 3 * U + 512 : 3 * U;
+  struct world w;
+  int fail, hold;
+
+  world_start (&w, 16 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  open_with (&w, 4096, what == 2 ? 2 * U : UINT32_MAX);
+  fail = fake_fail (w.f, FAKE_ANY, offset, 512, EINVAL, -1);
+  g_assert_cmpint (try_request (&w, 0, WRITE, count, offset, 1), ==, EINVAL);
+  assert_whole (&w, FAKE_WRITE, count, offset);
+  assert_device (w.f, 16 * U, 0, OLD);
+  g_assert_cmpint (try_request (&w, 0, READ, count, offset, 1), ==, EINVAL);
+  assert_whole (&w, FAKE_READ, count, offset);
+  fake_release (w.f, fail);
+
+  fake_forget (w.f);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  do_request (&w, 0, WRITE, U, U, 2);           /* all of its unit */
+  do_request (&w, 0, WRITE, 4096, 2 * U, 3);    /* a part */
+  assert_reads (&w, 0, (struct part[]) {
+      { offset, U - offset, OLD }, { U, U, 2 }, { 2 * U, 4096, 3 },
+      { 2 * U + 4096, count + offset - 2 * U - 4096, OLD } }, 4);
+  assert_whole (&w, FAKE_READ, count, offset);
+  fake_release (w.f, hold);
+
+  do_request (&w, 0, FLUSH, 0, 0, 0);
+  fake_forget (w.f);
+  do_request (&w, 0, WRITE, count, offset, 4);
+  assert_whole (&w, FAKE_WRITE, count, offset);
+  do_request (&w, 0, WRITE, U, 0, 5);           /* deferred as ever */
+  do_request (&w, 0, WRITE, count, offset, 6);  /* in order */
+  assert_device (w.f, offset, 0, 5);
+  assert_device (w.f, count, offset, 6);
+  world_end_clean (&w);
+}
+
+/* Neither does it make a stream, nor is it served from one. */
+static void
+test_refusable_ahead (void)
+{
+  struct world w;
+
+  world_start (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  open_with (&w, 4096, U);
+  for (unsigned i = 0; i < 8; i++)
+    do_request (&w, 0, READ, 2 * U, i * 2 * U, OLD);
+  g_assert_cmpuint (fake_started (w.f, FAKE_READ, 0, 0), ==, 8);
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 2 * U, 2);
+  fill (fake_data (w.f) + 2 * U, 2 * U, 2 * U, 1);      /* something else did */
+  do_request (&w, 0, READ, 2 * U, 2 * U, 1);
+  world_end_clean (&w);
+}
+
+static void
 test_odd_size (void)
 {
   struct world w;
@@ -4201,17 +4284,6 @@ test_copying (void)
 /* Limits, exact figures, and what happens just at a limit. */
 
 static void
-open_with (struct world *w, uint32_t min_block, uint32_t max_block)
-{
-  struct backend b = backend_of (w->f, 0);
-
-  b.min_block = min_block;
-  b.max_block = max_block;
-  g_assert_cmpint (conn_open (w->e, "", &b, &w->c[0]), ==, 0);
-  fake_make_slow (w->c[0]);
-}
-
-static void
 test_block_limits (void)
 {
   struct world w;
@@ -4770,6 +4842,14 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/size/max-block", test_max_block);
   g_test_add_func ("/engine/size/min-block", test_min_block);
   g_test_add_func ("/engine/size/odd", test_odd_size);
+  for (unsigned i = 0; i < 3; i++) {
+    static const char *const names[] = { "count", "offset", "max-block" };
+    g_autofree char *path
+      = g_strdup_printf ("/engine/size/refusable-%s", names[i]);
+
+    g_test_add_data_func (path, GUINT_TO_POINTER (i), test_refusable);
+  }
+  g_test_add_func ("/engine/size/refusable-ahead", test_refusable_ahead);
   g_test_add_func ("/engine/exports/one-device", test_exports);
   g_test_add_func ("/engine/exports/ahead", test_exports_ahead);
   g_test_add_func ("/engine/exports/retry", test_exports_retry);

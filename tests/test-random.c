@@ -276,6 +276,8 @@ test_random (gconstpointer data)
   const unsigned steps = client_is_slow () ? 1000 : 4000;
   const gint64 budget_us = (client_is_slow () ? 8 : 5) * G_USEC_PER_SEC;
   const gint64 start_us = g_get_monotonic_time ();
+  const uint64_t largest
+    = config->maximum ? MIN (config->maximum, MIB / 4) : MIB / 4;
 
   alarm (2 * CASE_SECONDS);
   r->shadow = g_malloc0 (SIZE);
@@ -307,10 +309,12 @@ test_random (gconstpointer data)
 
   /* All of it once more through every connection. */
   for (unsigned c = 0; c < config->connections; c++)
-    for (uint64_t offset = 0; offset < SIZE; offset += MIB / 4) {
-      r->ops[0] = (struct operation) { .kind = READ, .offset = offset, .count = MIB / 4 };
-      r->ops[0].buf = g_malloc (MIB / 4);
-      r->ops[0].request = send_read (r->nbd[c], r->ops[0].buf, MIB / 4, offset);
+    for (uint64_t offset = 0, count; offset < SIZE; offset += count) {
+      count = MIN (largest, SIZE - offset);
+      r->ops[0] = (struct operation) {
+        .kind = READ, .offset = offset, .count = count, .buf = g_malloc (count)
+      };
+      r->ops[0].request = send_read (r->nbd[c], r->ops[0].buf, count, offset);
       r->in_flight++;
       progress (r, true);
     }
