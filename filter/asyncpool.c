@@ -3,9 +3,13 @@
  * asyncpool: the nbdkit filter.  Only what nbdkit wants of a filter; the work is in engine.h. */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <malloc.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-filter.h>
@@ -19,6 +23,8 @@ static struct config config;
 static struct engine *engine;
 static bool pass_through;       /* the thread model does not allow anything beside the server */
 static const struct nbdkit_async_driver *hooks; /* NULL: we may not drive any */
+static FILE *stats_fp;          /* asyncpool-stats, from get_ready on, or NULL */
+static int early_stderr = -1;   /* until after_fork, where statistics go to it */
 static bool threads_given;      /* asyncpool-threads=N: who asks for threads gets threads */
 
 /* With hooks for everything all that is left for the pool is what is handed over inside a reply. */
@@ -95,12 +101,73 @@ report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
                 "again, until its last connection ends" : "and is lost");
 }
 
+/* The statistics' file is opened while relative paths, /dev/stdout and the user
+ * are still those of the command line, and only once: it may be a FIFO.
+ */
+static int
+open_stats (void)
+{
+  if (config.stats_file == NULL)
+    return 0;
+  if (strcmp (config.stats_file, "-") == 0) {
+    stats_fp = stderr;
+    early_stderr = fcntl (STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
+    return 0;
+  }
+  stats_fp = fopen (config.stats_file, "we");
+  if (stats_fp == NULL) {
+    nbdkit_error ("asyncpool-stats=%s: cannot be written: %m (must be a file, "
+                  "or - for standard error)", config.stats_file);
+    return -1;
+  }
+  return 0;
+}
+
+/* In the background nbdkit has replaced standard error, unless -v is given.
+ * Says so where the user still sees it.
+ */
+static void
+check_stderr (void)
+{
+  struct stat was, is;
+
+  if (early_stderr == -1)
+    return;
+  if (fstat (early_stderr, &was) == 0 && fstat (STDERR_FILENO, &is) == 0
+      && (was.st_dev != is.st_dev || was.st_ino != is.st_ino))
+    dprintf (early_stderr, "nbdkit: asyncpool-stats=-: goes nowhere, as nbdkit in "
+             "the background has no standard error: must be a file there\n");
+  close (early_stderr);
+  early_stderr = -1;
+}
+
+static int
+close_stats (void)
+{
+  FILE *fp = stats_fp;
+
+  stats_fp = NULL;
+  return fp == NULL ? 0 : fp == stderr ? fflush (fp) : fclose (fp);
+}
+
+static void
+write_stats (void)
+{
+  if (stats_fp == NULL)
+    return;
+  stats_print (engine->stats, stats_fp);
+  if (close_stats () != 0)
+    nbdkit_error ("asyncpool-stats=%s: %m", config.stats_file);
+}
+
 static int
 asyncpool_get_ready (int thread_model)
 {
   int err;
 
   debug_sink = nbdkit_debug;
+  if (open_stats () == -1)
+    return -1;
   pass_through = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
   if (pass_through) {
     /* One line that is seen without -v too. */
@@ -134,6 +201,7 @@ asyncpool_after_fork (nbdkit_backend *backend)
   (void) backend;
   if (pass_through)
     return 0;
+  check_stderr ();
   err = engine_start (engine);
   if (err) {
     nbdkit_error ("asyncpool-threads=%u (as many as asyncpool-buffers, if not given): must be a "
@@ -142,21 +210,6 @@ asyncpool_after_fork (nbdkit_backend *backend)
     return -1;
   }
   return 0;
-}
-
-static void
-write_stats (void)
-{
-  bool to_stderr = config.stats_file && strcmp (config.stats_file, "-") == 0;
-  FILE *fp;
-
-  if (config.stats_file == NULL)
-    return;
-  fp = to_stderr ? stderr : fopen (config.stats_file, "w");
-  if (fp)
-    stats_print (engine->stats, fp);
-  if (fp == NULL || (to_stderr ? fflush (fp) : fclose (fp)) != 0)
-    nbdkit_error ("asyncpool-stats=%s: %m", config.stats_file);
 }
 
 static void
@@ -188,6 +241,7 @@ asyncpool_unload (void)
   if (engine)
     engine_free (engine);
   engine = NULL;
+  close_stats ();
   config_free (&config);
 }
 

@@ -8,7 +8,7 @@
 
 struct config {
   struct engine_config engine;
-  char *stats_file;             /* absolute, "-" for standard error, NULL for none */
+  char *stats_file;             /* "-" for standard error, NULL for none */
 };
 
 /* 1: this parameter is ours and was taken; 0: it is not ours; -1: it is wrong, nbdkit_error was

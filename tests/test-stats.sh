@@ -48,6 +48,42 @@ check "plugin wrote less often than the client" test "$(count 'plugin write ' 2)
 
 "$NBDKIT" -U - "--filter=$FILTER" memory 1M asyncpool-stats=- --run true >stderr.txt 2>&1
 check "to standard error" grep -q 'plugin write' stderr.txt
+is "to standard error: no warning" "$(grep -c nowhere stderr.txt)" 0
+
+# The file is opened once, at the start, as the command line names it.
+one () { timeout -k 1 100 "$NBDKIT" -U - "--filter=$FILTER" memory 1M "$@" --run true; }
+mkfifo fifo
+cat fifo >from-fifo &
+one asyncpool-stats=fifo >fifo.log 2>&1
+is "to a FIFO: status" $? 0
+wait $!
+check "to a FIFO" grep -q 'plugin write' from-fifo
+one asyncpool-stats=/dev/stdout 2>&1 | cat >from-stdout
+check "to /dev/stdout" grep -q 'plugin write' from-stdout
+if [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
+  mkdir -m 755 root-only
+  check "to a file of root's" one -u nobody asyncpool-stats=root-only/stats
+  check "to a file of root's: is there" grep -q 'plugin write' root-only/stats
+else
+  skip "to a file of root's" "needs root and a user nobody"
+fi
+
+# In the background there is no standard error: what reads it sees its end.
+daemon ()
+{
+  rm -f daemon.sock daemon.pid
+  daemon_says=$("$NBDKIT" -U "$TEST_DIR/daemon.sock" -P daemon.pid "--filter=$FILTER" \
+    memory 1M "$@" 2>&1)
+  is "daemon $*: starts" $? 0
+  # It writes the file before the filter's threads start, and that before it serves.
+  check "daemon $*: serves" nbd_python "nbd+unix:///?socket=$TEST_DIR/daemon.sock" </dev/null
+  kill "$(cat daemon.pid)"
+}
+daemon asyncpool-stats=-
+check "daemon: says that it goes nowhere" grep -q '^nbdkit: asyncpool-stats=-: goes nowhere' \
+  <<<"$daemon_says"
+daemon asyncpool-stats=stats2.txt
+is "daemon with a file: says nothing" "$daemon_says" ""
 server_start without "--filter=$FILTER" memory 1M
 check "ends well without" server_stop without
 is "without the parameter nothing is said" "$(cat without.log)" ""
