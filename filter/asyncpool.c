@@ -25,7 +25,8 @@ static bool pass_through;       /* the thread model does not allow anything besi
 static const struct nbdkit_async_driver *hooks; /* NULL: we may not drive any */
 static FILE *stats_fp;          /* asyncpool-stats, from get_ready on, or NULL */
 static int early_stderr = -1;   /* until after_fork, where statistics go to it */
-static bool threads_given;      /* asyncpool-threads=N: who asks for threads gets threads */
+static bool threads_given;      /* asyncpool-threads=N: no hooks then */
+static bool buffers_given;
 
 /* With hooks for everything all that is left for the pool is what is handed over inside a reply. */
 enum { HOOKED_THREADS = 1 };
@@ -66,6 +67,7 @@ static int
 asyncpool_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata)
 {
   threads_given = config.engine.threads != 0;
+  buffers_given = config.engine.buffers != 0;
   config_complete (&config);
   return next (nxdata);
 }
@@ -161,6 +163,23 @@ write_stats (void)
 }
 
 static int
+threads_error (int err)
+{
+  unsigned n = config.engine.threads;
+
+  if (threads_given)
+    nbdkit_error ("asyncpool-threads=%u: must be a number of threads that the "
+                  "system allows: %s", n, strerror (err));
+  else if (buffers_given && n == config.engine.buffers)
+    nbdkit_error ("asyncpool-buffers=%u: must be a number of threads that the "
+                  "system allows, one for each buffer: %s", n, strerror (err));
+  else
+    nbdkit_error ("asyncpool: the system must allow %u threads more: %s",
+                  n + 1, strerror (err));
+  return -1;
+}
+
+static int
 asyncpool_get_ready (int thread_model)
 {
   int err;
@@ -190,7 +209,11 @@ asyncpool_get_ready (int thread_model)
                   (uint64_t) config.engine.buffers * config.engine.buffer_size, strerror (err));
     return -1;
   }
-  return 0;
+  /* Here, as under --run a failure after the fork leaves clients waiting.  One
+   * more: the linger thread.
+   */
+  err = pool_try_threads (config.engine.threads + 1);
+  return err ? threads_error (err) : 0;
 }
 
 static int
@@ -203,13 +226,7 @@ asyncpool_after_fork (nbdkit_backend *backend)
     return 0;
   check_stderr ();
   err = engine_start (engine);
-  if (err) {
-    nbdkit_error ("asyncpool-threads=%u (as many as asyncpool-buffers, if not given): must be a "
-                  "number of threads that the system allows: %s", config.engine.threads,
-                  strerror (err));
-    return -1;
-  }
-  return 0;
+  return err ? threads_error (err) : 0;
 }
 
 static void

@@ -2,6 +2,7 @@
  *
  * Worker threads and their queues: see pool.h.
  */
+#include <errno.h>
 #include <pthread.h>
 
 #include "guard.h"
@@ -55,6 +56,35 @@ worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
   }
   p->workers--;
   pthread_mutex_unlock (&p->lock);
+}
+
+static void *
+pass (void *gate)
+{
+  pthread_mutex_lock (gate);
+  pthread_mutex_unlock (gate);
+  return NULL;
+}
+
+/* Without GLib: it keeps some threads for the next pool, and would believe
+ * after a fork that they are still there.
+ */
+int
+pool_try_threads (unsigned threads)
+{
+  g_autofree pthread_t *ids = g_try_new (pthread_t, threads);
+  pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+  int err = ids == NULL ? ENOMEM : 0;
+  unsigned n = 0;
+
+  pthread_mutex_lock (&gate);
+  while (err == 0 && n < threads)
+    if ((err = pthread_create (&ids[n], NULL, pass, &gate)) == 0)
+      n++;
+  pthread_mutex_unlock (&gate);
+  while (n > 0)
+    pthread_join (ids[--n], NULL);
+  return err;
 }
 
 struct pool *

@@ -38,6 +38,10 @@ struct job {
 
 struct pool;
 
+/* 0, or the errno if the system does not give THREADS threads: starts and ends
+ * them.  For the time before a fork, as no thread survives that.
+ */
+extern int pool_try_threads (unsigned threads);
 /* Starts THREADS threads.  NULL with a GError where the system does not give them. */
 extern struct pool *pool_new (unsigned threads, GError **);
 /* Waits for what runs; nothing may be queued any more. */

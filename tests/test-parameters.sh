@@ -47,6 +47,32 @@ else
   skip "slab larger than memory" "this machine has more memory than a slab can be"
 fi
 
+# Threads that cannot be started: nbdkit ends before it runs the command.
+# few_threads NAME SAYS [PARAMETER...]: SAYS is how the message begins.
+few_threads ()
+{
+  local rc=0 name=$1 says=$2
+  shift 2
+  (ulimit -s 8192 -v 450000
+   exec "$NBDKIT" -U - "--filter=$FILTER" memory 1M "$@" --run 'echo it runs') \
+    >few.out 2>&1 || rc=$?
+  is "too many threads, $name: refused" $rc 1
+  is "too many threads, $name: message" "$(sed 's/, one for each buffer//
+    s/\(system allows\|more\): .*/\1/' few.out)" "nbdkit: error: $says"
+}
+if [ "$slow" ]; then
+  skip "too many threads" "sanitizers and valgrind need more address space"
+else
+  most="must be a number of threads that the system allows"
+  few_threads "threads given" "asyncpool-threads=300: $most" \
+    asyncpool-threads=300
+  few_threads "buffers given" "asyncpool-buffers=300: $most" \
+    asyncpool-buffers=300 asyncpool-buffer-size=64k
+  few_threads "both given" "asyncpool-threads=300: $most" \
+    asyncpool-buffers=200 asyncpool-buffer-size=64k asyncpool-threads=300
+  few_threads "none given" "asyncpool: the system must allow 65 threads more"
+fi
+
 # Good ones.
 good ()
 {
