@@ -462,12 +462,12 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   if (idle > 0)                 /* not at once: a pinned one may have been due long ago */
     until = MIN (until, MAX (idle, now_ns + 1000000));
   err = engine_wait_plugin (c, w->woken, until);
-  while (w->state == WRITER_SERVING)
-    engine_wait (e, w->woken);
   if (w->state == WRITER_WAITING)
     e->writer_called = false;
   if (err == ETIMEDOUT && w->state == WRITER_WAITING)
-    write_queued (c, 0, UINT64_MAX);
+    write_queued (c, 0, UINT64_MAX);    /* lets go of the lock */
+  while (w->state == WRITER_SERVING)
+    engine_wait (e, w->woken);
   return err == ESHUTDOWN ? err : 0;
 }
 
