@@ -8,7 +8,9 @@
 #   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
 #   make install      into nbdkit's own directories; DESTDIR is respected, and prefix where given
 #
-# A variant (plain, asan, tsan) is built in build/VARIANT; the plain one is linked to the top.
+# A variant (plain, asan, tsan, or a name of your own for another compiler:
+# make VARIANT=clang CC=clang CXX=clang++) is built in build/VARIANT; the plain
+# one is linked to the top.
 
 VARIANT ?= plain
 B := build/$(VARIANT)
@@ -146,10 +148,10 @@ install: all
 	$(INSTALL) -d $(DESTDIR)$(libdir)/pkgconfig
 	sed $(ASYNC_PC) plugin/nbdkit-async.pc.in >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
 
-DEPS_DEB := gcc g++ make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
+DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
   python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
   qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash
-DEPS_RPM := gcc gcc-c++ make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
+DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
   python3-libnbd fio fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
   perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan time \
   qemu-system-x86-core busybox nbd cpio kmod xz dash

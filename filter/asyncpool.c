@@ -692,4 +692,6 @@ static struct nbdkit_filter filter = {
   .cache = asyncpool_cache,
 };
 
+/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+extern struct nbdkit_filter *filter_init (void);
 NBDKIT_REGISTER_FILTER (filter)

@@ -91,4 +91,6 @@ static struct nbdkit_plugin plugin = {
   .pread = broken_pread,
 };
 
+/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+extern struct nbdkit_plugin *plugin_init (void);
 NBDKIT_REGISTER_PLUGIN (plugin)

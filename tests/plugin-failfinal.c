@@ -20,4 +20,6 @@ static struct nbdkit_filter filter = {
   .finalize = failfinal_finalize,
 };
 
+/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+extern struct nbdkit_filter *filter_init (void);
 NBDKIT_REGISTER_FILTER (filter)

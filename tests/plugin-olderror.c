@@ -88,4 +88,6 @@ static struct nbdkit_plugin plugin = {
   .flush = olderror_flush,
 };
 
+/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+extern struct nbdkit_plugin *plugin_init (void);
 NBDKIT_REGISTER_PLUGIN (plugin)

@@ -65,4 +65,6 @@ static struct nbdkit_filter filter = {
   .zero = split_zero,
 };
 
+/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+extern struct nbdkit_filter *filter_init (void);
 NBDKIT_REGISTER_FILTER (filter)

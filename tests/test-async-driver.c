@@ -83,7 +83,7 @@ test_calloc (size_t n, size_t size)
 
 /* nbdkit. */
 
-void
+G_GNUC_PRINTF (1, 2) void
 nbdkit_error (const char *format, ...)
 {
   va_list args;

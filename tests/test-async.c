@@ -349,7 +349,7 @@ test_error_after_reply (void)
 static void
 one_of_each (struct nbd_handle *nbd)
 {
-  g_autofree char *data = filled (UNIT, 3), *zeroes = g_malloc0 (UNIT);
+  g_autofree char *data = filled (UNIT, 3);
 
   nbd_ok (nbd_pwrite (nbd, data, UNIT, UNIT, 0));
   nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, LIBNBD_CMD_FLAG_FUA));

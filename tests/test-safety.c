@@ -674,7 +674,7 @@ test_failed_then_disconnected (void)
 {
   struct server s;
   struct nbd_handle *a = start (&s, BEHIND), *b = client_connect (&s);
-  g_autofree char *data = filled (UNIT, 1), *messages = NULL;
+  g_autofree char *data = filled (UNIT, 1);
   int failing = gate_fail (s.gate, GATE_WRITE, 0, UNIT, ENOSPC, -1);
   unsigned tries;
 
