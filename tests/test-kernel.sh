@@ -8,7 +8,7 @@ boot_seconds=60
 guest_image image "nbd virtio_net virtio_pci" "$TESTS_DIR/guest-kernel.sh" \
   "$(PATH=$PATH:/usr/sbin:/sbin type -P nbd-client)" \
   "$(PATH=$PATH:/usr/sbin:/sbin type -P mkfs.ext4)" "$(PATH=$PATH:/usr/sbin:/sbin type -P e2fsck)" \
-  "$(type -P timeout)" || skip_all "no image for the guest"
+  "$(type -P timeout)" || skip_all "$guest_missing"
 guest_accel
 echo "# guest: $(basename "$(guest_kernel)"), QEMU ${guest_accel[*]}"
 kernel_arguments=$guest_append

@@ -5,7 +5,8 @@
 #
 #   guest_fetch                          download and unpack the kernel; may need the network
 #   guest_require                        is all there? else the reason is in $guest_missing
-#   guest_image IMAGE MODULES JOB FILE.. an initramfs in which JOB runs as /job
+#   guest_image IMAGE MODULES JOB FILE.. an initramfs in which JOB runs as /job;
+#                                        if it fails $guest_missing says why
 #   guest_accel                          probe: QEMU's options for the accelerator in $guest_accel
 #   guest_boot SECONDS MIB IMAGE LOG OPTION..  boot, run the job, power off; 0 if the job succeeded
 #
@@ -23,28 +24,56 @@ guest_tree=$guest_dir/kernel    # the kernel's package, unpacked
 guest_kernel () { ls "$guest_dir"/kernel/boot/vmlinuz-* 2>/dev/null; }
 guest_version () { ls "$guest_tree/lib/modules"; }
 
+# What is not there of the kernel; nothing if all is.
+guest_lacks () {
+  [ -n "$(guest_kernel)" ] || { echo "boot/vmlinuz-*"; return; }
+  [ -d "$guest_tree/lib/modules" ] || echo "lib/modules"
+}
+
 # The package that the metapackage stands for today.
 guest_package () {
   apt-cache depends linux-image-cloud-amd64 2>/dev/null |
     awk '$1 == "Depends:" && /linux-image-[0-9]/ { print $2; exit }'
 }
 
+# The reason of a failure is kept for guest_require.
 guest_fetch () {
+  [ -n "$(guest_lacks)" ] || return 0
+  if guest_fetch_kernel; then rm -f "$guest_dir/missing"
+  else
+    echo "$guest_missing" >"$guest_dir/missing"
+    return 1
+  fi
+}
+
+guest_fetch_kernel () {
   local package
-  [ -z "$(guest_kernel)" ] || return 0
+  guest_has_apt || return 1
   package=$(guest_package)
   [ -n "$package" ] ||
     { guest_missing="apt knows no linux-image-cloud-amd64 (apt-get update?)"; return 1; }
-  guest_download "$package" kernel
+  guest_download "$package" kernel || return 1
+  # Debian 13's package has no /lib.
+  [ -e "$guest_tree/lib" ] || ln -s usr/lib "$guest_tree/lib"
+  [ -z "$(guest_lacks)" ] ||
+    { guest_missing="package $package has no $(guest_lacks)"; return 1; }
+}
+
+guest_has_apt () {
+  type -P apt-get dpkg-deb >/dev/null || {
+    guest_missing="the kernel is a Debian package, this machine has no apt"
+    return 1
+  }
+  [ "$(dpkg --print-architecture)" = amd64 ] || {
+    guest_missing="the kernel is for amd64, apt's packages here are for\
+ $(dpkg --print-architecture)"
+    return 1
+  }
 }
 
 guest_download () { # PACKAGE DIRECTORY
   local new=$guest_dir/new
-  if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null ||
-     [ "$(dpkg --print-architecture)" != amd64 ]; then
-    guest_missing="the guest's kernel is a Debian package for amd64, this machine has no apt for it"
-    return 1
-  fi
+  guest_has_apt || return 1
   rm -rf "$new" && mkdir -p "$new/$2"
   # As root apt would download as a user who cannot write here.
   (cd "$new" && timeout 300 apt-get -q -o APT::Sandbox::User="$(id -un)" download "$1") \
@@ -65,28 +94,35 @@ guest_require () {
   # A dynamic one would do as well, but would have to find its libraries to report their absence.
   ! ldd "$(type -P busybox)" >/dev/null 2>&1 ||
     { guest_missing="busybox is not linked statically (package busybox-static)"; return 1; }
-  [ -n "$(guest_kernel)" ] ||
-    { guest_missing="no guest kernel in build/guest (make deps downloads it)"; return 1; }
+  [ -z "$(guest_lacks)" ] || {
+    guest_missing="no $(guest_lacks) in build/guest/kernel:\
+ $(cat "$guest_dir/missing" 2>/dev/null || echo "make deps was not run")"
+    return 1
+  }
 }
 
 # Module files in the order of insertion; those that the kernel has built in are none.
 guest_modules () { # NAME...
-  local version name
-  version=$(guest_version)
+  local version name list
+  version=$(guest_version) || return 1
   PATH=$PATH:/usr/sbin:/sbin
-  [ -e "$guest_tree/lib/modules/$version/modules.dep" ] || depmod -b "$guest_tree" "$version"
-  for name; do modprobe -d "$guest_tree" -S "$version" --show-depends "$name"; done |
-    awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
+  [ -e "$guest_tree/lib/modules/$version/modules.dep" ] ||
+    depmod -b "$guest_tree" "$version" || return 1
+  list=$(for name; do
+    modprobe -d "$guest_tree" -S "$version" --show-depends "$name" || exit 1
+  done) || return 1
+  awk '$1 == "insmod" && !seen[$2]++ { print $2 }' <<<"$list"
 }
 
 guest_copy_modules () { # ROOT NAME...
-  local root=$1 file name
+  local root=$1 files file name
   shift
   mkdir -p "$root/modules"
-  guest_modules "$@" | while read -r file; do
+  files=$(guest_modules "$@") || return 1
+  for file in $files; do
     name=$(basename "${file%.xz}")
     if [ "$name" = "$(basename "$file")" ]; then cp "$file" "$root/modules/"
-    else xz -dc "$file" >"$root/modules/$name"; fi
+    else xz -dc "$file" >"$root/modules/$name"; fi || return 1
     echo "$name" >>"$root/modules/list"
   done
 }
@@ -96,33 +132,50 @@ guest_copy_file () { # ROOT FILE=NAME
   local file=${2%%=*} name=${2#*=} library
   case $name in /bin/* | /sbin/* | /lib/* | /lib64/*) name=/usr$name;; esac
   mkdir -p "$1$(dirname "$name")"
-  cp -L "$file" "$1$name"
+  cp -L "$file" "$1$name" || return 1
   { ldd "$file" 2>/dev/null || :; } | awk '$2 == "=>" { print $3 } $1 ~ /^\// { print $1 }' |
     while read -r library; do
       case $library in /lib*) name=/usr$library;; *) name=$library;; esac
-      [ -e "$1$name" ] || { mkdir -p "$1$(dirname "$name")"; cp -L "$library" "$1$name"; }
+      [ -e "$1$name" ] || {
+        mkdir -p "$1$(dirname "$name")"
+        cp -L "$library" "$1$name" || exit 1
+      }
     done
 }
 
 guest_image () { # IMAGE MODULES JOB FILE...
-  local image=$1 modules=$2 job=$3 root file
-  shift 3
+  local image=$1 root rc=0
+  shift
   root=$(mktemp -d)
+  if ! { guest_fill "$root/tree" "$@" && guest_pack "$root/tree" >"$image"; } \
+       2>"$root/errors"; then
+    cat "$root/errors" >&2
+    guest_missing="no image for the guest: $(tail -n 1 "$root/errors")"
+    rc=1
+  fi
+  rm -rf "$root"
+  return $rc
+}
+
+guest_pack () { # ROOT
+  (cd "$1" && find . | cpio -o -H newc -R 0:0 --quiet)
+}
+
+guest_fill () { # ROOT MODULES JOB FILE...
+  local root=$1 modules=$2 job=$3 file
+  shift 3
   mkdir -p "$root"/{usr/bin,usr/sbin,usr/lib,usr/lib64,bb,dev,proc,sys,tmp,mnt,run,etc}
   for file in bin sbin lib lib64; do ln -s "usr/$file" "$root/$file"; done
-  cp "$(type -P busybox)" "$root/usr/bin/busybox"
+  guest_copy_file "$root" "$(type -P busybox)=/usr/bin/busybox" || return 1
   # busybox's own shell takes its applets before the programs that were copied.
-  guest_copy_file "$root" "$(type -P dash)=/usr/bin/sh"
+  guest_copy_file "$root" "$(type -P dash)=/usr/bin/sh" || return 1
   : >"$root/etc/mtab"
   : >"$root/modules.none"
   # shellcheck disable=SC2086
-  [ -z "$modules" ] || guest_copy_modules "$root" $modules
-  cp "$guest_source/init" "$root/init"
-  cp "$job" "$root/job"
+  [ -z "$modules" ] || guest_copy_modules "$root" $modules || return 1
+  cp "$guest_source/init" "$root/init" && cp "$job" "$root/job" || return 1
   chmod +x "$root/init" "$root/job"
-  for file; do guest_copy_file "$root" "$file"; done
-  (cd "$root" && find . | cpio -o -H newc -R 0:0 --quiet) >"$image"
-  rm -rf "$root"
+  for file; do guest_copy_file "$root" "$file" || return 1; done
 }
 
 guest_qemu () { # SECONDS IMAGE LOG OPTION...
