@@ -40,19 +40,30 @@ says () # FILTER...
 
 filters=$(ls "$(pkg-config --variable=filterdir nbdkit)" | sed -n 's/^nbdkit-\(.*\)-filter\.so$/\1/p')
 is "directly on the plugin: hooks" "$(filter= says --filter="$FILTER")" "the plugin's $hooks"
+
+# placed NAME TEXT EXPECTED: or the text is that the server serializes, and
+# nothing is driven at all.  A filter that does not start without asyncpool,
+# either, is skipped: it wants a parameter that is not known above.
+placed ()
+{
+  case $2 in
+    "$3" | *"$serial"*) ok 0 "$1"; return ;;
+  esac
+  # shellcheck disable=SC2046
+  if "$NBDKIT" -f -U - --filter="$filter" "$DELAYMEM" size=4M \
+     $(parameters "$filter") --run true >alone 2>&1 </dev/null; then
+    ok 1 "$1" || echo "# $2"
+  else
+    skip "$1" "does not start alone: $(grep -m 1 error: alone)"
+  fi
+}
+
 for filter in $filters; do
   [ "$filter" != asyncpool ] || continue
-  # The filters that make nbdkit serialize requests: nothing is driven at all.
-  text=$(says --filter="$FILTER" --filter="$filter")
-  case $text in
-    "the $below" | *"$serial"*) ok 0 "$filter between: no hooks" ;;
-    *) ok 1 "$filter between: no hooks" || echo "# $text" ;;
-  esac
-  text=$(says --filter="$filter" --filter="$FILTER")
-  case $text in
-    "the plugin's $hooks" | *"$serial"*) ok 0 "$filter above: hooks" ;;
-    *) ok 1 "$filter above: hooks" || echo "# $text" ;;
-  esac
+  placed "$filter between: no hooks" \
+    "$(says --filter="$FILTER" --filter="$filter")" "the $below"
+  placed "$filter above: hooks" \
+    "$(says --filter="$filter" --filter="$FILTER")" "the plugin's $hooks"
 done
 
 # operations NAME ARGUMENT...: copies in and out, the data is right; sets $hooked from the statistics.
