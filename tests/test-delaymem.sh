@@ -232,6 +232,8 @@ END
 
 if has_tool; then
   skip "1 TiB takes almost no memory" "not under a tool"
+elif [ "$(getconf LONG_BIT)" = 32 ]; then
+  skip "1 TiB takes almost no memory" "no room for it in 32 bits of address"
 else
   client "1 TiB takes almost no memory" -P "$dir/pid" size=1T delay=0 <<'END'
 size = 1 << 40
@@ -240,7 +242,15 @@ for at in range(0, size, size >> 6):
     h.pwrite(b"x", at)
 h.pwrite(b"end", size - 3)
 assert h.pread(3, size - 3) == b"end"
-assert extents((1 << 32) - 4096, 4096)[0][0] == (1 << 32) - 4096
+# The hole up to 4 GiB: newer servers tell it in parts.
+at = 4096
+for step in range(64):
+    length, state = extents((1 << 32) - at, at)[0]
+    assert state == nbd.STATE_HOLE | nbd.STATE_ZERO
+    at += length
+    if at == 1 << 32:
+        break
+assert at == 1 << 32, (step, at)
 pid = open(os.path.dirname(sys.argv[0]) + "/pid").read().strip()
 status = open("/proc/%s/status" % pid).read()
 assert int(status.split("VmRSS:")[1].split()[0]) < 50000, status
