@@ -151,10 +151,12 @@ install: all
 DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
   python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
   qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash
-DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel libnbd-devel libnbd glib2-devel \
-  python3-libnbd fio fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
-  perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng libasan libubsan libtsan time \
-  qemu-system-x86-core busybox nbd cpio kmod xz dash
+# Without the guest's packages: its kernel comes from Debian's apt only.
+DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
+  nbdkit-nbd-plugin libnbd-devel libnbd glib2-devel python3-libnbd fio \
+  fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
+  perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng \
+  libasan libubsan libtsan time diffutils findutils nbd
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 deps:
 	@if command -v apt-get >/dev/null; then \
