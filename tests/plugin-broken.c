@@ -1,5 +1,6 @@
 /* A plugin with one fault of the kind that parameter fault= names, for test-runner.sh, which sees
  * whether the runner notices. */
+#include <glib.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
 static const char *fault = "none";
+static char foreign[] = "foreign";
 static volatile int shared;
 static volatile int limit = INT_MAX;
 
@@ -38,8 +40,18 @@ broken_after_fork (void)
   volatile char *volatile lost;
 
   if (strcmp (fault, "leak") == 0) {
-    lost = malloc (1000);
+    lost = g_malloc (1000);     /* GLib has no frame pointers */
     lost = NULL;
+  }
+  else if (strcmp (fault, "foreign leak") == 0) {
+    /* A thread that is strdup and no more: nothing of this file is in the
+     * stack of what it leaks.
+     */
+    if (pthread_create (&threads[0], NULL,
+                        (void *(*) (void *)) (void (*) (void)) strdup,
+                        foreign) != 0)
+      return -1;
+    pthread_join (threads[0], NULL);
   }
   else if (strcmp (fault, "overflow") == 0) {
     lost = malloc (10);

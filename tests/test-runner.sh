@@ -25,6 +25,8 @@ case $TOOL:$VARIANT in
 esac
 
 is "no fault" "$(run_with none)" pass || diag <run.out
+[ "$TOOL:$VARIANT" != :asan ] ||
+  is "a leak of others" "$(run_with "foreign leak")" pass || diag <run.out
 for fault in "${seen[@]}"; do
   is "$fault" "$(run_with "$fault")" fail
   check "$fault: the finding is shown" grep -q 'broken\.c' run.out
