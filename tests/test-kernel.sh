@@ -4,7 +4,7 @@
 . "$TESTS_DIR/../benchmarks/guest/guest.sh"
 guest_require || skip_all "$guest_missing"
 
-boot_seconds=60
+boot_seconds=120
 guest_image image "nbd virtio_net virtio_pci" "$TESTS_DIR/guest-kernel.sh" \
   "$(PATH=$PATH:/usr/sbin:/sbin type -P nbd-client)" \
   "$(PATH=$PATH:/usr/sbin:/sbin type -P mkfs.ext4)" "$(PATH=$PATH:/usr/sbin:/sbin type -P e2fsck)" \
