@@ -74,10 +74,8 @@ extern void backend_io_do (struct backend_io *);
 extern bool backend_has_hook (const struct backend *, bool is_write);
 /* Calls the hook.  Hold no lock that done () takes. */
 extern void backend_io_start (struct backend_io *);
-/* Whether it may be called here: not inside a reply, but for plugins that say so.  With these not inside
- * two, as each could be answered at once and start the next one, without end.
- */
-extern bool backend_may_start (const struct backend *);
+/* Whether it may be called here: not inside a reply. */
+extern bool backend_may_start (void);
 
 /* The calling thread begins a call for a connection: forgets what it knew of a
  * client that has gone.

@@ -16,13 +16,7 @@
 /* At most so many buffers wait to grow: as many as there are places for streams of reads. */
 enum { OPEN_MAX_BUFS = STREAMS };
 
-/* The thread that completes a buffer, which may be the plugin's, copies at most
- * this much for a writer.  More takes longer than a thread takes to wake.
- */
-enum { SERVE_MAX_BYTES = 256 * 1024 };
-
 static void kick (struct engine *, uint64_t offset, uint64_t end);
-static void serve_writer (struct engine *, uint64_t now_ns);
 static void wake_writers (struct engine *);
 static bool write_queued (struct conn *, uint64_t offset, uint64_t end);
 
@@ -120,14 +114,10 @@ written_behind (struct backend_io *io, int err)
 {
   struct buf *b = buf_of_io (io);
   struct engine *e = b->engine;
-  bool may_start = backend_may_start (io->backend);
-  uint64_t end_ns = io->end_ns, offset = io->hook.offset;
 
   ENGINE_LOCK_IN_SCOPE (e);
   b->hooked = false;
-  written (b, offset, offset + io->hook.count, err);
-  if (may_start)
-    serve_writer (e, end_ns);
+  written (b, io->hook.offset, io->hook.offset + io->hook.count, err);
 }
 
 /* Whether the first piece of a READY buffer has to wait: for older dirty data, or a mutator. */
@@ -377,44 +367,18 @@ fill (struct buf *b, const struct writer *w)
   stats_add (e->stats, STATS_BEHIND, 1);
 }
 
-/* It waits no longer, for the buffer that it has, or the plugin.  What else there is is the next one's.
- * Wants the lock.
+/* It waits no longer: it has a buffer, or goes to the plugin.  Any other free
+ * buffer is the next writer's.  Wants the lock.
  */
 static void
-dequeue (struct writer *w, enum writer_state state)
+dequeue (struct writer *w)
 {
   struct engine *e = w->conn->engine;
 
   g_queue_unlink (&e->writers, &w->link);
-  w->state = state;
-  /* A writer that was called since this thread took the lock was called for
-   * that buffer.
-   */
   e->writer_called = false;
-  e->wake[WAKE_WRITER] = NULL;
   if (e->free.length + e->clean.length > 0)
     buffers_call_writer (e);
-}
-
-/* A buffer became free, and this thread may hand it over: for the first that waits.  Wants the lock, lets
- * go of it meanwhile.
- */
-static void
-serve_writer (struct engine *e, uint64_t now_ns)
-{
-  struct writer *w = g_queue_peek_head (&e->writers);
-  struct buf *b;
-  bool is_full;
-
-  if (w == NULL || w->end - w->offset > SERVE_MAX_BYTES)
-    return;
-  b = reserve (w, now_ns, &is_full);
-  if (b == NULL)
-    return;                     /* it was called, and finds out itself */
-  dequeue (w, WRITER_SERVING);
-  fill (b, w);
-  w->state = WRITER_SERVED;
-  wake_later (e, WAKE_WRITER, w->woken);
 }
 
 static void
@@ -433,8 +397,8 @@ others_patience_ns (struct conn *c)
   return 2 * pace_wait_ns (c->backend.pace_write);
 }
 
-/* Waits until it is served, or a buffer may have become free.  EAGAIN if there is nothing to wait for.
- * Wants the lock, lets go of it meanwhile.
+/* Waits until a buffer may have become free.  EAGAIN if there is nothing to
+ * wait for.  Wants the lock, lets go of it meanwhile.
  */
 static int
 wait_for_space (struct writer *w, uint64_t now_ns)
@@ -445,13 +409,13 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   int err;
 
   submit_all (e);
-  if (w->state == WRITER_NEW || c->device->n_busy > 0)
+  if (!w->waits || c->device->n_busy > 0)
     w->until_ns = now_ns + others_patience_ns (c);
   if (e->failed.length == e->config.buffers || now_ns >= w->until_ns)
     return EAGAIN;
   pool_hurry (e->pool);
-  if (w->state == WRITER_NEW) {
-    w->state = WRITER_WAITING;
+  if (!w->waits) {
+    w->waits = true;
     w->woken = &e->writer_woken[e->n_writers++ % WRITER_CONDS];
     w->link.data = w;
     g_queue_push_tail_link (&e->writers, &w->link);
@@ -462,12 +426,9 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   if (idle > 0)                 /* not at once: a pinned one may have been due long ago */
     until = MIN (until, MAX (idle, now_ns + 1000000));
   err = engine_wait_plugin (c, w->woken, until);
-  if (w->state == WRITER_WAITING)
-    e->writer_called = false;
-  if (err == ETIMEDOUT && w->state == WRITER_WAITING)
-    write_queued (c, 0, UINT64_MAX);    /* lets go of the lock */
-  while (w->state == WRITER_SERVING)
-    engine_wait (e, w->woken);
+  e->writer_called = false;
+  if (err == ETIMEDOUT)
+    write_queued (c, 0, UINT64_MAX);
   return err == ESHUTDOWN ? err : 0;
 }
 
@@ -484,18 +445,18 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
   int err = 0;
 
   ENGINE_LOCK_IN_SCOPE (e);
-  while (w.state != WRITER_SERVED && err == 0 && (b = reserve (&w, *now_ns, &is_full)) == NULL) {
+  while (err == 0 && (b = reserve (&w, *now_ns, &is_full)) == NULL) {
     err = is_full ? wait_for_space (&w, *now_ns) : EAGAIN;
     if (is_full)
       *now_ns = stats_now_ns ();
   }
-  if (w.state == WRITER_WAITING)
-    dequeue (&w, WRITER_NEW);
+  if (w.waits)
+    dequeue (&w);
   if (*now_ns > start_ns)
     stats_note (e->stats, STATS_SPACE_WAIT, *now_ns - start_ns, count);
   if (b)
     fill (b, &w);
-  return w.state == WRITER_SERVED ? 0 : err;
+  return err;
 }
 
 /* Writes, zeroes and trims that go straight to the plugin. */

@@ -64,7 +64,7 @@ start (struct engine *e, GQueue *starts)
   while ((l = g_queue_pop_head_link (starts)) != NULL) {
     struct buf *b = l->data;
 
-    if (backend_may_start (b->io.backend) && (serving == NULL || serving == b->conn))
+    if (backend_may_start () && (serving == NULL || serving == b->conn))
       backend_io_start (&b->io);
     else {
       b->job.run = start_job;

@@ -18,8 +18,8 @@
  * the plugin may ask there which connection it is.  A worker starts what such a
  * thread would have to start for another connection (handover_set_conn).
  *
- * A plugin that replies may hold locks which its hooks take, too: what is handed over inside a reply
- * is started by a worker, but where the plugin says that it holds none (reentrant).
+ * A plugin that replies may hold locks which its hooks take, too: a worker
+ * starts what is handed over inside a reply.
  */
 #ifndef ASYNCPOOL_HANDOVER_H
 #define ASYNCPOOL_HANDOVER_H

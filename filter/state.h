@@ -213,12 +213,7 @@ struct mutator {
   GList link;                   /* in engine.mutators */
 };
 
-/* A write that waits for a buffer, on the stack of its thread.  The thread that
- * completes a buffer copies the longest-waiting writer's data into it, and
- * dispatches it, before it wakes that writer: the device would idle until the
- * writer runs.  From SERVING to SERVED the writer's thread waits for that
- * thread, whatever the hooks that it calls do.
- */
+/* A write that is to be deferred, on the stack of its thread. */
 struct writer {
   /* Constant. */
   struct conn *conn;
@@ -226,13 +221,14 @@ struct writer {
   const char *data;             /* the byte at offset */
   uint64_t until_ns;            /* while only other devices use buffers: when it stops waiting */
   /* Under engine.lock. */
-  enum writer_state { WRITER_NEW, WRITER_WAITING, WRITER_SERVING, WRITER_SERVED } state;
+  bool waits;                   /* for a buffer */
   struct cond *woken;           /* one of engine.writer_woken */
-  GList link;                   /* in engine.writers, while WAITING */
+  GList link;                   /* in engine.writers, while it waits */
 };
 
 /* Conditions for writers, which share them where there are more.  A writer's
- * own would be gone as soon as it is served, and it is woken only after that.
+ * own may be gone by the time that it is woken, as that is done without the
+ * lock.
  */
 enum { WRITER_CONDS = 64 };
 
@@ -262,7 +258,7 @@ struct engine {
   unsigned readers;             /* connections with n_ahead > 0 */
   bool stopping, linger_idle;   /* idle: the thread waits for something to do */
   uint64_t patient_since_ns;    /* a write has no worker on its way; UINT64_MAX: none */
-  struct cond writer_woken[WRITER_CONDS];       /* served; or a buffer became free, or none will */
+  struct cond writer_woken[WRITER_CONDS];       /* a buffer became free, or none will */
   struct cond progress;         /* dirty data was written or failed, a mutator ended */
   struct cond linger;           /* it has something to do, or the engine stops */
 

@@ -611,7 +611,6 @@ static struct nbdkit_async hooks = {
   .async_pwrite      = hook_pwrite,
   .async_cancel      = hook_cancel,
   .grace_ms          = 1,       /* cancelled is done, so there is nothing to wait for */
-  .reentrant         = true,    /* service.h: no call is made under its lock */
   .prefer_callbacks  = true,
 };
 

@@ -41,8 +41,6 @@ struct nbdkit_async_driver {
    * ended.
    */
   bool can_cancel;
-  /* start may be called from inside done, where the plugin called that. */
-  bool reentrant;
   uint64_t grace_ns;
   /* The handle of the connection that was opened last on this thread, once: a
    * second call says false.  A filter asks right after its next_open.

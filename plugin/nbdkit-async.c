@@ -803,7 +803,6 @@ read_hooks (void)
   own_driver.can_read = hooks.async_pread;
   own_driver.can_write = hooks.async_pwrite;
   own_driver.can_cancel = hooks.async_cancel;
-  own_driver.reentrant = hooks.reentrant;
   own_driver.grace_ns = grace_ns ();
 }
 

@@ -134,16 +134,6 @@ struct nbdkit_async {
    */
   uint32_t grace_ms;
 
-  /* True: hooks may be called from inside a reply, on the thread that gives
-   * it, and so inside the hook or the async_cancel that gave it.  The plugin
-   * gives replies with no lock held that a hook takes, and relies neither on
-   * errno nor on nbdkit_set_error's value after one.  asyncpool then copies the
-   * data of a write that waits for a buffer, up to 256 KiB, and starts it
-   * where another has ended: there is no thread to wake first.  Inside a reply
-   * inside a reply no hook is called.
-   */
-  bool reentrant;
-
   /* True: where both are there, nbdkit's own requests use the callback.  The
    * hooks are for asyncpool, which starts reads and writes.  A thread of
    * nbdkit's waits for each of its own requests in any case, and this saves
@@ -159,10 +149,9 @@ struct nbdkit_async {
 #pragma GCC visibility push(hidden)
 
 /* The replies.  They are given from any thread, also before the hook has
- * returned, and with any lock of the plugin's held, as no reply calls a hook
- * (but see reentrant).  Each request gets exactly one.  A second one, or one
- * to an unknown request, is reported in nbdkit's log and does nothing.  They
- * never block for a client.
+ * returned, and with any lock of the plugin's held, as no reply calls a hook.
+ * Each request gets exactly one.  A second one, or one to an unknown request,
+ * is reported in nbdkit's log and does nothing.  They never block for a client.
  */
 
 /* Done.  Of a read: BUF of the hook has been filled. */

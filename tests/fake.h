@@ -48,10 +48,8 @@ extern void fake_free (struct fake *);
 /* What conn_open wants; CONN (0 to 15) names the connection in the log. */
 extern struct backend fake_backend (struct fake *, unsigned conn);
 extern void fake_set_fast (struct fake *, bool);
-/* Gives a backend async hooks.  GRACE_NS, REENTRANT: as in nbdkit-async-driver.h. */
-extern void fake_hook (struct backend *, uint64_t grace_ns, bool reentrant);
-/* How many hooks were called inside a reply. */
-extern unsigned fake_in_reply (struct fake *);
+/* Gives a backend async hooks.  GRACE_NS: as in nbdkit-async-driver.h. */
+extern void fake_hook (struct backend *, uint64_t grace_ns);
 /* What backend_ops.is_gone says, for all connections. */
 extern void fake_set_gone (struct fake *, bool);
 /* Waits until that was asked N times. */

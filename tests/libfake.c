@@ -48,7 +48,7 @@ struct fake {
   bool gone;
   unsigned asked;               /* whether it is */
   GPtrArray *asyncs;            /* under way */
-  unsigned n_asyncs, n_in_reply;
+  unsigned n_asyncs;
 };
 
 /* An operation that a hook has started. */
@@ -373,8 +373,7 @@ async_start (struct nbdkit_async_io *io)
   pthread_t thread;
   bool here;
 
-  g_assert_cmpuint (in_reply, <=, ((struct handle *) io->handle)->driver.reentrant);
-
+  g_assert_cmpuint (in_reply, ==, 0);
   *a = (struct async) {
     .handle = io->handle, .io = io, .buf = io->buf,
     .op = { .kind = io->is_write ? FAKE_WRITE : FAKE_READ, .count = io->count,
@@ -386,7 +385,6 @@ async_start (struct nbdkit_async_io *io)
 
     LOCK_IN_SCOPE (&f->lock);
     g_ptr_array_add (f->asyncs, a);
-    f->n_in_reply += in_reply;
     now.start = UINT64_MAX;
     here = holding_rule (f, &now) == NULL && ++f->n_asyncs % 2 == 0;
   }
@@ -416,24 +414,16 @@ async_give_up (struct nbdkit_async_io *io)
 }
 
 void
-fake_hook (struct backend *b, uint64_t grace_ns, bool reentrant)
+fake_hook (struct backend *b, uint64_t grace_ns)
 {
   struct handle *h = b->handle;
 
   h->driver = (struct nbdkit_async_driver) {
-    .can_read = true, .can_write = true, .can_cancel = true, .reentrant = reentrant,
-    .grace_ns = grace_ns,
+    .can_read = true, .can_write = true, .can_cancel = true, .grace_ns = grace_ns,
     .start = async_start, .give_up = async_give_up
   };
   b->hooks = &h->driver;
   b->hooks_handle = h;
-}
-
-unsigned
-fake_in_reply (struct fake *f)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  return f->n_in_reply;
 }
 
 struct backend

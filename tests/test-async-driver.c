@@ -294,14 +294,12 @@ begin (bool can_cancel)
                                          .name = "test", .open = plugin_open };
   test_hooks = (struct nbdkit_async) { .async_pread = hook_pread, .async_pwrite = hook_pwrite,
                                        .async_cancel = can_cancel ? hook_cancel : NULL,
-                                       .grace_ms = 1 + can_cancel,
-                                       .reentrant = can_cancel };
+                                       .grace_ms = 1 + can_cancel };
   g_assert_true (nbdkit_async_register (&test_plugin, &test_hooks,
                                          sizeof test_hooks) == &test_plugin);
   driver = nbdkit_async_get_driver ();
   g_assert_true (driver->can_read && driver->can_write);
   g_assert_cmpuint (driver->grace_ns, ==, (1 + can_cancel) * MS);
-  g_assert_cmpint (driver->reentrant, ==, can_cancel);
 }
 
 /* As .config may. */
@@ -1280,13 +1278,11 @@ test_changes (void)
   nbdkit_async_get_driver ();
   g_assert_false (driver->can_read);
   test_hooks.async_cancel = NULL;
-  test_hooks.reentrant = false;
   test_hooks.grace_ms = 5;
   g_assert_cmpint (test_plugin.get_ready (), ==, -1);
   for (int i = 0; i < 2; i++) {
     g_assert_true (driver->can_write);
     g_assert_false (driver->can_cancel);
-    g_assert_false (driver->reentrant);
     g_assert_cmpuint (driver->grace_ns, ==, 5 * MS);
     g_assert_true (nbdkit_async_get_driver () == driver);
   }
@@ -1326,7 +1322,6 @@ register_older (const void *bytes, size_t size)
   register_fresh ((struct nbdkit_plugin) { 0 }, bytes, size);
   g_assert_cmpint (test_plugin.get_ready (), ==, 0);
   g_assert_true (driver->can_read && driver->can_write);
-  g_assert_false (driver->reentrant);
 }
 
 static void
@@ -1334,7 +1329,7 @@ test_older_header (void)
 {
   const size_t until_flush = offsetof (struct nbdkit_async, async_flush),
     until_grace = offsetof (struct nbdkit_async, grace_ms),
-    until_reentrant = offsetof (struct nbdkit_async, reentrant);
+    until_prefer_callbacks = offsetof (struct nbdkit_async, prefer_callbacks);
   struct nbdkit_async all;
   g_autofree void *exact = NULL;
 
@@ -1355,7 +1350,7 @@ test_older_header (void)
   g_assert_nonnull (test_plugin.flush);
   g_assert_cmpuint (driver->grace_ns, ==, DEFAULT_GRACE_MS * MS);
   all.grace_ms = 5;
-  register_older (&all, until_reentrant);
+  register_older (&all, until_prefer_callbacks);
   g_assert_cmpuint (driver->grace_ns, ==, 5 * MS);
   hook_does = REPLY_AT_ONCE;
   g_assert_cmpint (test_plugin.pread (HANDLE, data, COUNT, 0, 0), ==, 0);

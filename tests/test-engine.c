@@ -111,14 +111,11 @@ config_hasty (unsigned buffers, unsigned threads, enum write_mode write, enum re
   return c;
 }
 
-/* test-hooked.c and test-reentrant.c are this file again, with all over async hooks. */
+/* test-hooked.c is this file again, with all over async hooks. */
 #ifndef HOOKED
 #define HOOKED false
 #endif
-#ifndef REENTRANT
-#define REENTRANT false
-#endif
-static const bool hooked = HOOKED, reentrant = REENTRANT;
+static const bool hooked = HOOKED;
 
 static struct backend
 backend_of (struct fake *f, unsigned i)
@@ -126,7 +123,7 @@ backend_of (struct fake *f, unsigned i)
   struct backend b = fake_backend (f, i);
 
   if (hooked)
-    fake_hook (&b, UINT64_C (3600000000000), reentrant);
+    fake_hook (&b, UINT64_C (3600000000000));
   return b;
 }
 
@@ -2210,12 +2207,11 @@ test_space (void)
   world_end_clean (&w);
 }
 
-/* Writers wait, and buffers become free, one by one: who has written one fills it for the first that
- * waits, and starts it, from inside the reply where the plugin lets us.  While others wait no buffer is
- * kept for more to come.
+/* Writers wait, and buffers become free, one by one: each is the first writer's.
+ * While others wait no buffer is kept for more to come.
  */
 static void
-test_space_served (void)
+test_space_in_order (void)
 {
   struct world w;
   struct task *write[3];
@@ -2233,10 +2229,8 @@ test_space_served (void)
   for (unsigned i = 0; i < 3; i++) {
     fake_pass (w.f, hold, 1);
     g_assert_cmpint (task_end (write[i]), ==, 0);
-    if (i < 2) {
+    if (i < 2)
       fake_wait_held (w.f, hold, 4);
-      g_assert_cmpuint (fake_in_reply (w.f), ==, reentrant ? i + 1 : 0);
-    }
   }
   g_assert_cmpuint (count_state (&w, BUF_OPEN, 7 * U, U), ==, 1);
   for (unsigned i = 0; i < 3; i++)
@@ -2864,7 +2858,7 @@ world_init_hasty (struct world *w, uint64_t size, struct engine_config c)
   for (unsigned i = 0; i < 2; i++) {
     struct backend b = fake_backend (w->f, i);
 
-    fake_hook (&b, 0, reentrant);
+    fake_hook (&b, 0);
     g_assert_cmpint (conn_open (w->e, "", &b, &w->c[i]), ==, 0);
     fake_make_slow (w->c[i]);
   }
@@ -2957,7 +2951,7 @@ test_hooks_lost_once (void)
 static void
 make_hopeless (struct conn *c)
 {
-  fake_hook (&c->backend, stats_now_ns () / 2, reentrant);
+  fake_hook (&c->backend, stats_now_ns () / 2);
   atomic_store (&c->backend.gone_ns, 1);
   atomic_store (&c->backend.alive_ns, 1);
 }
@@ -3113,7 +3107,7 @@ test_hooks_given_up_late (void)
   struct task *close;
 
   world_init (&w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
-  fake_hook (&w.c[1]->backend, UINT64_MAX / 2, reentrant);
+  fake_hook (&w.c[1]->backend, UINT64_MAX / 2);
   late = (struct late) { .w = &w, .hold = fake_hold (w.f, FAKE_WRITE, 0, 0) };
   do_request (&w, 0, WRITE, U, 0, 1);
   fake_wait_held (w.f, late.hold, 1);
@@ -4826,7 +4820,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/slab/filling", test_filling);
   g_test_add_func ("/engine/slab/reuse", test_reuse);
   g_test_add_func ("/engine/slab/space", test_space);
-  g_test_add_func ("/engine/slab/served", test_space_served);
+  g_test_add_func ("/engine/slab/in-order", test_space_in_order);
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
   g_test_add_func ("/engine/slab/evict-clean", test_evict_clean);

@@ -470,7 +470,7 @@ check_hooked_pieces (bool write, unsigned units, unsigned max_pieces)
   int hold;
 
   scene_start (&s, 1, 0);
-  fake_hook (&s.b, 0, false);
+  fake_hook (&s.b, 0);
   s.b.pieces = &pieces;
   s.b.max_pieces = max_pieces;
   for (unsigned round = 0; round < 2; round++) {        /* the first gives all back */
@@ -513,7 +513,7 @@ test_hooked_bound (gconstpointer data)
   int hold;
 
   scene_start (&s, 1, 0);
-  fake_hook (&s.b, 0, false);
+  fake_hook (&s.b, 0);
   s.b.pieces = &pieces;
   s.b.max_pieces = 4;
   hold = fake_hold (s.f, FAKE_ANY, 0, 0);
