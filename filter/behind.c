@@ -8,7 +8,6 @@
 
 #include "behind.h"
 #include "buffers.h"
-#include "copy.h"
 #include "debug.h"
 #include "guard.h"
 #include "handover.h"
@@ -361,7 +360,7 @@ fill (struct buf *b, const struct writer *w)
   struct engine *e = b->engine;
 
   engine_unlock (e);
-  copy_bytes (b->data + (w->offset - w->base), w->data, w->end - w->offset);
+  memcpy (b->data + (w->offset - w->base), w->data, w->end - w->offset);
   engine_lock (e);
   filled (b);
   stats_add (e->stats, STATS_BEHIND, 1);

@@ -8,7 +8,6 @@
 #include "ahead.h"
 #include "behind.h"
 #include "buffers.h"
-#include "copy.h"
 #include "engine.h"
 #include "fanout.h"
 #include "guard.h"
@@ -666,7 +665,7 @@ read_pins (struct read *r, bool *waited)
     if (err)
       break;
     if (good)
-      copy_bytes (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
+      memcpy (r->buf + (p->from - r->offset), p->b->data + (p->from - p->b->base), p->to - p->from);
     else
       err = read_part (r, p->from, p->to);
   }

@@ -58,7 +58,6 @@
 #include <nbdkit-plugin.h>
 
 #include "cond.h"
-#include "copy.h"
 #include "nbdkit-async.h"
 
 #define INDEX_BITS 20           /* a million in flight */
@@ -428,7 +427,7 @@ nbdkit_async_reply_read (void *conn, uint64_t reqid, uint32_t count,
   pthread_mutex_unlock (&lock);
   err = is_data_for (&op, count, buf) ? 0 : EIO;
   if (!err && buf != op.buf)
-    copy_bytes (op.buf, buf, count);
+    memcpy (op.buf, buf, count);
   pthread_mutex_lock (&lock);
   /* The requester has its data: perform is not to fetch it from its copy, which
    * was not filled.
@@ -579,7 +578,7 @@ collect_and_unlock (struct slot *s)
   end_locked (s);
   pthread_mutex_unlock (&lock);
   if (copy && is_read && buf && err == 0)
-    copy_bytes (buf, copy, count);
+    memcpy (buf, copy, count);
   free (copy);
   return err;
 }
@@ -655,7 +654,7 @@ perform (const struct operation *op)
     if (!copy)
       return result (ENOMEM);
     if (op->kind == WRITE)
-      copy_bytes (copy, op->buf, op->count);
+      memcpy (copy, op->buf, op->count);
   }
   return result (perform_with (op, copy));
 }

@@ -8,7 +8,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "copy.h"
 #include "store.h"
 
 #define CHUNK_PAGES UINT64_C (16)
@@ -233,7 +232,7 @@ store_read (struct store *st, void *buf, uint64_t count, uint64_t offset)
      * taken, a hole takes as long as data, which is what measurements want.
      */
     if (st->populated || load_word (st, p.chunk) & p.touched)
-      copy_bytes (to, &st->data[p.offset], p.count);
+      memcpy (to, &st->data[p.offset], p.count);
     else
       memset (to, 0, p.count);
     pthread_rwlock_unlock (lock_of (st, &p));
@@ -250,7 +249,7 @@ store_write (struct store *st, const void *buf, uint64_t count,
 
   while (next_piece (st, &count, &offset, &p)) {
     pthread_rwlock_wrlock (lock_of (st, &p));
-    copy_bytes (&st->data[p.offset], from, p.count);
+    memcpy (&st->data[p.offset], from, p.count);
     store_word_locked (st, p.chunk, load_word (st, p.chunk) | p.touched);
     pthread_rwlock_unlock (lock_of (st, &p));
     from += p.count;

@@ -10,7 +10,6 @@
 
 #include <glib.h>
 
-#include "copy.h"
 #include "pace.h"
 #include "slab.h"
 #include "split.h"
@@ -20,32 +19,6 @@
 #define KIB UINT64_C (1024)
 #define MIB (1024 * KIB)
 #define SECOND UINT64_C (1000000000)
-
-/* Copying. */
-
-/* Every distance modulo a page near 0, over the end of a piece; nothing beside it is touched. */
-static void
-test_copy (void)
-{
-  static const size_t counts[] = { 0, 1, 2047, 2048, 2049, 4095, 10000 };
-  enum { SPACE = 16384 };
-  g_autofree uint8_t *from = g_malloc (SPACE), *to = g_malloc (2 * SPACE), *want = g_malloc (SPACE);
-
-  for (size_t i = 0; i < SPACE; i++)
-    from[i] = g_test_rand_int ();
-  for (size_t behind = 0; behind < 40; behind++)
-    for (unsigned n = 0; n < G_N_ELEMENTS (counts); n++) {
-      uint8_t *target = to + (((uintptr_t) from - (uintptr_t) to) % 4096 + behind);
-
-      memset (to, 0xEE, 2 * SPACE);
-      memset (want, 0xEE, SPACE);
-      memcpy (want, from, counts[n]);
-      copy_bytes (target, from, counts[n]);
-      g_assert_cmpmem (target, counts[n] + 100, want, counts[n] + 100);
-      if (target > to)
-        g_assert_cmpuint (target[-1], ==, 0xEE);
-    }
-}
 
 /* Splitting. */
 
@@ -1014,7 +987,6 @@ int
 main (int argc, char *argv[])
 {
   g_test_init (&argc, &argv, NULL);
-  g_test_add_func ("/copy", test_copy);
   g_test_add_func ("/split", test_split);
   g_test_add_func ("/stream/detection", test_stream_detection);
   g_test_add_func ("/stream/random", test_stream_random);
