@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -645,31 +644,11 @@ asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
   return r;
 }
 
-/* Each of nbdkit's threads has a buffer for its requests.  From 128 KiB on glibc maps such a block, 16
- * bytes into a page, unless a larger one was freed before: it is chance whether copies from pages, of
- * sockets in the kernel, too, are slow on the processors that copy.h is about (written without latency,
- * 128 KiB, 16 in flight: 1.4 in place of 2.0 GB/s).  From the heap it lies elsewhere.
- */
-static void
-keep_buffers_on_the_heap (void)
-{
-#ifdef M_MMAP_THRESHOLD
-  mallopt (M_MMAP_THRESHOLD, 4 << 20);
-#endif
-}
-
-static void
-load (void)
-{
-  keep_buffers_on_the_heap ();
-  hooks_load ();
-}
-
 static struct nbdkit_filter filter = {
   .name = "asyncpool",
   .longname = "nbdkit asyncpool filter",
   .description = "many operations in flight on behalf of a client that sends few",
-  .load = load,
+  .load = hooks_load,
   .unload = asyncpool_unload,
   .config = asyncpool_config,
   .config_complete = asyncpool_config_complete,
