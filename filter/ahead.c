@@ -34,7 +34,7 @@ filled_ahead (struct backend_io *io, int err)
   b->since_ns = io->end_ns;
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
   if (b->pins > 0)
-    wake_later (e, WAKE_READERS, &b->changed);
+    cond_broadcast (&b->changed);
   /* As if it had been pinned for us: frees it if it was dropped and nobody waits. */
   buffers_pin (b);
   if (err && !b->dropped)

@@ -384,7 +384,7 @@ static void
 wake_writers (struct engine *e)
 {
   for (GList *l = e->writers.head; l; l = l->next)
-    cond_broadcast (((struct writer *) l->data)->woken);
+    cond_signal (&((struct writer *) l->data)->woken);
 }
 
 /* How long a writer waits while only other devices use buffers.  Its own device
@@ -415,7 +415,6 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   pool_hurry (e->pool);
   if (!w->waits) {
     w->waits = true;
-    w->woken = &e->writer_woken[e->n_writers++ % WRITER_CONDS];
     w->link.data = w;
     g_queue_push_tail_link (&e->writers, &w->link);
   }
@@ -424,7 +423,7 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   idle = buffers_idle_ns (e);
   if (idle > 0)                 /* not at once: a pinned one may have been due long ago */
     until = MIN (until, MAX (idle, now_ns + 1000000));
-  err = engine_wait_plugin (c, w->woken, until);
+  err = engine_wait_plugin (c, &w->woken, until);
   e->writer_called = false;
   if (err == ETIMEDOUT)
     write_queued (c, 0, UINT64_MAX);

@@ -143,10 +143,10 @@ buffers_call_writer (struct engine *e)
   if (l == NULL || e->writer_called)
     return;
   /* One that sleeps: another may be at something long, and comes back to look in the end. */
-  while (l->next && !cond_is_waited_for (((struct writer *) l->data)->woken))
+  while (l->next && !cond_is_waited_for (&((struct writer *) l->data)->woken))
     l = l->next;
   e->writer_called = true;
-  wake_later (e, WAKE_WRITER, ((struct writer *) l->data)->woken);
+  cond_signal (&((struct writer *) l->data)->woken);
 }
 
 void

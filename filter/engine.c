@@ -110,8 +110,6 @@ engine_free (struct engine *e)
 {
   GList *l;
 
-  while (atomic_load (&e->waking) > 0)  /* for microseconds, if at all */
-    g_thread_yield ();
   while ((l = g_queue_pop_head_link (&e->exports)) != NULL)
     free_export (l->data);
   buffers_destroy (e);

@@ -73,37 +73,21 @@ start (struct engine *e, GQueue *starts)
   }
 }
 
-/* The device first: a thread that is woken may run at once, in place of this
- * one.
- */
 void
 engine_unlock (struct engine *e)
 {
-  struct cond *readers = e->wake[WAKE_READERS], *writer = e->wake[WAKE_WRITER];
   GQueue starts = e->starts;
 
   g_queue_init (&e->starts);
-  e->wake[WAKE_READERS] = e->wake[WAKE_WRITER] = NULL;
-  /* A thread that is woken, or that waits for what is started, may be the last
-   * one and free the engine.  engine_free waits for this thread.
-   */
-  if (readers || writer)
-    atomic_fetch_add (&e->waking, 1);
   pthread_mutex_unlock (&e->lock);
   start (e, &starts);
-  if (readers)
-    cond_broadcast (readers);
-  if (writer)
-    cond_broadcast (writer);
-  if (readers || writer)
-    atomic_fetch_sub (&e->waking, 1);
 }
 
-/* Whether there was something to start, or someone to wake, first. */
+/* Whether there was something to start first. */
 static bool
 started (struct engine *e)
 {
-  if (e->starts.length == 0 && e->wake[WAKE_READERS] == NULL && e->wake[WAKE_WRITER] == NULL)
+  if (e->starts.length == 0)
     return false;
   engine_unlock (e);
   engine_lock (e);

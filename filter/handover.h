@@ -8,12 +8,6 @@
  * engine.starts, and the thread that lets go of the lock starts them.  Whenever
  * the lock is free, there are none.
  *
- * Likewise the wake-ups that come with every operation, of its reader and of
- * writers that wait for a buffer.  A thread that is woken under the lock may
- * run at once, on this very CPU, and has to sleep again for the lock.  So the
- * thread that lets go of the lock wakes it, after it has started what there is
- * to start (wake_later).
- *
  * A hook for one connection is never called on nbdkit's thread of another one:
  * the plugin may ask there which connection it is.  A worker starts what such a
  * thread would have to start for another connection (handover_set_conn).
@@ -45,18 +39,6 @@ engine_unlock_scope (struct engine **e)
 #define ENGINE_LOCK_IN_SCOPE(e)                                                                 \
   __attribute__ ((cleanup (engine_unlock_scope))) struct engine *engine_locked = engine_lock (e); \
   (void) engine_locked
-
-/* Wakes all that wait there, when the lock is free, or at once where it has to wake others of the kind
- * then: that is rare.  Wants the lock.
- */
-static inline void
-wake_later (struct engine *e, enum wake who, struct cond *cond)
-{
-  if (e->wake[who] && e->wake[who] != cond)
-    cond_broadcast (cond);
-  else
-    e->wake[who] = cond;
-}
 
 /* These want the lock and let go of it meanwhile.  They may return early: look again. */
 extern void engine_wait (struct engine *, struct cond *);

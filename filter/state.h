@@ -222,17 +222,9 @@ struct writer {
   uint64_t until_ns;            /* while only other devices use buffers: when it stops waiting */
   /* Under engine.lock. */
   bool waits;                   /* for a buffer */
-  struct cond *woken;           /* one of engine.writer_woken */
+  struct cond woken;            /* a buffer became free, or none will */
   GList link;                   /* in engine.writers, while it waits */
 };
-
-/* Conditions for writers, which share them where there are more.  A writer's
- * own may be gone by the time that it is woken, as that is done without the
- * lock.
- */
-enum { WRITER_CONDS = 64 };
-
-enum wake { WAKE_READERS, WAKE_WRITER, WAKES };
 
 struct engine {
   /* Constant after engine_start. */
@@ -249,16 +241,13 @@ struct engine {
   GQueue free, reading, clean, open, failed;    /* free: youngest first; failed by seq; others oldest first */
   GQueue mutators, conns, devices, exports;
   GQueue starts;                /* see handover.h */
-  struct cond *wake[WAKES];     /* likewise, or NULL */
   uint64_t seq;
   unsigned progress_waiters;
   GQueue writers;               /* oldest first */
-  unsigned n_writers;           /* that there ever were */
   bool writer_called;           /* one was woken since the last one began to wait, and has not run yet */
   unsigned readers;             /* connections with n_ahead > 0 */
   bool stopping, linger_idle;   /* idle: the thread waits for something to do */
   uint64_t patient_since_ns;    /* a write has no worker on its way; UINT64_MAX: none */
-  struct cond writer_woken[WRITER_CONDS];       /* a buffer became free, or none will */
   struct cond progress;         /* dirty data was written or failed, a mutator ended */
   struct cond linger;           /* it has something to do, or the engine stops */
 
@@ -269,7 +258,6 @@ struct engine {
   atomic_uint deferring;        /* connections that may hold writes behind, and waiting data */
   atomic_uint unregistered;     /* writes, zeroes and trims under way that are no mutators */
   atomic_uint pieces;           /* see backend.h */
-  atomic_uint waking;           /* threads that let go of the lock, and still wake others */
   struct depth filling;         /* whole buffers that the writes in flight would fill */
 };
 
