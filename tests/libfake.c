@@ -18,7 +18,7 @@ struct rule {
   unsigned kinds;
   uint64_t offset, end;
   int err, times;
-  unsigned held;
+  unsigned held, left;          /* held now; held, and let go since */
   uint64_t pass_until;          /* operations that started up to here may pass */
 };
 
@@ -185,6 +185,8 @@ op_hold (struct fake *f, unsigned i)
       pthread_cond_wait (&f->changed, &f->lock);
     while (holding_rule (f, op_at (f, i)) == r);
     r->held--;
+    r->left++;
+    pthread_cond_broadcast (&f->changed);
   }
 }
 
@@ -488,27 +490,6 @@ fake_release (struct fake *f, int rule)
   pthread_cond_broadcast (&f->changed);
 }
 
-void
-fake_pass (struct fake *f, int rule, unsigned n)
-{
-  struct rule *r = &f->rules[rule];
-
-  LOCK_IN_SCOPE (&f->lock);
-  g_assert_cmpuint (r->held, >=, n);
-  for (unsigned i = 0; i < f->log->len && n > 0; i++) {
-    struct fake_op *op = op_at (f, i);
-
-    if (op->end == 0 && op->start > r->pass_until
-        && touches (op, r->kinds, r->offset, r->end)) {
-      r->pass_until = op->start;
-      n--;
-    }
-  }
-  pthread_cond_broadcast (&f->changed);
-}
-
-/* Waiting and looking. */
-
 /* One wait for a change, until the deadline. */
 static void
 wait_locked (struct fake *f, const struct timespec *deadline, const char *what)
@@ -526,6 +507,33 @@ deadline (void)
   ts.tv_sec += DEADLINE_SECONDS;
   return ts;
 }
+
+void
+fake_pass (struct fake *f, int rule, unsigned n)
+{
+  struct rule *r = &f->rules[rule];
+  struct timespec ts = deadline ();
+  unsigned left;
+
+  LOCK_IN_SCOPE (&f->lock);
+  g_assert_cmpuint (r->held, >=, n);
+  left = r->left + n;
+  for (unsigned i = 0; i < f->log->len && n > 0; i++) {
+    struct fake_op *op = op_at (f, i);
+
+    if (op->end == 0 && op->start > r->pass_until
+        && touches (op, r->kinds, r->offset, r->end)) {
+      r->pass_until = op->start;
+      n--;
+    }
+  }
+  pthread_cond_broadcast (&f->changed);
+  /* What is held from here on are others. */
+  while (r->left < left)
+    wait_locked (f, &ts, "an operation to go on");
+}
+
+/* Waiting and looking. */
 
 void
 fake_wait_held (struct fake *f, int rule, unsigned n)
