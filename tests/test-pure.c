@@ -522,6 +522,8 @@ test_stream_join (gconstpointer data)
   g_assert_cmpuint (left.from, ==, 16 * U);
   g_assert_cmpuint (left.to, ==, (16 + gap) * U);
   g_assert_cmpuint (s->ahead, ==, 24 * U);
+  if (gap > 2)
+    g_assert_cmpuint (o->ahead, ==, o->end);
   /* A small gap is no end. */
   g_assert_cmpuint (s->start, ==, gap <= 2 ? 0 : (16 + gap) * U);
 }
@@ -647,10 +649,14 @@ test_stream_errors (void)
     s = stream_note (&t, i * U, U, 0, ++now_ns, &left);
     if (s == NULL)
       continue;
-    stream_failed (&t);
+    if (i % 3 == 0)
+      stream_answered (&t, U, true);
+    else
+      stream_failed (&t);
     r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
     g_assert_cmpuint (r.from, ==, r.to);
   }
+  stream_failed (&t);
   for (unsigned i = 0; i < WINDOW_MIN; i++) {
     r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
     g_assert_cmpuint (r.from, ==, r.to);
@@ -659,6 +665,50 @@ test_stream_errors (void)
   r = stream_plan (&t, s, U, 64, FAR_END, now_ns);
   g_assert_cmpuint (r.to - r.from, >, 0);
   g_assert_cmpuint (t.window, <=, 2 * WINDOW_MIN);      /* small again */
+}
+
+/* What is gone is planned again, by the stream that is to come there. */
+static void
+test_stream_lost (void)
+{
+  struct streams t = { .window = 8 };
+  uint64_t now_ns = 0;
+  struct stream *s = run (&t, 0, 16, &now_ns);
+  struct stream_range r = stream_plan (&t, s, U, 8, FAR_END, now_ns);
+
+  g_assert_cmpuint (r.to, ==, 24 * U);
+  stream_lost (&t, 15 * U);
+  g_assert_cmpuint (s->ahead, ==, 24 * U);
+  stream_lost (&t, 20 * U);
+  r = stream_plan (&t, s, U, 8, FAR_END, now_ns);
+  g_assert_cmpuint (r.from, ==, 20 * U);
+  g_assert_cmpuint (r.to, ==, 24 * U);
+}
+
+/* A stream comes to what was looked at before: it goes on, not the single read. */
+static void
+test_stream_looked_at (void)
+{
+  struct streams t = { 0 };
+  uint64_t now_ns = 10;
+  struct stream *s;
+
+  note (&t, 5 * U, U, 0, 1);
+  s = run (&t, 0, 6, &now_ns);
+  g_assert_true (note (&t, 6 * U, U, 0, 20) == s);
+}
+
+/* The first two came out of order. */
+static void
+test_stream_first_two (void)
+{
+  struct streams t = { 0 };
+  struct stream *s;
+
+  note (&t, U, U, 4 * U, 1);
+  s = note (&t, 0, U, 4 * U, 2);
+  g_assert_cmpuint (s->start, ==, 0);
+  g_assert_cmpuint (s->end, ==, 2 * U);
 }
 
 static void
@@ -1028,6 +1078,9 @@ main (int argc, char *argv[])
   }
   g_test_add_func ("/stream/join/beside", test_stream_join_beside);
   g_test_add_func ("/stream/errors", test_stream_errors);
+  g_test_add_func ("/stream/lost", test_stream_lost);
+  g_test_add_func ("/stream/looked-at", test_stream_looked_at);
+  g_test_add_func ("/stream/first-two", test_stream_first_two);
   for (unsigned i = 2; i <= 256; i *= 2) {
     g_autofree char *slow = g_strdup_printf ("/pace/one-slow-in/%u", i);
     g_autofree char *fast = g_strdup_printf ("/pace/one-fast-in/%u", i);
