@@ -724,7 +724,7 @@ static void
 check_queues (struct engine *e)
 {
   unsigned n[BUF_FAILED + 1] = { 0 }, waiting = 0, behind = 0,
-    dirty_of_exports = 0;
+    dirty_of_exports = 0, readers = 0;
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     n[e->bufs[i].state]++;
@@ -748,18 +748,23 @@ check_queues (struct engine *e)
 
   for (GList *l = e->conns.head; l; l = l->next) {
     struct conn *c = l->data;
-    unsigned dirty = 0, reading = 0;
+    unsigned dirty = 0, reading = 0, ahead = 0;
 
     for (unsigned i = 0; i < e->config.buffers; i++) {
       const struct buf *b = &e->bufs[i];
 
       dirty += b->conn == c && buf_is_dirty (b);
       reading += b->conn == c && b->state == BUF_READING;
+      ahead += b->conn == c && !b->dropped
+        && (b->state == BUF_READING || b->state == BUF_CLEAN);
     }
     g_assert_cmpuint (c->n_dirty, ==, dirty);
     g_assert_cmpuint (c->n_reading, ==, reading);
+    g_assert_cmpuint (c->n_ahead, ==, ahead);
+    readers += ahead > 0;
     behind += atomic_load (&c->behind);
   }
+  g_assert_cmpuint (e->readers, ==, readers);
   g_assert_cmpuint (atomic_load (&e->deferring), ==, waiting + behind);
 }
 
