@@ -3,7 +3,7 @@
 require "$PYTHON"
 have_python || skip_all "$missing is not installed"
 
-server_start stats "--filter=$FILTER" "$GATE" size=8M delay=2ms asyncpool-stats=stats.txt \
+server_start stats "--filter=$FILTER" "$GATE" size=8M delay=20ms asyncpool-stats=stats.txt \
   asyncpool-write=behind asyncpool-buffers=4 asyncpool-buffer-size=64k
 check "work" nbd_python "$uri" <<'END'
 for i in range(32):
