@@ -98,7 +98,7 @@ start (struct conn *c, struct stream_range r)
     count -= count % c->device->min_block;      /* what is left at the end no client can ask for */
     if (count == 0 || is_held (c, r.from, count))
       continue;
-    b = buffers_take_for_ahead (e);
+    b = buffers_take_for_ahead (c);
     if (b == NULL)
       return r.from;
     buffers_enter (b, BUF_READING, c, r.from, 0, count);
@@ -127,7 +127,7 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
   buffers_evict_idle (e, now_ns);       /* who has gone elsewhere is no reader */
   *lost = c->lost;
   c->lost = UINT64_MAX;
-  share = e->config.buffers / (e->readers + (c->n_ahead == 0));
+  share = buffers_share (c);
   if (surplus > 0 && surplus >= share - share / 4)
     return 0;
   /* One direct read per stream is what a client with one request at a time has. */

@@ -378,10 +378,41 @@ buffers_take_for_write (struct engine *e)
   return b;
 }
 
-struct buf *
-buffers_take_for_ahead (struct engine *e)
+unsigned
+buffers_share (const struct conn *c)
 {
-  return e->writers.length > 0 && is_much_ahead (e) ? NULL : take_free (e);
+  struct engine *e = c->engine;
+
+  return e->config.buffers / (e->readers + (c->n_ahead == 0));
+}
+
+/* Makes a buffer free that a connection has read ahead beyond its share. */
+static bool
+evict_surplus (struct engine *e, unsigned share)
+{
+  for (GList *l = e->clean.tail; l; l = l->prev) {
+    struct buf *b = l->data;
+
+    if (b->conn->n_ahead > share && b->pins == 0) {
+      evict (b);
+      return true;
+    }
+  }
+  return false;
+}
+
+struct buf *
+buffers_take_for_ahead (struct conn *c)
+{
+  struct engine *e = c->engine;
+  struct buf *b;
+
+  if (e->writers.length > 0 && is_much_ahead (e))
+    return NULL;
+  b = take_free (e);
+  if (b == NULL && c->n_ahead < buffers_share (c) && evict_surplus (e, buffers_share (c)))
+    b = take_free (e);
+  return b;
 }
 
 void

@@ -27,7 +27,11 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
  * there is none.
  */
 extern struct buf *buffers_take_for_write (struct engine *);
-extern struct buf *buffers_take_for_ahead (struct engine *);
+extern struct buf *buffers_take_for_ahead (struct conn *);
+/* How many buffers the connection may have read ahead: an equal part for each
+ * that reads.
+ */
+extern unsigned buffers_share (const struct conn *);
 /* Removes what has been idle that long. */
 extern void buffers_evict_idle (struct engine *, uint64_t now_ns);
 /* When the oldest CLEAN buffer is; 0: there is none. */

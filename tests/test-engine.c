@@ -1356,6 +1356,62 @@ test_ahead_left (void)
   world_end_clean (&w);
 }
 
+/* As if reading ahead had just failed. */
+static void
+stop_ahead (struct conn *c)
+{
+  LOCK_IN_SCOPE (&c->streams_lock);
+  c->streams.failed = true;
+  c->streams.answered = 0;
+}
+
+/* Another connection's stream has an equal part, though the first one has all. */
+static void
+test_ahead_share (void)
+{
+  struct world w;
+
+  world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
+  w.c[0]->streams.window = w.c[1]->streams.window = 16;
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 16 * U, 16);
+  do_request (&w, 1, READ, U, 30 * U, OLD);
+  do_request (&w, 1, READ, U, 31 * U, OLD);
+  wait_state (&w, BUF_CLEAN, 32 * U, 16 * U, 8);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 2 * U, 16 * U), ==, 8);
+  do_request (&w, 0, READ, U, 2 * U, OLD);      /* it has no more */
+  g_assert_cmpuint (w.c[0]->n_ahead, <=, 8);
+  g_assert_cmpuint (w.c[1]->n_ahead, ==, 8);
+  world_end_clean (&w);
+}
+
+/* While a writer waits, and reads have more than half, a free buffer is the
+ * writer's.
+ */
+static void
+test_ahead_writers (void)
+{
+  struct world w;
+  struct writer writer = { .link.data = &writer };
+  struct buf *b;
+
+  world_init (&w, 64 * U, config (4, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 4 * U, 4);
+  stop_ahead (w.c[0]);
+  for (unsigned i = 0; i < 2; i++) {
+    do_request (&w, 0, READ, U, (2 + i) * U, OLD);
+    LOCK_IN_SCOPE (&w.e->lock);
+    g_queue_push_tail_link (&w.e->writers, &writer.link);
+    b = buffers_take_for_ahead (w.c[0]);
+    g_assert_cmpint (b != NULL, ==, i == 1);    /* 3 of 4 are ahead, then 2 */
+    g_queue_unlink (&w.e->writers, &writer.link);
+    if (b)
+      buffers_put (b);
+  }
+  world_end_clean (&w);
+}
+
 /* Writes made stale what comes next: the first read that misses one has all of them read again. */
 static void
 test_ahead_hole (void)
@@ -2297,15 +2353,6 @@ make_older (struct world *w, uint64_t ns)
   g_queue_sort (&w->e->clean, compare_bases, NULL);
   for (GList *l = w->e->clean.head; l; l = l->next)
     ((struct buf *) l->data)->since_ns -= ns;
-}
-
-/* As if reading ahead had just failed. */
-static void
-stop_ahead (struct conn *c)
-{
-  LOCK_IN_SCOPE (&c->streams_lock);
-  c->streams.failed = true;
-  c->streams.answered = 0;
 }
 
 /* Two writers wait, and two buffers become free at once: the first calls the
@@ -4779,6 +4826,8 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/ahead/fails", test_ahead_fails);
   g_test_add_func ("/engine/ahead/fails-all", test_ahead_fails_all);
   g_test_add_func ("/engine/ahead/skip", test_ahead_skip);
+  g_test_add_func ("/engine/ahead/share", test_ahead_share);
+  g_test_add_func ("/engine/ahead/writers", test_ahead_writers);
   g_test_add_func ("/engine/close/leave", test_leave);
   g_test_add_func ("/engine/ahead/left", test_ahead_left);
   g_test_add_func ("/engine/ahead/hole", test_ahead_hole);
