@@ -321,9 +321,6 @@ conn_close (struct conn *c)
   {
     ENGINE_LOCK_IN_SCOPE (e);
     buffers_drop_conn (c, 0, UINT64_MAX);
-    changes_add_all (&c->device->gone_flushing, &c->flushing);
-    changes_add_all (&c->device->gone, &c->wrote);      /* no call changes it any more */
-    c->flushing.n = c->wrote.n = 0;
     if (atomic_exchange (&c->behind, false))
       atomic_fetch_sub (&e->deferring, 1);
   }
@@ -337,6 +334,8 @@ conn_free (struct conn *c)
   {
     ENGINE_LOCK_IN_SCOPE (c->engine);
     g_queue_unlink (&c->engine->conns, &c->link);
+    changes_add_all (&c->device->gone_flushing, &c->flushing);
+    changes_add_all (&c->device->gone, &c->wrote);      /* no call changes it any more */
     put_device (c->device);
   }
   pthread_mutex_destroy (&c->streams_lock);
