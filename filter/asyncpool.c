@@ -92,14 +92,24 @@ find_hooks (void)
 }
 
 static void
-report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
+report (const char *export_name, uint64_t offset, uint32_t count, int err, bool kept)
 {
   g_autofree char *name = g_strescape (export_name, NULL);      /* a client chose it */
 
   nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %" PRIu32
-                ", could not be written %s", name, offset, count,
+                ", could not be written %s: %s", name, offset, count,
                 kept ? "before its connection ended: it is kept, and each flush of the device tries it "
-                "again, until its last connection ends" : "and is lost");
+                "again, until its last connection ends" : "and is lost", strerror (err));
+}
+
+static void
+late (const char *export_name)
+{
+  g_autofree char *name = g_strescape (export_name, NULL);
+
+  nbdkit_error ("asyncpool: export \"%s\": a request goes on after %u seconds, though another "
+                "connection's acknowledged data there is not written yet", name,
+                (unsigned) (config.engine.others_ns / 1000000000));
 }
 
 /* The statistics' file is opened while relative paths, /dev/stdout and the user
@@ -200,6 +210,7 @@ asyncpool_get_ready (int thread_model)
   find_hooks ();
   is_topmost = hooks_is_topmost ();
   config.engine.report = report;
+  config.engine.late = late;
   err = engine_new (&config.engine, &engine);
   if (err) {
     nbdkit_error ("asyncpool-buffers=%u, asyncpool-buffer-size=%" PRIu32 ": the slab of %" PRIu64

@@ -493,10 +493,20 @@ wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), con
             uint64_t offset, uint64_t end, uint64_t *until_ns)
 {
   struct engine *e = c->engine;
+  bool is_late = false;
   unsigned kinds;
   int err = 0;
 
-  while ((kinds = dirty (c, what)) != 0 && !(err == ETIMEDOUT && kinds == OTHERS)) {
+  while ((kinds = dirty (c, what)) != 0) {
+    if (err == ETIMEDOUT && kinds == OTHERS) {
+      if (is_late)
+        break;
+      is_late = true;
+      engine_unlock (e);
+      e->config.late (c->device->export->name);
+      engine_lock (e);
+      continue;
+    }
     if (*until_ns == 0) {
       stats_add (e->stats, STATS_BARRIERS, 1);
       *until_ns = stats_now_ns () + e->config.others_ns;
@@ -770,6 +780,7 @@ struct report {
   struct engine *engine;
   const char *name;
   uint64_t base;
+  int err;
   GArray *pieces;
 };
 
@@ -777,7 +788,8 @@ static struct report
 report_of (const struct buf *b)
 {
   struct report r = {
-    b->engine, b->device->export->name, b->base, g_array_new (FALSE, FALSE, sizeof (struct span))
+    b->engine, b->device->export->name, b->base, b->err,
+    g_array_new (FALSE, FALSE, sizeof (struct span))
   };
 
   for (unsigned i = 0; i < buf_n_pieces (b); i++) {
@@ -796,7 +808,7 @@ report (struct report r, bool kept)
   for (unsigned i = 0; i < r.pieces->len; i++) {
     struct span p = g_array_index (r.pieces, struct span, i);
 
-    r.engine->config.report (r.name, r.base + p.lo, p.hi - p.lo, kept);
+    r.engine->config.report (r.name, r.base + p.lo, p.hi - p.lo, r.err, kept);
   }
   g_array_unref (r.pieces);
   engine_lock (r.engine);

@@ -82,10 +82,14 @@ struct engine_config {
   uint64_t linger_ns;           /* how long an OPEN buffer waits to grow */
   uint64_t others_ns;           /* how long to wait for another device's data */
   /* Logs acknowledged data that could not be written; KEPT: it is tried again.
-   * Called without locks.
+   * Called without locks, as is late.
    */
   void (*report) (const char *export_name, uint64_t offset, uint32_t count,
-                  bool kept);
+                  int err, bool kept);
+  /* Logs that a request of this export goes on though other devices' data is
+   * not written after others_ns.
+   */
+  void (*late) (const char *export_name);
 };
 
 enum buf_state {

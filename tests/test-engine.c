@@ -53,9 +53,18 @@ report_gate_set (bool hold)
   pthread_cond_broadcast (&report_gate.changed);
 }
 
+static atomic_uint n_late;
+
 static void
-report (const char *export_name, uint64_t offset, uint32_t count, bool kept)
+note_late (const char *export_name G_GNUC_UNUSED)
 {
+  atomic_fetch_add (&n_late, 1);
+}
+
+static void
+report (const char *export_name, uint64_t offset, uint32_t count, int err, bool kept)
+{
+  g_assert_cmpint (err, >, 0);
   g_ptr_array_add (reports, g_strdup_printf ("%s:%" PRIu64 "+%" PRIu32 ":%s", export_name, offset,
                                              count, kept ? "kept" : "lost"));
   LOCK_IN_SCOPE (&report_gate.lock);
@@ -98,7 +107,7 @@ config (unsigned buffers, unsigned threads, enum write_mode write, enum read_mod
 {
   return (struct engine_config) { .buffers = buffers, .buffer_size = U, .threads = threads,
                                   .write = write, .read = read, .linger_ns = UINT64_C (3600000000000),
-                                  .others_ns = UINT64_C (3600000000000), .report = report };
+                                  .others_ns = UINT64_C (3600000000000), .report = report, .late = note_late };
 }
 
 /* ... or not at all. */
@@ -3683,6 +3692,7 @@ test_others_bound (gconstpointer data)
   task_wait_blocked (flush);                    /* its own device it waits for */
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (flush), ==, EIO);
+  g_assert_cmpuint (atomic_exchange (&n_late, 0), ==, 2);
   engine_check (w.e);
   do_request (&w, 0, FLUSH, 0, 0, 0);
   g_assert_cmpuint (w.e->free.length, ==, 8);
@@ -3727,6 +3737,7 @@ test_flush_names_bound (void)
   do_request (&w, 0, WRITE, U, 0, 1);
   fake_wait_held (w.f, hold, 1);
   do_request (&w, 1, FLUSH, 0, 0, 0);
+  g_assert_cmpuint (atomic_exchange (&n_late, 0), ==, 1);
   fake_release (w.f, hold);
   do_request (&w, 0, FLUSH, 0, 0, 0);
   w.e->config.others_ns = UINT64_C (3600000000000);
