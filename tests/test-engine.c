@@ -250,7 +250,7 @@ world_end_clean (struct world *w)
 
 /* Requests. */
 
-enum kind { READ, WRITE, FUA, ZERO, TRIM, FLUSH, SETTLE, CLOSE, FINALIZE };
+enum kind { READ, WRITE, FUA, ZERO, TRIM, FLUSH, SETTLE, CLOSE, FINALIZE, STOP };
 
 static bool
 call_settle (struct conn *c, uint32_t count, uint64_t offset)
@@ -278,6 +278,7 @@ request (struct world *w, unsigned i, enum kind kind, void *buf, uint32_t count,
   case SETTLE: return call_settle (c, count, offset);
   case CLOSE: conn_end (c); w->c[i] = NULL; return 0;
   case FINALIZE: conn_close (c); return 0;
+  case STOP: engine_stop (w->e); return 0;
   }
   g_assert_not_reached ();
 }
@@ -3933,6 +3934,29 @@ test_leave (void)
   world_end_clean (&w);
 }
 
+/* nbdkit ends: it waits for what is read ahead, though that connection was
+ * finalized.
+ */
+static void
+test_stop_waits (void)
+{
+  struct world w;
+  struct task *stop;
+  int hold;
+
+  world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w.f, FAKE_READ, 2 * U, 0);
+  start_stream (&w, 0);
+  fake_wait_held (w.f, hold, 1);
+  conn_close (w.c[0]);
+  stop = task_start (&w, 0, STOP, 0, 0, 0);
+  task_wait_blocked (stop);
+  fake_release (w.f, hold);
+  g_assert_cmpint (task_end (stop), ==, 0);
+  g_assert_cmpuint (w.e->reading.length, ==, 0);
+  world_end_clean (&w);
+}
+
 /* A filter above flushes a connection whose client has not: its writes are not deferred for that. */
 static void
 test_others_flush (void)
@@ -4840,6 +4864,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/ahead/share", test_ahead_share);
   g_test_add_func ("/engine/ahead/writers", test_ahead_writers);
   g_test_add_func ("/engine/close/leave", test_leave);
+  g_test_add_func ("/engine/close/stop-waits", test_stop_waits);
   g_test_add_func ("/engine/ahead/left", test_ahead_left);
   g_test_add_func ("/engine/ahead/hole", test_ahead_hole);
   g_test_add_func ("/engine/ahead/beside", test_ahead_beside);
