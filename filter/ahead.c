@@ -124,6 +124,7 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
   unsigned share;
 
   ENGINE_LOCK_IN_SCOPE (e);
+  c->read_ns = MAX (c->read_ns, now_ns);
   buffers_evict_idle (e, now_ns);       /* who has gone elsewhere is no reader */
   *lost = c->lost;
   c->lost = UINT64_MAX;

@@ -232,9 +232,9 @@ asyncpool_after_fork (nbdkit_backend *backend)
   int err;
 
   (void) backend;
+  check_stderr ();
   if (pass_through)
     return 0;
-  check_stderr ();
   err = engine_start (engine);
   return err ? threads_error (err) : 0;
 }

@@ -408,7 +408,7 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   int err;
 
   submit_all (e);
-  if (!w->waits || c->device->n_busy > 0)
+  if (!w->waits || c->device->n_dirty > 0)
     w->until_ns = now_ns + others_patience_ns (c);
   if (e->failed.length == e->config.buffers || now_ns >= w->until_ns)
     return EAGAIN;
@@ -420,9 +420,8 @@ wait_for_space (struct writer *w, uint64_t now_ns)
   }
   e->writer_called = false;     /* it may be for one that does something else just now: call the first, too */
   until = w->until_ns;
-  idle = buffers_idle_ns (e);
-  if (idle > 0)                 /* not at once: a pinned one may have been due long ago */
-    until = MIN (until, MAX (idle, now_ns + 1000000));
+  idle = buffers_idle_ns (e);   /* not at once: a pinned one may have been due long ago */
+  until = MIN (until, MAX (idle, now_ns + 1000000));
   err = engine_wait_plugin (c, &w->woken, until);
   e->writer_called = false;
   if (err == ETIMEDOUT)

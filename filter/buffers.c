@@ -109,7 +109,6 @@ buffers_set_state (struct buf *b, enum buf_state state)
   struct engine *e = b->engine;
   GQueue *from = queue_of (e, b->state), *to = queue_of (e, state);
   bool was_dirty = buf_is_dirty (b), was_waiting = buf_is_waiting (b);
-  bool was_busy = buf_is_busy (b);
 
   if (from)
     g_queue_unlink (from, &b->link);
@@ -124,13 +123,13 @@ buffers_set_state (struct buf *b, enum buf_state state)
   if (buf_is_dirty (b) && !was_dirty) {
     insert_by_age (&b->device->export->dirty, &b->dirty_link);
     b->conn->n_dirty++;
+    b->device->n_dirty++;
   }
   else if (!buf_is_dirty (b) && was_dirty) {
     g_queue_unlink (&b->device->export->dirty, &b->dirty_link);
     b->conn->n_dirty--;
+    b->device->n_dirty--;
   }
-  if (buf_is_busy (b) != was_busy)
-    b->device->n_busy += was_busy ? -1 : 1;
   if (buf_is_waiting (b) != was_waiting)
     atomic_fetch_add (&e->deferring, was_waiting ? -1 : 1);
 }
@@ -187,8 +186,11 @@ is_ahead (const struct buf *b)
 void
 buffers_remove (struct buf *b)
 {
-  if (is_ahead (b) && --b->conn->n_ahead == 0)
-    b->engine->readers--;
+  if (is_ahead (b)) {
+    b->engine->n_ahead--;
+    if (--b->conn->n_ahead == 0)
+      b->engine->readers--;
+  }
   g_tree_remove (b->engine->tree, b);
   b->node = NULL;
   atomic_fetch_sub (&b->engine->in_tree, 1);
@@ -297,12 +299,21 @@ take_free (struct engine *e)
   return link->data;
 }
 
+/* When a CLEAN buffer is idle: its connection follows no stream any more. */
+static uint64_t
+idle_ns (const struct buf *b)
+{
+  return MAX (b->since_ns, b->conn->read_ns) + STREAM_IDLE_NS;
+}
+
 uint64_t
 buffers_idle_ns (const struct engine *e)
 {
-  const struct buf *oldest = e->clean.head ? e->clean.head->data : NULL;
+  uint64_t first = UINT64_MAX;
 
-  return oldest ? oldest->since_ns + STREAM_IDLE_NS : 0;
+  for (GList *l = e->clean.head; l; l = l->next)
+    first = MIN (first, idle_ns (l->data));
+  return first;
 }
 
 void
@@ -314,7 +325,7 @@ buffers_evict_idle (struct engine *e, uint64_t now_ns)
     next = l->next;
     if (b->since_ns + STREAM_IDLE_NS >= now_ns)
       return;
-    if (b->pins == 0)
+    if (b->pins == 0 && idle_ns (b) < now_ns)
       buffers_remove (b);
   }
 }
@@ -323,7 +334,7 @@ buffers_evict_idle (struct engine *e, uint64_t now_ns)
 static bool
 is_much_ahead (const struct engine *e)
 {
-  return e->clean.length + e->reading.length > e->config.buffers / 2;
+  return e->n_ahead > e->config.buffers / 2;
 }
 
 /* Makes a buffer free that was read ahead: the one that was read last, as its
@@ -369,7 +380,7 @@ buffers_take_for_write (struct engine *e)
 {
   struct buf *b = take_free (e);
 
-  if (b || e->clean.length + e->reading.length == 0)
+  if (b || e->n_ahead == 0)
     return b;
   buffers_evict_idle (e, stats_now_ns ());
   b = take_free (e);
@@ -434,6 +445,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t bas
   buffers_set_state (b, state);
   if (state == BUF_READING) {
     c->n_reading++;
+    e->n_ahead++;
     if (c->n_ahead++ == 0)
       e->readers++;
   }

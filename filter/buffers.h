@@ -32,9 +32,11 @@ extern struct buf *buffers_take_for_ahead (struct conn *);
  * that reads.
  */
 extern unsigned buffers_share (const struct conn *);
-/* Removes what has been idle that long. */
+/* Removes what no one has come for in that time, and whose connection follows no
+ * stream any more.
+ */
 extern void buffers_evict_idle (struct engine *, uint64_t now_ns);
-/* When the oldest CLEAN buffer is; 0: there is none. */
+/* When the first one is idle; UINT64_MAX: there is none. */
 extern uint64_t buffers_idle_ns (const struct engine *);
 extern void buffers_put (struct buf *);
 

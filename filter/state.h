@@ -168,7 +168,7 @@ struct device {
   /* Under engine.lock. */
   unsigned conns;               /* that have not ended */
   unsigned refs;                /* all */
-  unsigned n_busy;              /* its buffers that are READING or dirty */
+  unsigned n_dirty;             /* its dirty buffers */
   unsigned flushes;             /* under way */
   struct changes gone, gone_flushing;   /* conn.wrote and .flushing of ended connections */
   GList link;                   /* in engine.devices */
@@ -205,6 +205,7 @@ struct conn {
   unsigned n_dirty, n_reading;  /* its buffers in these states, READING also where dropped */
   uint64_t lost;                /* first unit read ahead that a write has taken since, or UINT64_MAX */
   unsigned n_ahead;             /* of these, and CLEAN ones, those in the tree */
+  uint64_t read_ns;             /* time of its last read that continued a stream */
   GList link;                   /* in engine.conns */
 };
 
@@ -250,6 +251,7 @@ struct engine {
   GQueue writers;               /* oldest first */
   bool writer_called;           /* one was woken since the last one began to wait, and has not run yet */
   unsigned readers;             /* connections with n_ahead > 0 */
+  unsigned n_ahead;             /* the sum of theirs */
   bool stopping, linger_idle;   /* idle: the thread waits for something to do */
   uint64_t patient_since_ns;    /* a write has no worker on its way; UINT64_MAX: none */
   struct cond progress;         /* dirty data was written or failed, a mutator ended */
@@ -269,13 +271,6 @@ static inline bool
 buf_is_dirty (const struct buf *b)
 {
   return b->state == BUF_OPEN || b->state == BUF_READY || b->state == BUF_WRITING;
-}
-
-/* An operation on it is to come, or under way. */
-static inline bool
-buf_is_busy (const struct buf *b)
-{
-  return buf_is_dirty (b) || b->state == BUF_READING;
 }
 
 static inline bool

@@ -88,7 +88,7 @@ join (struct streams *t, struct stream *s)
       continue;
     if (s->ahead < o->ahead)
       s->ahead = o->ahead;
-    o->ahead = o->end;
+    o->ahead = 0;
     if (gap.to - gap.from <= run_of (o) / 8) {
       s->start = o->start;
       *o = (struct stream) { 0 };

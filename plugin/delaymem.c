@@ -39,6 +39,8 @@
 #define DEFAULT_DELAY_NS UINT64_C (64000000)
 #define DEFAULT_IO_THREADS 2
 #define NOT_GIVEN UINT64_MAX
+#define FAST_BLOCK (128 * 1024)
+#define MAX_FAST 1000000
 
 /* The end of every wait is a plain sleep, because nbdkit_nanosleep logs an
  * error per call when the server shuts down.  So only longer waits are cut
@@ -50,6 +52,7 @@ static int64_t size = DEFAULT_SIZE;
 static uint64_t delay_ns = DEFAULT_DELAY_NS;
 static uint64_t rdelay_ns = NOT_GIVEN;
 static uint64_t wdelay_ns = NOT_GIVEN;
+static unsigned fast;           /* one block in so many has no delay; 0: none */
 static bool populate;
 static unsigned io_threads = DEFAULT_IO_THREADS;
 
@@ -104,17 +107,16 @@ config_populate (const char *value)
 
 /* Not nbdkit_parse_unsigned, whose line does not name the parameter. */
 static int
-config_io_threads (const char *value)
+config_number (const char *key, const char *value, unsigned most, unsigned *to)
 {
   const size_t digits = strspn (value, "0123456789");
   const unsigned long n = strtoul (value, NULL, 10);
 
-  if (digits == 0 || value[digits] != '\0' || n > SERVICE_MAX_THREADS) {
-    nbdkit_error ("io-threads=%s: must be a number from 0 to %d", value,
-                  SERVICE_MAX_THREADS);
+  if (digits == 0 || value[digits] != '\0' || n > most) {
+    nbdkit_error ("%s=%s: must be a number from 0 to %u", key, value, most);
     return -1;
   }
-  io_threads = (unsigned) n;
+  *to = (unsigned) n;
   return 0;
 }
 
@@ -132,10 +134,12 @@ delaymem_config (const char *key, const char *value)
   if (strcmp (key, "populate") == 0)
     return config_populate (value);
   if (strcmp (key, "io-threads") == 0)
-    return config_io_threads (value);
+    return config_number (key, value, SERVICE_MAX_THREADS, &io_threads);
+  if (strcmp (key, "fast") == 0)
+    return config_number (key, value, MAX_FAST, &fast);
 
   nbdkit_error ("unknown parameter '%s': delaymem has size, delay, rdelay, "
-                "wdelay, populate and io-threads", key);
+                "wdelay, fast, populate and io-threads", key);
   return -1;
 }
 
@@ -155,6 +159,7 @@ delaymem_config_complete (void)
   "delay=<TIME>    (default 64ms) How long each operation takes.\n"     \
   "rdelay=<TIME>   (default: delay) The same for reads only.\n"         \
   "wdelay=<TIME>   (default: delay) The same for writes, zeroes, trims.\n" \
+  "fast=<N>        (default 0) One block of 128 KiB in N takes no time. 0: none.\n" \
   "populate=<BOOL> (default false) Take all memory at the start.\n"     \
   "io-threads=<N>  (default 2) Threads that serve what asyncpool starts, 64\n" \
   "                at most. 0: no hooks, each operation sleeps on a thread.\n" \
@@ -240,10 +245,13 @@ delaymem_get_ready (void)
 
 enum kind { READ, WRITE, ZERO, TRIM, CACHE };
 
+/* Where an operation begins decides whether it is fast. */
 static uint64_t
-delay_of (enum kind kind)
+delay_of (const struct service_op *op)
 {
-  return kind == READ || kind == CACHE ? rdelay_ns : wdelay_ns;
+  if (fast > 0 && op->offset / FAST_BLOCK % fast == 0)
+    return 0;
+  return op->kind == READ || op->kind == CACHE ? rdelay_ns : wdelay_ns;
 }
 
 /* What is written is at once as durable as it will ever be, so FUA asks for
@@ -431,7 +439,7 @@ delaymem_can_cache (void *handle)
 static int
 do_sync (const struct service_op *op)
 {
-  const uint64_t delay = delay_of ((enum kind) op->kind);
+  const uint64_t delay = delay_of (op);
   const uint64_t start = arrival (delay);
 
   if (is_refused (op))
@@ -526,7 +534,7 @@ delaymem_extents (void *handle, uint32_t count, uint64_t offset,
 static int
 do_async (const struct service_op *op)
 {
-  const uint64_t delay = delay_of ((enum kind) op->kind);
+  const uint64_t delay = delay_of (op);
   int r;
 
   if (delay == 0) {

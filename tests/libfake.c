@@ -705,6 +705,8 @@ check_buf (struct engine *e, const struct buf *b)
     }
   if (buf_is_dirty (b))
     g_assert_nonnull (b->conn);
+  if (b->node)
+    g_assert_cmpuint (b->base % b->device->unit, ==, 0);
 }
 
 static void
@@ -724,7 +726,7 @@ static void
 check_queues (struct engine *e)
 {
   unsigned n[BUF_FAILED + 1] = { 0 }, waiting = 0, behind = 0,
-    dirty_of_exports = 0, readers = 0;
+    dirty_of_exports = 0, readers = 0, all_ahead = 0;
 
   for (unsigned i = 0; i < e->config.buffers; i++) {
     n[e->bufs[i].state]++;
@@ -762,9 +764,11 @@ check_queues (struct engine *e)
     g_assert_cmpuint (c->n_reading, ==, reading);
     g_assert_cmpuint (c->n_ahead, ==, ahead);
     readers += ahead > 0;
+    all_ahead += ahead;
     behind += atomic_load (&c->behind);
   }
   g_assert_cmpuint (e->readers, ==, readers);
+  g_assert_cmpuint (e->n_ahead, ==, all_ahead);
   g_assert_cmpuint (atomic_load (&e->deferring), ==, waiting + behind);
 }
 

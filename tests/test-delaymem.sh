@@ -136,8 +136,11 @@ for value in -1 65 18446744073709551616 x 2x +2 ' 2' 0x2 ''; do
   [ "$(grep -c "nbdkit: error:" "$dir/out")" = 1 ]
   ok $? "one line"
 done
+for value in -1 1000001 x ''; do
+  refuses "fast=$value" "fast=$value: must be a number from 0 to 1000000"
+done
 refuses populate=perhaps "populate=perhaps: must be true or false"
-refuses wait=1 "unknown parameter 'wait': delaymem has size, delay, rdelay, wdelay, populate and io-threads"
+refuses wait=1 "unknown parameter 'wait': delaymem has size, delay, rdelay, wdelay, fast, populate and io-threads"
 
 $NBDKIT "$plugin" populate=true size=1P --run true >"$dir/out" 2>&1
 grep -q "^nbdkit: error: populate=true: size=1125899906842624 does not fit into the available memory of [0-9]* bytes$" "$dir/out"
@@ -297,6 +300,15 @@ END
 client "wdelay leaves reads alone" delay=0 wdelay=3600 <<'END'
 h.pread(1, 0)
 h.cache(1, 0)
+END
+
+client "one block in three is fast, where an operation begins" \
+       delay=150ms fast=3 size=2M <<'END'
+k = 131072
+for i in range(7):
+    t = elapsed(h.pread, 1, i * k + k - 1)
+    assert (t < 0.15) == (i % 3 == 0), (i, t)
+assert elapsed(h.pwrite, b"x" * 2 * k, 3 * k) < 0.15
 END
 
 client "a wait longer than its plain part" delay=400ms <<'END'

@@ -2200,7 +2200,7 @@ test_filling (void)
   world_init (&w, 32 * U, config (4, 4, WRITE_BEHIND, READ_DIRECT));
   hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
   do_request (&w, 0, WRITE, 4 * U, 0, 1);
-  g_assert_cmpuint (w.c[0]->device->n_busy, ==, 4);
+  g_assert_cmpuint (w.c[0]->device->n_dirty, ==, 4);
   fake_release (w.f, hold);
   do_request (&w, 0, FLUSH, 0, 0, 0);
 
@@ -2211,9 +2211,9 @@ test_filling (void)
   other = task_start (&w, 1, WRITE, U, 16 * U, 2);
   fake_wait_held (w.f, hold, fake_started (w.f, FAKE_WRITE, 8 * U, 5 * U) + 1);
   task_wait_blocked (other);
-  g_assert_cmpuint (w.c[0]->device->n_busy, ==, 0);
+  g_assert_cmpuint (w.c[0]->device->n_dirty, ==, 0);
   do_request (&w, 1, WRITE, 4096, 20 * U, 2);   /* of small ones many fill one buffer */
-  g_assert_cmpuint (w.c[0]->device->n_busy, ==, 1);
+  g_assert_cmpuint (w.c[0]->device->n_dirty, ==, 1);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (large), ==, 0);
   g_assert_cmpint (task_end (other), ==, 0);
@@ -2222,7 +2222,7 @@ test_filling (void)
   atomic_store (&w.e->filling.epoch_ns, 0);     /* all that was long ago */
   hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
   do_request (&w, 1, WRITE, U, 0, 3);
-  g_assert_cmpuint (w.c[0]->device->n_busy, ==, 1);
+  g_assert_cmpuint (w.c[0]->device->n_dirty, ==, 1);
   fake_release (w.f, hold);
   world_end_clean (&w);
 }
@@ -2365,6 +2365,16 @@ make_older (struct world *w, uint64_t ns)
     ((struct buf *) l->data)->since_ns -= ns;
 }
 
+/* As if no stream had been followed for so long. */
+static void
+stop_reading (struct world *w, uint64_t ns)
+{
+  LOCK_IN_SCOPE (&w->e->lock);
+  for (unsigned i = 0; i < CONNS; i++)
+    if (w->c[i])
+      w->c[i]->read_ns -= MIN (ns, w->c[i]->read_ns);
+}
+
 /* Two writers wait, and two buffers become free at once: the first calls the
  * second.  Nothing else does.
  */
@@ -2398,6 +2408,28 @@ test_space_two (void)
   world_end_clean (&w);
 }
 
+/* A slow reader finds what was read for it long ago; who has gone elsewhere leaves
+ * nothing behind.
+ */
+static void
+test_ahead_slow (void)
+{
+  struct world w;
+
+  world_init (&w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 8 * U, 8);
+  make_older (&w, 2 * STREAM_IDLE_NS);
+  do_request (&w, 0, READ, U, 2 * U, OLD);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 3 * U, 7 * U), ==, 7);
+  make_older (&w, 2 * STREAM_IDLE_NS);
+  stop_reading (&w, 2 * STREAM_IDLE_NS);
+  do_request (&w, 1, READ, U, 40 * U, OLD);
+  do_request (&w, 1, READ, U, 41 * U, OLD);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 3 * U, 7 * U), ==, 0);
+  world_end_clean (&w);
+}
+
 /* What was read ahead gives way to writers, the far end first, until each have
  * half; and all of it where nobody comes for it.  The stream knows what it has
  * lost.
@@ -2424,6 +2456,7 @@ test_evict_clean (void)
   task_wait_blocked (write);
   g_assert_cmpuint (w.c[0]->lost, ==, 4 * U);
   make_older (&w, STREAM_IDLE_NS);
+  stop_reading (&w, STREAM_IDLE_NS);
   g_assert_cmpint (task_end (write), ==, 0);
   g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, 16 * U), ==, 0);
   do_request (&w, 1, WRITE, U, 13 * U, 1);
@@ -4862,6 +4895,7 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/ahead/fails-all", test_ahead_fails_all);
   g_test_add_func ("/engine/ahead/skip", test_ahead_skip);
   g_test_add_func ("/engine/ahead/share", test_ahead_share);
+  g_test_add_func ("/engine/ahead/slow", test_ahead_slow);
   g_test_add_func ("/engine/ahead/writers", test_ahead_writers);
   g_test_add_func ("/engine/close/leave", test_leave);
   g_test_add_func ("/engine/close/stop-waits", test_stop_waits);
