@@ -188,6 +188,7 @@ world_start (struct world *w, uint64_t size, struct engine_config c)
   g_assert_cmpint (engine_new (&c, &w->e), ==, 0);
   g_assert_cmpint (engine_start (w->e), ==, 0);
   g_ptr_array_set_size (reports, 0);
+  atomic_store (&n_late, 0);
 }
 
 /* Two connections of one export. */
