@@ -209,17 +209,21 @@ likely_end (const struct streams *t, const struct stream *s)
   return n == 0 ? s->end + run / 2 : s->start + runs[n / 8];
 }
 
-/* Doubles the window where that is due. */
+/* Doubles the window where that is due, twice at most. */
 static void
 grow (struct streams *t, uint32_t unit, uint32_t share)
 {
+  uint32_t was;
+
   if (t->window == 0 || t->failed)
     t->window = WINDOW_MIN;
   t->failed = false;
-  if (t->waited && t->window < share && t->answered / unit >= t->window / 4) {
+  was = t->window;
+  while (t->waited && t->window < share && t->window < 4 * was
+         && t->answered / unit >= t->window / 4)
     t->window *= 2;
+  if (t->window > was)
     t->answered = 0;
-  }
   t->waited = false;
 }
 

@@ -13,7 +13,7 @@
  * Window: how many units the streams of this connection may be ahead of their
  * reads.  It starts at WINDOW_MIN and doubles, up to what the caller allows,
  * when a read had to wait for the plugin, and a quarter of the window has been
- * read since it was doubled last.  So a slow reader has a small
+ * read since it was doubled last; where half of it has, twice.  So a slow reader has a small
  * window.  It is the connection's: the next file is read as fast as the last.
  *
  * Likely end: a stream reads no further ahead than seven of eight earlier
