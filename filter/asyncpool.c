@@ -125,7 +125,9 @@ open_stats (void)
     early_stderr = fcntl (STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
     return 0;
   }
-  stats_fp = fopen (config.stats_file, "we");
+  /* Behind /dev/stdout there may be a log: that is not ours to empty. */
+  stats_fp = fopen (config.stats_file,
+                    g_str_has_prefix (config.stats_file, "/dev/") ? "ae" : "we");
   if (stats_fp == NULL) {
     nbdkit_error ("asyncpool-stats=%s: cannot be written: %m (must be a file, "
                   "or - for standard error)", config.stats_file);

@@ -60,6 +60,10 @@ wait $!
 check "to a FIFO" grep -q 'plugin write' from-fifo
 one asyncpool-stats=/dev/stdout 2>&1 | cat >from-stdout
 check "to /dev/stdout" grep -q 'plugin write' from-stdout
+echo earlier >log
+one asyncpool-stats=/dev/stdout >>log 2>&1
+check "to /dev/stdout, a log" grep -q 'plugin write' log
+check "to /dev/stdout, a log: what was there stays" grep -q earlier log
 if [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
   mkdir -m 755 root-only
   check "to a file of root's" one -u nobody asyncpool-stats=root-only/stats
