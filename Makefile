@@ -33,6 +33,7 @@ GLIB_CFLAGS = $(shell $(PKG_CONFIG) --cflags glib-2.0)
 GLIB_LIBS = $(shell $(PKG_CONFIG) --libs glib-2.0)
 NBD_LIBS = $(shell $(PKG_CONFIG) --libs libnbd)
 COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) -pthread -fPIC -fvisibility=hidden -Ifilter -Iplugin \
+  -Iplugin/common \
   $(NBDKIT_CFLAGS) $(GLIB_CFLAGS) -MMD -MP
 
 COMPILE_CXX = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -std=c++17 -Wall -Wextra -Werror $(SAN) -pthread -fPIC \

@@ -7,8 +7,8 @@
 #include "ahead.h"
 #include "buffers.h"
 #include "debug.h"
-#include "guard.h"
 #include "handover.h"
+#include "lock.h"
 
 /* A READING buffer has been read. */
 static void

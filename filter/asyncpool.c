@@ -13,6 +13,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-filter.h>
 
+#include "clock.h"
 #include "config.h"
 #include "debug.h"
 #include "engine.h"
@@ -622,7 +623,7 @@ asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
                    uint32_t flags, struct nbdkit_extents *extents, int *err)
 {
   struct handle *h = vh;
-  uint64_t start = stats_now_ns ();
+  uint64_t start = clock_ns ();
   int r;
 
   if (serve (h) == NULL)
@@ -644,7 +645,7 @@ asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
                  uint32_t flags, int *err)
 {
   struct handle *h = vh;
-  uint64_t start = stats_now_ns ();
+  uint64_t start = clock_ns ();
   int r;
 
   if (h->conn == NULL)

@@ -8,6 +8,7 @@
 #include <glib.h>
 
 #include "backend.h"
+#include "clock.h"
 #include "pace.h"
 #include "stats.h"
 
@@ -119,7 +120,7 @@ void
 backend_set_gone (struct backend *b)
 {
   if (atomic_load (&b->gone_ns) == 0)
-    atomic_store (&b->gone_ns, stats_now_ns ());
+    atomic_store (&b->gone_ns, clock_ns ());
 }
 
 void
@@ -137,10 +138,10 @@ backend_is_hopeless (struct backend *b)
     gone = client_gone_ns;
   if (gone == 0) {
     if (b->ops->is_gone (b->handle))
-      client_gone_ns = stats_now_ns ();
+      client_gone_ns = clock_ns ();
     return false;
   }
-  return stats_now_ns () >= MAX (gone, alive) + b->hooks->grace_ns;
+  return clock_ns () >= MAX (gone, alive) + b->hooks->grace_ns;
 }
 
 void

@@ -8,9 +8,10 @@
 
 #include "behind.h"
 #include "buffers.h"
+#include "clock.h"
 #include "debug.h"
-#include "guard.h"
 #include "handover.h"
+#include "lock.h"
 
 /* At most so many buffers wait to grow: as many as there are places for streams of reads. */
 enum { OPEN_MAX_BUFS = STREAMS };
@@ -220,7 +221,7 @@ behind_linger (void *vp)
       e->linger_idle = false;
       continue;
     }
-    now = stats_now_ns ();
+    now = clock_ns ();
     if (now < due)
       engine_wait_until (e, &e->linger, due);
     else if (e->open.head && ((struct buf *) e->open.head->data)->since_ns + e->config.linger_ns <= now)
@@ -445,7 +446,7 @@ behind_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset, 
   while (err == 0 && (b = reserve (&w, *now_ns, &is_full)) == NULL) {
     err = is_full ? wait_for_space (&w, *now_ns) : EAGAIN;
     if (is_full)
-      *now_ns = stats_now_ns ();
+      *now_ns = clock_ns ();
   }
   if (w.waits)
     dequeue (&w);
@@ -508,7 +509,7 @@ wait_while (struct conn *c, unsigned (*dirty) (struct conn *, const void *), con
     }
     if (*until_ns == 0) {
       stats_add (e->stats, STATS_BARRIERS, 1);
-      *until_ns = stats_now_ns () + e->config.others_ns;
+      *until_ns = clock_ns () + e->config.others_ns;
     }
     if ((kinds & OWN) && write_queued (c, offset, end))
       continue;
@@ -735,7 +736,7 @@ static int
 try_again (struct conn *c, struct buf *b)
 {
   struct engine *e = c->engine;
-  uint64_t until_ns = stats_now_ns () + e->config.others_ns, offset, end;
+  uint64_t until_ns = clock_ns () + e->config.others_ns, offset, end;
   bool is_superseded;
   struct conn *via;
   int err = 0;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "buffers.h"
+#include "clock.h"
 #include "handover.h"
 
 static gint
@@ -382,7 +383,7 @@ buffers_take_for_write (struct engine *e)
 
   if (b || e->n_ahead == 0)
     return b;
-  buffers_evict_idle (e, stats_now_ns ());
+  buffers_evict_idle (e, clock_ns ());
   b = take_free (e);
   if (b == NULL && is_much_ahead (e) && (evict_reading (e) || evict_clean (e)))
     b = take_free (e);

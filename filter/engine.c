@@ -8,10 +8,11 @@
 #include "ahead.h"
 #include "behind.h"
 #include "buffers.h"
+#include "clock.h"
 #include "engine.h"
 #include "fanout.h"
-#include "guard.h"
 #include "handover.h"
+#include "lock.h"
 #include "split.h"
 
 /* Birth and death. */
@@ -24,7 +25,7 @@ engine_new (const struct engine_config *config, struct engine **ep)
 
   e->config = *config;
   e->patient_since_ns = UINT64_MAX;
-  guard_init (&e->lock);
+  lock_init (&e->lock);
 
   err = slab_init (&e->slab, config->buffers, config->buffer_size);
   if (err == 0)
@@ -261,8 +262,8 @@ conn_open (struct engine *e, const char *export_name, const struct backend *back
   c->backend.max_pieces = e->config.buffers;
   c->link.data = c;
   c->lost = UINT64_MAX;
-  guard_init (&c->streams_lock);
-  guard_init (&c->wrote_lock);
+  lock_init (&c->streams_lock);
+  lock_init (&c->wrote_lock);
 
   ENGINE_LOCK_IN_SCOPE (e);
   c->device = d = get_device (get_export (e, x), d);
@@ -428,7 +429,7 @@ begin (struct conn *c, struct pace *pace, uint64_t *now_ns)
 {
   if (!conn_enter (c))
     return false;
-  *now_ns = stats_now_ns ();
+  *now_ns = clock_ns ();
   depth_begin (&c->depth, 1, *now_ns, epoch_ns (pace));
   return true;
 }
@@ -762,7 +763,7 @@ engine_read_late (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
   bool waited;
 
-  return read_buffered (c, NULL, buf, count, offset, stats_now_ns (), &waited);
+  return read_buffered (c, NULL, buf, count, offset, clock_ns (), &waited);
 }
 
 /* Writes. */

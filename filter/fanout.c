@@ -2,9 +2,10 @@
 #include <glib.h>
 
 #include "backend.h"
+#include "clock.h"
 #include "cond.h"
 #include "fanout.h"
-#include "guard.h"
+#include "lock.h"
 #include "pool.h"
 #include "split.h"
 #include "stats.h"
@@ -125,7 +126,7 @@ wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
       while (r->running > 0)
         if (!r->hooked)
           cond_wait (&r->done, &r->lock);
-        else if (!cond_wait_until (&r->done, &r->lock, stats_now_ns () + BACKEND_POLL_NS))
+        else if (!cond_wait_until (&r->done, &r->lock, clock_ns () + BACKEND_POLL_NS))
           break;
       if (r->running == 0)
         return;

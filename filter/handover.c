@@ -6,8 +6,9 @@
 #include <stddef.h>
 
 #include "buffers.h"
-#include "guard.h"
+#include "clock.h"
 #include "handover.h"
+#include "lock.h"
 
 static __thread const struct conn *serving;
 static __thread uint64_t look_ns;       /* when this call is to look at its client again; 0: not set */
@@ -50,7 +51,7 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
     g_queue_push_tail_link (&e->starts, &b->job.link);
   }
   else if (!pool_push (e->pool, &b->job, q) && is_write && e->patient_since_ns == UINT64_MAX) {
-    e->patient_since_ns = stats_now_ns ();
+    e->patient_since_ns = clock_ns ();
     if (e->linger_idle)
       cond_signal (&e->linger);
   }
@@ -140,12 +141,12 @@ look (struct conn *c, struct cond *cond, uint64_t until_ns)
 
   /* Not each wait's own time: other connections may wake us all the time. */
   if (look_ns == 0)
-    look_ns = stats_now_ns () + BACKEND_POLL_NS;
+    look_ns = clock_ns () + BACKEND_POLL_NS;
   if (until_ns <= look_ns)
     return engine_wait_until (e, cond, until_ns) ? ETIMEDOUT : 0;
   if (!engine_wait_until (e, cond, look_ns))
     return 0;
-  look_ns = stats_now_ns () + BACKEND_POLL_NS;
+  look_ns = clock_ns () + BACKEND_POLL_NS;
   engine_unlock (e);            /* starts what waits to be started, too */
   hopeless = backend_is_hopeless (&c->backend);
   engine_lock (e);

@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 
-#include "guard.h"
+#include "lock.h"
 #include "pool.h"
 
 /* See pool.h. */
@@ -92,7 +92,7 @@ pool_new (unsigned threads, GError **error)
 {
   struct pool *p = g_new0 (struct pool, 1);
 
-  guard_init (&p->lock);
+  lock_init (&p->lock);
   p->n_threads = threads;
   p->threads = g_thread_pool_new (worker, p, threads, TRUE, error);
   if (p->threads == NULL || *error) {

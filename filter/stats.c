@@ -2,6 +2,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "clock.h"
 #include "stats.h"
 
 enum { SHARDS = 8, STEPS = 8, POWERS = 40, BUCKETS = STEPS * POWERS };
@@ -101,7 +102,7 @@ stats_note (struct stats *s, enum stats_kind kind, uint64_t ns, uint64_t bytes)
 uint64_t
 stats_end (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
 {
-  uint64_t now = stats_now_ns ();
+  uint64_t now = clock_ns ();
 
   stats_note (s, kind, now - start_ns, bytes);
   return now;
@@ -116,7 +117,7 @@ stats_add (struct stats *s, enum stats_counter c, uint64_t n)
 uint64_t
 stats_begin_device (struct stats *s)
 {
-  uint64_t now = stats_now_ns ();
+  uint64_t now = clock_ns ();
   unsigned n = add (&s->in_flight, 1) + 1;
 
   if (n > load (&s->peak))
@@ -129,7 +130,7 @@ stats_begin_device (struct stats *s)
 uint64_t
 stats_end_device (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
 {
-  uint64_t now = stats_now_ns ();
+  uint64_t now = clock_ns ();
 
   add (&s->in_flight, -1);
   store (&s->last_ns, now);

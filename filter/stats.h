@@ -11,7 +11,6 @@
 
 #include <stdint.h>
 #include <stdio.h>
-#include <time.h>
 
 enum stats_kind {
   STATS_READ, STATS_WRITE, STATS_ZERO, STATS_TRIM, STATS_FLUSH, STATS_EXTENTS, STATS_CACHE,
@@ -34,18 +33,9 @@ enum stats_counter {
 
 struct stats;
 
-static inline uint64_t
-stats_now_ns (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return ts.tv_sec * UINT64_C (1000000000) + ts.tv_nsec;
-}
-
 extern struct stats *stats_new (void);
 extern void stats_free (struct stats *);
-/* One operation of KIND over BYTES, started at START_NS (stats_now_ns), has ended.  Returns when: not
+/* One operation of KIND over BYTES, started at START_NS (clock_ns), has ended.  Returns when: not
  * every clock is cheap to read.
  */
 extern uint64_t stats_end (struct stats *, enum stats_kind, uint64_t start_ns, uint64_t bytes);

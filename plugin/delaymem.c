@@ -28,6 +28,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "clock.h"
 #include "latency.h"
 #include "nbdkit-async.h"
 #include "service.h"
@@ -372,7 +373,7 @@ delaymem_unload (void)
 static uint64_t
 arrival (uint64_t delay)
 {
-  return delay ? latency_now_ns () : 0;
+  return delay ? clock_ns () : 0;
 }
 
 /* The operation is done already; if the server shuts down or the client is
@@ -386,7 +387,7 @@ wait_for_the_rest (uint64_t arrival_ns, uint64_t delay)
   if (delay == 0)
     return;
   if (delay > PLAIN_SLEEP_NS) {
-    now = latency_now_ns ();
+    now = clock_ns ();
     long_part = arrival_ns + delay - PLAIN_SLEEP_NS;
     long_part = long_part > now ? long_part - now : 0;
     if (long_part > 0 &&

@@ -79,15 +79,6 @@ latency_parse (const char *str, uint64_t *ns)
   return 0;
 }
 
-uint64_t
-latency_now_ns (void)
-{
-  struct timespec ts;
-
-  clock_gettime (CLOCK_MONOTONIC, &ts);
-  return (uint64_t) ts.tv_sec * LATENCY_NS_PER_S + (uint64_t) ts.tv_nsec;
-}
-
 void
 latency_sleep_until (uint64_t when_ns)
 {

@@ -23,8 +23,6 @@
  */
 extern int latency_parse (const char *str, uint64_t *ns);
 
-extern uint64_t latency_now_ns (void);
-
 /* Waits until the monotonic clock shows WHEN_NS; signals do not end it. */
 extern void latency_sleep_until (uint64_t when_ns);
 

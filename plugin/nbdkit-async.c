@@ -52,11 +52,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "clock.h"
 #include "cond.h"
 #include "nbdkit-async.h"
 
@@ -128,15 +128,6 @@ static bool is_bound_reported;  /* since the last late reply */
 
 static __thread int thread_error;
 static __thread void *opened;
-
-static uint64_t
-now_ns (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return (uint64_t) t.tv_sec * 1000 * MS + (uint64_t) t.tv_nsec;
-}
 
 static uint64_t
 grace_ns (void)
@@ -236,7 +227,7 @@ end_locked (struct slot *s)
 static void
 note_progress_locked (uint64_t reqid)
 {
-  uint64_t now = leaving ? now_ns () : 0;
+  uint64_t now = leaving ? clock_ns () : 0;
 
   for (struct slot *s = leaving; s; s = s->next_leaving)
     if (reqid >> INDEX_BITS <= s->newest)
@@ -247,7 +238,7 @@ static void
 leave_locked (struct slot *s)
 {
   s->newest = n_started;
-  s->progress_ns = now_ns ();
+  s->progress_ns = clock_ns ();
   s->next_leaving = leaving;
   leaving = s;
 }
@@ -546,7 +537,7 @@ client_has_left_locked (void)
 static bool
 wait_for_reply_locked (struct slot *s)
 {
-  uint64_t until = now_ns () + LOOK_NS;
+  uint64_t until = clock_ns () + LOOK_NS;
   bool has_left = false, given_up = false;
 
   while (!given_up && (s->state == OWED || s->state == COPYING)) {
@@ -556,10 +547,10 @@ wait_for_reply_locked (struct slot *s)
       has_left = true;
       leave_locked (s);
     }
-    until = has_left ? s->progress_ns + grace_ns () : now_ns () + LOOK_NS;
-    given_up = s->state == OWED && until <= now_ns ();
+    until = has_left ? s->progress_ns + grace_ns () : clock_ns () + LOOK_NS;
+    given_up = s->state == OWED && until <= clock_ns ();
     if (s->state == COPYING)
-      until = now_ns () + LOOK_NS;
+      until = clock_ns () + LOOK_NS;
   }
   if (has_left)
     left_locked (s);

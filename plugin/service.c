@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clock.h"
 #include "cond.h"
 #include "latency.h"
+#include "lock.h"
 #include "service.h"
 
 /* An operation is taken so early that copying lies within its delay, by
@@ -176,7 +178,7 @@ serve_locked (struct service *sv, struct slot *me, uint64_t now)
     cond_signal (&sv->called);
 
   sv->calls->apply (&q->op);
-  if (!hurry && now < q->deadline_ns && latency_now_ns () < q->deadline_ns)
+  if (!hurry && now < q->deadline_ns && clock_ns () < q->deadline_ns)
     latency_sleep_until (q->deadline_ns);
   sv->calls->reply (&q->op);
 
@@ -218,7 +220,7 @@ lead_locked (struct service *sv, uint64_t now)
     }
     now = sv->look_ns;
     cond_wait_until (&sv->lead, &sv->lock, now);
-    if (ask && !sv->stopping && latency_now_ns () >= now)
+    if (ask && !sv->stopping && clock_ns () >= now)
       ask_locked (sv);
   }
   sv->leading = false;
@@ -245,7 +247,7 @@ run (void *slot)
 
   pthread_mutex_lock (&sv->lock);
   for (;;) {
-    now = latency_now_ns ();
+    now = clock_ns ();
     if (has_due_locked (sv, now))
       serve_locked (sv, me, now);
     else if (sv->stopping)      /* all is due then, so there is nothing */
@@ -259,38 +261,16 @@ run (void *slot)
   return NULL;
 }
 
-/* Sections under the lock are shorter than a sleep, so who finds it taken
- * looks again before he sleeps.
- */
-static int
-init_lock (struct service *sv)
-{
-  pthread_mutexattr_t attr;
-  int r = pthread_mutexattr_init (&attr);
-
-  if (r != 0)
-    return r;
-  pthread_mutexattr_settype (&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
-  pthread_mutex_init (&sv->lock, &attr);
-  pthread_mutexattr_destroy (&attr);
-  return 0;
-}
-
 struct service *
 service_new (const struct service_calls *calls)
 {
   struct service *sv = calloc (1, sizeof *sv);
-  int r;
 
   if (sv == NULL)
     return NULL;
   sv->calls = calls;
-  r = init_lock (sv);
-  if (r == 0)
-    return sv;
-  free (sv);
-  errno = r;
-  return NULL;
+  lock_init (&sv->lock);
+  return sv;
 }
 
 void
@@ -367,7 +347,7 @@ int
 service_submit (struct service *sv, const struct service_op *op,
                 uint64_t delay_ns)
 {
-  const uint64_t now = latency_now_ns ();
+  const uint64_t now = clock_ns ();
   const uint64_t slack_ns = min_ns (delay_ns / SLACK_PART, MAX_SLACK_NS);
   const uint64_t copy_ns =
     min_ns (op->count / COPY_BYTES_PER_NS, delay_ns);

@@ -9,7 +9,7 @@
 #include <glib.h>
 
 #include "fake.h"
-#include "guard.h"
+#include "lock.h"
 
 enum { RULES = 32, CONNS = 16, DEADLINE_SECONDS = 100 };
 

@@ -6,7 +6,8 @@
 #include <glib.h>
 
 #include "asleep.h"
-#include "guard.h"
+#include "clock.h"
+#include "lock.h"
 #include "service.h"
 
 static void *test_malloc (size_t size);
@@ -22,19 +23,19 @@ static void *test_memcpy (void *to, const void *from, size_t n);
 #include <string.h>
 #include <time.h>
 
-static int test_clock_gettime (clockid_t id, struct timespec *t);
+static uint64_t test_clock_ns (void);
 static bool test_wait_until (struct cond *cond, pthread_mutex_t *mutex, uint64_t until_ns);
 
 #define malloc test_malloc
 #define calloc test_calloc
 #define memcpy test_memcpy
-#define clock_gettime test_clock_gettime
+#define clock_ns test_clock_ns
 #define cond_wait_until test_wait_until
 #include "../plugin/nbdkit-async.c"
 #undef malloc
 #undef calloc
 #undef memcpy
-#undef clock_gettime
+#undef clock_ns
 #undef cond_wait_until
 
 #define COUNT 4096
@@ -118,15 +119,11 @@ nbdkit_nanosleep (unsigned sec, unsigned nsec)
 
 /* Time. */
 
-static int
-test_clock_gettime (clockid_t id, struct timespec *t)
+static uint64_t
+test_clock_ns (void)
 {
   LOCK_IN_SCOPE (&test_lock);
-  if (fake_ns == 0)
-    return clock_gettime (id, t);
-  *t = (struct timespec) { .tv_sec = (time_t) (fake_ns / (1000 * MS)),
-                           .tv_nsec = (long) (fake_ns % (1000 * MS)) };
-  return 0;
+  return fake_ns ? fake_ns : clock_ns ();
 }
 
 /* Fake time goes by at once, until there are no timeouts left: then it stands still. */
@@ -726,7 +723,7 @@ call_in_thread (void *arg)
 
   c->result = test_plugin.pread (HANDLE, c->buf, COUNT, c->offset, 0);
   c->err = errno;
-  c->over_ns = now_ns ();
+  c->over_ns = test_clock_ns ();
   LOCK_IN_SCOPE (&test_lock);
   c->is_over = true;
   return NULL;
@@ -891,7 +888,7 @@ test_grace (void)
   left = client_leaves ();
   last_progress = left;
   for (unsigned i = 0; i < OLD; i++) {
-    uint64_t now = now_ns ();
+    uint64_t now = test_clock_ns ();
 
     longest_gap = MAX (longest_gap, now - last_progress);
     last_progress = now;
@@ -1103,7 +1100,7 @@ test_slow_reply (gconstpointer can_cancel)
   WAIT_UNTIL (is_time_still || c.is_over);
   g_assert_false (is_over (&c));
   g_assert_cmpuint (n_asked, ==, looks);
-  g_assert_cmpuint (now_ns (), ==, start_ns + looks * LOOK_NS);
+  g_assert_cmpuint (test_clock_ns (), ==, start_ns + looks * LOOK_NS);
   nbdkit_async_reply_read (HANDLE, reqid, COUNT, memset (data, 8, COUNT));
   pthread_join (c.thread, NULL);
   g_assert_cmpint (c.result, ==, 0);

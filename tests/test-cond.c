@@ -1,11 +1,12 @@
-/* Unit tests of plugin/cond.h.  A signal that is lost shows as a test that waits for ever: tests/run
+/* Unit tests of plugin/common/cond.h.  A signal that is lost shows as a test that waits for ever: tests/run
  * ends it.
  */
 #include <glib.h>
 
 #include "asleep.h"
-#include "guard.h"
+#include "clock.h"
 #include "latency.h"
+#include "lock.h"
 
 #define HOUR_NS (3600 * LATENCY_NS_PER_S)
 
@@ -49,7 +50,7 @@ run_in_ring (void *vp)
     pthread_mutex_lock (&lock);
     while (ring.turn % THREADS != me)
       if (ring.is_timed)
-        g_assert_true (cond_wait_until (turned_to (me), &lock, latency_now_ns () + HOUR_NS));
+        g_assert_true (cond_wait_until (turned_to (me), &lock, clock_ns () + HOUR_NS));
       else
         cond_wait (turned_to (me), &lock);
     ring.turn++;
@@ -141,10 +142,10 @@ test_deadline (void)
   g_assert_cmpint (pthread_mutex_trylock (&lock), ==, EBUSY);
   cond_signal (&c);
   cond_broadcast (&c);
-  until = latency_now_ns () + 20000000;
+  until = clock_ns () + 20000000;
   while (cond_wait_until (&c, &lock, until))
     ;
-  g_assert_cmpuint (latency_now_ns (), >=, until);
+  g_assert_cmpuint (clock_ns (), >=, until);
   g_assert_cmpint (pthread_mutex_trylock (&lock), ==, EBUSY);
 }
 

@@ -17,10 +17,11 @@
 #include <glib.h>
 
 #include "buffers.h"
+#include "clock.h"
 #include "engine.h"
 #include "fake.h"
 #include "handover.h"
-#include "guard.h"
+#include "lock.h"
 
 #define KIB UINT64_C (1024)
 #define U (64 * KIB)            /* the unit of most tests */
@@ -1225,7 +1226,7 @@ test_ahead_deep (void)
 
   world_init (&w, 64 * U, config (16, 16, WRITE_BEHIND, READ_AHEAD));
   for (unsigned i = 0; i < 7; i++)      /* as if */
-    depth_begin (&w.c[0]->depth, 1, stats_now_ns (), UINT64_MAX / 2);
+    depth_begin (&w.c[0]->depth, 1, clock_ns (), UINT64_MAX / 2);
   w.c[0]->streams.window = 16;
   hold = fake_hold (w.f, FAKE_READ, 24 * U, 0);
   for (unsigned i = 0; i < 24; i++)
@@ -3043,7 +3044,7 @@ test_hooks_lost_once (void)
 static void
 make_hopeless (struct conn *c)
 {
-  fake_hook (&c->backend, stats_now_ns () / 2);
+  fake_hook (&c->backend, clock_ns () / 2);
   atomic_store (&c->backend.gone_ns, 1);
   atomic_store (&c->backend.alive_ns, 1);
 }
@@ -3090,7 +3091,7 @@ give_up_lively (struct nbdkit_async_io *io)
 {
   bool given_up = real->give_up (io);
 
-  atomic_store (&((struct backend_io *) io)->backend->alive_ns, stats_now_ns ());
+  atomic_store (&((struct backend_io *) io)->backend->alive_ns, clock_ns ());
   return given_up;
 }
 
@@ -4606,7 +4607,7 @@ static void
 put_in_flight (struct conn *c, unsigned n)
 {
   for (unsigned i = 0; i < n; i++)
-    depth_begin (&c->depth, 1, stats_now_ns (), UINT64_MAX / 2);
+    depth_begin (&c->depth, 1, clock_ns (), UINT64_MAX / 2);
 }
 
 /* A client with three quarters of the buffers in flight is not read ahead for. */
@@ -4635,7 +4636,7 @@ test_ahead_slack (void)
   put_in_flight (w.c[0], 3);
   for (unsigned i = 0; i < 24; i++)
     do_request (&w, 0, READ, U, (i / 4 * 4 + 3 - i % 4) * U, OLD);
-  g_assert_cmpuint (stream_active (&w.c[0]->streams, stats_now_ns ()), ==, 1);
+  g_assert_cmpuint (stream_active (&w.c[0]->streams, clock_ns ()), ==, 1);
   world_end_clean (&w);
 }
 

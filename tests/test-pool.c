@@ -9,7 +9,7 @@
 #include "backend.h"
 #include "fake.h"
 #include "fanout.h"
-#include "guard.h"
+#include "lock.h"
 #include "pool.h"
 #include "split.h"
 

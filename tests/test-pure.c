@@ -10,6 +10,7 @@
 
 #include <glib.h>
 
+#include "clock.h"
 #include "pace.h"
 #include "slab.h"
 #include "split.h"
@@ -881,7 +882,7 @@ test_stats_quantiles (void)
   double min, mean, p50, p99, max;
 
   for (unsigned i = 1; i <= 1000; i++)
-    stats_end (s, STATS_READ, stats_now_ns () - i * UINT64_C (1000000), 10);
+    stats_end (s, STATS_READ, clock_ns () - i * UINT64_C (1000000), 10);
   g_assert_cmpuint (stats_count (s, STATS_READ), ==, 1000);
   g_assert_cmpuint (stats_count (s, STATS_WRITE), ==, 0);
   line = print_line (s, "read ");
@@ -909,8 +910,8 @@ test_stats_buckets (void)
       double p50;
 
       for (unsigned i = 0; i < 3; i++)
-        stats_end (s, STATS_TRIM, stats_now_ns () - ns, 1);
-      stats_end (s, STATS_TRIM, stats_now_ns () - 4 * ns, 1);   /* not clipped to the maximum */
+        stats_end (s, STATS_TRIM, clock_ns () - ns, 1);
+      stats_end (s, STATS_TRIM, clock_ns () - 4 * ns, 1);   /* not clipped to the maximum */
       line = print_line (s, "trim ");
       g_assert_cmpint (sscanf (line, "%*u %*u %*f %*f %lf", &p50), ==, 1);
       assert_ms (p50, ns / 1e6, 0.125);
@@ -958,7 +959,7 @@ count_many (void *vp)
 
   for (unsigned i = 0; i < 10000; i++) {
     stats_add (s, STATS_COMBINED, 2);
-    stats_end (s, STATS_WRITE, stats_now_ns (), 3);
+    stats_end (s, STATS_WRITE, clock_ns (), 3);
   }
   return NULL;
 }

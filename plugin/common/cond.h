@@ -2,18 +2,20 @@
  *
  * cond: a condition variable for a pthread mutex, on Linux's futex.
  *
- * As pthread_cond_t, with deadlines on the monotonic clock, but no signal is
- * lost.  glibc loses some until 2.41 (its bug 25847), and Debian 12 has 2.36: a
- * request would hang.  That is what it is worth.  It is not faster: with
- * pthread_cond_t in its place throughput is the same within 3 %.
+ * It is used as pthread_cond_t is, with deadlines on the monotonic clock.  It
+ * exists because no signal is lost.  glibc before 2.41 loses some (its bug
+ * 25847), and Debian 12 has 2.36: a request would hang.  It is not faster:
+ * throughput with pthread_cond_t is the same within 3 %.
  *
- * Zeroed memory is a condition that nobody waits on; it is never destroyed.
+ * Zeroed memory is a condition without waiters.  A condition needs no destroy.
  *
- * A thread changes what is waited for with the mutex held.  It signals before
- * it lets go of the mutex, or after that.  After that, a thread that began to
- * wait meanwhile may be woken in place of one that waits for longer: so where
- * cond_signal is used all must wait for the same thing.  Waiting may end for no
- * reason.
+ * Rules:
+ * 1. A thread changes the awaited state with the mutex held.  It signals before
+ *    it unlocks the mutex, or after that.
+ * 2. Where cond_signal is used, all waiters wait for the same state.  A signal
+ *    after the unlock may wake a thread that began to wait after the change, in
+ *    place of an older waiter.
+ * 3. A wait may end without a signal: waiters check the state again.
  */
 
 #ifndef NBDKIT_ASYNC_COND_H
@@ -30,15 +32,17 @@
 #include <unistd.h>
 
 struct cond {
-  atomic_uint signals;          /* how many there were, while someone waited */
-  atomic_uint waiters;          /* counted up under the mutex, before signals is read */
+  atomic_uint signals;          /* sent while there were waiters */
+  atomic_uint waiters;          /* raised before signals is read */
 };
 
-/* UNTIL_NS on the monotonic clock.  False: it is over. */
+/* UNTIL_NS is a time of clock_ns; UINT64_MAX: no deadline.  Returns false when
+ * the deadline has passed.
+ */
 static inline bool
 cond_wait_until (struct cond *c, pthread_mutex_t *m, uint64_t until_ns)
 {
-  /* The kernel's own, as of which the C library may have another. */
+  /* The kernel's struct timespec, which can differ from the C library's. */
   const struct { long s, ns; } until = {
     (long) (until_ns / 1000000000), (long) (until_ns % 1000000000)
   };
@@ -48,12 +52,12 @@ cond_wait_until (struct cond *c, pthread_mutex_t *m, uint64_t until_ns)
   atomic_fetch_add (&c->waiters, 1);
   seen = atomic_load (&c->signals);
   pthread_mutex_unlock (m);
-  /* A signal from here on makes it return at once. */
+  /* After a signal from here on the call returns at once. */
   is_over = syscall (SYS_futex, &c->signals, FUTEX_WAIT_BITSET_PRIVATE, seen,
                      until_ns == UINT64_MAX ? NULL : &until, NULL,
                      FUTEX_BITSET_MATCH_ANY) == -1 && errno == ETIMEDOUT;
-  /* Before the mutex: whoever changes something after we have it counts us
-   * again, if we wait again.
+  /* Before the mutex is locked: if this thread waits again, it counts itself
+   * again before any other thread can change the state.
    */
   atomic_fetch_sub (&c->waiters, 1);
   pthread_mutex_lock (m);
@@ -66,7 +70,9 @@ cond_wait (struct cond *c, pthread_mutex_t *m)
   cond_wait_until (c, m, UINT64_MAX);
 }
 
-/* With the mutex: whether a signal would reach anyone.  Who was woken already does not count. */
+/* Call it with the mutex held.  Whether a signal would reach a thread.  Threads
+ * that are already woken do not count.
+ */
 static inline bool
 cond_is_waited_for (struct cond *c)
 {
