@@ -26,13 +26,16 @@ SAN_plain :=
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
 SAN := $(SAN_$(VARIANT))
+# Every variant but the plain one checks the invariants wherever engine.lock is
+# released (filter/check.h).
+DEBUG := $(if $(filter-out plain,$(VARIANT)),-DASYNCPOOL_DEBUG)
 
 # Only the goals that compile need the libraries; `make deps` runs before they are there.
 NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
 GLIB_CFLAGS = $(shell $(PKG_CONFIG) --cflags glib-2.0)
 GLIB_LIBS = $(shell $(PKG_CONFIG) --libs glib-2.0)
 NBD_LIBS = $(shell $(PKG_CONFIG) --libs libnbd)
-COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) -pthread -fPIC -fvisibility=hidden -Ifilter -Iplugin \
+COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) $(DEBUG) -pthread -fPIC -fvisibility=hidden -Ifilter -Iplugin \
   -Iplugin/common \
   $(NBDKIT_CFLAGS) $(GLIB_CFLAGS) -MMD -MP
 
@@ -44,7 +47,7 @@ FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))
 ASYNC_LIB := $(B)/libnbdkit-async.a
 PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(filter-out plugin/nbdkit-async.c,$(wildcard plugin/*.c)))
 # All that does not call nbdkit, for the unit tests.
-CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o filter/config.o plugin/delaymem.o),\
+CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o filter/config.o filter/next.o plugin/delaymem.o),\
   $(FILTER_OBJ) $(PLUGIN_OBJ))
 
 MODULES := $(B)/asyncpool.so $(B)/delaymem.so

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * asyncpool: the nbdkit filter.  Only what nbdkit wants of a filter; the work is in engine.h. */
-
+ * asyncpool: nbdkit's callbacks of the filter.
+ *
+ * Not its job: the work itself (engine.h, conn.h), parameters (config.h), calls
+ * into the layer below (next.h).
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -18,24 +21,28 @@
 #include "debug.h"
 #include "engine.h"
 #include "hooks.h"
+#include "next.h"
 
 static struct config config;
 static struct engine *engine;
-static bool pass_through;       /* the thread model does not allow anything beside the server */
-static const struct nbdkit_async_driver *hooks; /* NULL: we may not drive any */
-static FILE *stats_fp;          /* asyncpool-stats, from get_ready on, or NULL */
-static int early_stderr = -1;   /* until after_fork, where statistics go to it */
+static bool pass_through;       /* the thread model allows no call into the
+                                 * plugin beside the server's own */
+static const struct nbdkit_async_driver *hooks; /* NULL: do not drive hooks */
+static FILE *stats_fp;          /* asyncpool-stats after get_ready, or NULL */
+static int early_stderr = -1;   /* for asyncpool-stats=-, until after_fork */
 static bool threads_given;      /* asyncpool-threads=N: no hooks then */
 static bool buffers_given;
 
-/* With hooks for everything all that is left for the pool is what is handed over inside a reply. */
+/* With hooks for reads and writes the pool only starts hooks where the thread
+ * at hand must not (dispatch.h).
+ */
 enum { HOOKED_THREADS = 1 };
 
 struct handle {
   char *export_name;
   bool is_hooked;
   void *hooks_handle;           /* the plugin's own handle, if so */
-  struct conn *conn;            /* from prepare to close, NULL where all is passed through */
+  struct conn *conn;            /* from prepare to close; NULL: pass through */
   GList link;                   /* in handles */
 };
 
@@ -44,9 +51,11 @@ struct handle {
  * dereferenced.
  */
 static __thread const struct handle *thread_handle;
-static bool is_topmost;         /* no other filter is above: each thread serves one connection */
+static bool is_topmost;         /* no filter is above: each of nbdkit's threads
+                                 * serves one connection */
 
-/* nbdkit calls no .close when it shuts down, so unload frees what is left here. */
+/* All handles.  nbdkit calls no .close when it shuts down: unload frees them.
+ */
 static GQueue handles = G_QUEUE_INIT;
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -64,7 +73,8 @@ asyncpool_config (nbdkit_next_config *next, nbdkit_backend *nxdata,
 }
 
 static int
-asyncpool_config_complete (nbdkit_next_config_complete *next, nbdkit_backend *nxdata)
+asyncpool_config_complete (nbdkit_next_config_complete *next,
+                           nbdkit_backend *nxdata)
 {
   threads_given = config.engine.threads != 0;
   buffers_given = config.engine.buffers != 0;
@@ -87,29 +97,35 @@ find_hooks (void)
     return;
   }
   nbdkit_debug ("asyncpool: the plugin's async hooks do the work of:%s%s",
-                hooks->can_read ? " reads" : "", hooks->can_write ? " writes" : "");
+                hooks->can_read ? " reads" : "",
+                hooks->can_write ? " writes" : "");
   if (hooks->can_read && hooks->can_write)
     config.engine.threads = MIN (config.engine.threads, HOOKED_THREADS);
 }
 
 static void
-report (const char *export_name, uint64_t offset, uint32_t count, int err, bool kept)
+log_unwritten (const char *export_name, uint64_t offset, uint32_t count,
+               int err, bool kept)
 {
-  g_autofree char *name = g_strescape (export_name, NULL);      /* a client chose it */
+  /* A client chose it. */
+  g_autofree char *name = g_strescape (export_name, NULL);
 
-  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64 ", length %" PRIu32
-                ", could not be written %s: %s", name, offset, count,
-                kept ? "before its connection ended: it is kept, and each flush of the device tries it "
-                "again, until its last connection ends" : "and is lost", strerror (err));
+  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64
+                ", length %" PRIu32 ", could not be written %s: %s",
+                name, offset, count,
+                kept ? "before its connection ended: it is kept, and each "
+                "flush of the device tries it again, until its last connection "
+                "ends" : "and is lost", strerror (err));
 }
 
 static void
-late (const char *export_name)
+log_overdue (const char *export_name)
 {
   g_autofree char *name = g_strescape (export_name, NULL);
 
-  nbdkit_error ("asyncpool: export \"%s\": a request goes on after %u seconds, though another "
-                "connection's acknowledged data there is not written yet", name,
+  nbdkit_error ("asyncpool: export \"%s\": a request goes on after %u "
+                "seconds, though another connection's acknowledged data there "
+                "is not written yet", name,
                 (unsigned) (config.engine.others_ns / 1000000000));
 }
 
@@ -119,6 +135,8 @@ late (const char *export_name)
 static int
 open_stats (void)
 {
+  bool is_device;
+
   if (config.stats_file == NULL)
     return 0;
   if (strcmp (config.stats_file, "-") == 0) {
@@ -126,9 +144,9 @@ open_stats (void)
     early_stderr = fcntl (STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
     return 0;
   }
-  /* Behind /dev/stdout there may be a log: that is not ours to empty. */
-  stats_fp = fopen (config.stats_file,
-                    g_str_has_prefix (config.stats_file, "/dev/") ? "ae" : "we");
+  /* /dev/stdout may be a log: append to it. */
+  is_device = g_str_has_prefix (config.stats_file, "/dev/");
+  stats_fp = fopen (config.stats_file, is_device ? "ae" : "we");
   if (stats_fp == NULL) {
     nbdkit_error ("asyncpool-stats=%s: cannot be written: %m (must be a file, "
                   "or - for standard error)", config.stats_file);
@@ -149,8 +167,8 @@ check_stderr (void)
     return;
   if (fstat (early_stderr, &was) == 0 && fstat (STDERR_FILENO, &is) == 0
       && (was.st_dev != is.st_dev || was.st_ino != is.st_ino))
-    dprintf (early_stderr, "nbdkit: asyncpool-stats=-: goes nowhere, as nbdkit in "
-             "the background has no standard error: must be a file there\n");
+    dprintf (early_stderr, "nbdkit: asyncpool-stats=-: goes nowhere, as nbdkit "
+             "in the background has no standard error: must be a file there\n");
   close (early_stderr);
   early_stderr = -1;
 }
@@ -202,8 +220,9 @@ asyncpool_get_ready (int thread_model)
   pass_through = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
   if (pass_through) {
     /* One line that is seen without -v too. */
-    fprintf (stderr, "nbdkit: asyncpool: the plugin or another filter does not serve requests in "
-             "parallel, so asyncpool passes all requests through unchanged\n");
+    fprintf (stderr, "nbdkit: asyncpool: the plugin or another filter does not "
+             "serve requests in parallel, so asyncpool passes all requests "
+             "through unchanged\n");
     return 0;
   }
   if (engine) {
@@ -212,14 +231,15 @@ asyncpool_get_ready (int thread_model)
   }
   find_hooks ();
   is_topmost = hooks_is_topmost ();
-  config.engine.report = report;
-  config.engine.late = late;
+  config.engine.log_unwritten = log_unwritten;
+  config.engine.log_overdue = log_overdue;
   err = engine_new (&config.engine, &engine);
   if (err) {
-    nbdkit_error ("asyncpool-buffers=%u, asyncpool-buffer-size=%" PRIu32 ": the slab of %" PRIu64
-                  " bytes must fit into memory: %s", config.engine.buffers,
-                  config.engine.buffer_size,
-                  (uint64_t) config.engine.buffers * config.engine.buffer_size, strerror (err));
+    nbdkit_error ("asyncpool-buffers=%u, asyncpool-buffer-size=%" PRIu32
+                  ": the slab of %" PRIu64 " bytes must fit into memory: %s",
+                  config.engine.buffers, config.engine.buffer_size,
+                  (uint64_t) config.engine.buffers * config.engine.buffer_size,
+                  strerror (err));
     return -1;
   }
   /* Here, as under --run a failure after the fork leaves clients waiting.  One
@@ -275,107 +295,6 @@ asyncpool_unload (void)
   config_free (&config);
 }
 
-/* The way into the plugin: struct nbdkit_next_ops as a struct backend_ops. */
-
-/* nbdkit's functions return -1 and an error that is never 0; be sure of that. */
-static int
-result (int r, int err)
-{
-  return r == 0 ? 0 : err > 0 ? err : EIO;
-}
-
-static uint32_t
-nbdkit_flags (unsigned flags)
-{
-  return (flags & BACKEND_FUA ? NBDKIT_FLAG_FUA : 0)
-    | (flags & BACKEND_MAY_TRIM ? NBDKIT_FLAG_MAY_TRIM : 0)
-    | (flags & BACKEND_FAST_ZERO ? NBDKIT_FLAG_FAST_ZERO : 0);
-}
-
-static unsigned
-backend_flags (uint32_t flags)
-{
-  return (flags & NBDKIT_FLAG_FUA ? BACKEND_FUA : 0)
-    | (flags & NBDKIT_FLAG_MAY_TRIM ? BACKEND_MAY_TRIM : 0)
-    | (flags & NBDKIT_FLAG_FAST_ZERO ? BACKEND_FAST_ZERO : 0);
-}
-
-/* The server exports it, nbdkit-filter.h does not declare it. */
-extern void nbdkit_set_error (int err);
-
-/* nbdkit clears the plugin's nbdkit_set_error before each request.  One request
- * may make several calls, and each has its own error: so clear it here, too.
- */
-static nbdkit_next *
-begin_next (void *handle)
-{
-  nbdkit_set_error (0);
-  return handle;
-}
-
-static int
-next_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
-{
-  nbdkit_next *next = begin_next (handle);
-  int err = 0;
-  int r = next->pread (next, buf, count, offset, 0, &err);
-
-  return result (r, err);
-}
-
-static int
-next_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
-{
-  nbdkit_next *next = begin_next (handle);
-  int err = 0;
-  int r = next->pwrite (next, buf, count, offset, nbdkit_flags (flags), &err);
-
-  return result (r, err);
-}
-
-static int
-next_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
-{
-  nbdkit_next *next = begin_next (handle);
-  int err = 0;
-  int r = next->zero (next, count, offset, nbdkit_flags (flags), &err);
-
-  return result (r, err);
-}
-
-static int
-next_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
-{
-  nbdkit_next *next = begin_next (handle);
-  int err = 0;
-  int r = next->trim (next, count, offset, nbdkit_flags (flags), &err);
-
-  return result (r, err);
-}
-
-static int
-next_flush (void *handle)
-{
-  nbdkit_next *next = begin_next (handle);
-  int err = 0;
-  int r = next->flush (next, 0, &err);
-
-  return result (r, err);
-}
-
-/* The client of the calling thread, or the server. */
-static bool
-is_gone (void *handle)
-{
-  (void) handle;
-  return nbdkit_nanosleep (0, 1) == -1;
-}
-
-static const struct backend_ops next_ops = {
-  .pread = next_pread, .pwrite = next_pwrite, .zero = next_zero, .trim = next_trim,
-  .flush = next_flush, .is_gone = is_gone,
-};
-
 /* Connections. */
 
 static void *
@@ -408,7 +327,7 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
   return h;
 }
 
-/* Writes out what the connection still holds, while there is a way into the plugin. */
+/* Writes out the connection's dirty data, while next is valid. */
 static void
 end_connection (struct handle *h)
 {
@@ -429,51 +348,25 @@ asyncpool_close (void *vh)
 {
   struct handle *h = vh;
 
-  end_connection (h);           /* nbdkit leaves finalize out if that of an outer filter failed */
+  /* nbdkit skips finalize if that of an outer filter failed. */
+  end_connection (h);
   pthread_mutex_lock (&handles_lock);
   g_queue_unlink (&handles, &h->link);
   pthread_mutex_unlock (&handles_lock);
   free_handle (h);
 }
 
-/* nbdkit asks the plugin once and caches the answers, without a lock: all of them must be there
- * before a worker calls.
- */
-static int
-ask_everything (nbdkit_next *next, struct backend *b)
-{
-  uint32_t minimum, preferred, maximum;
-  int64_t size = next->get_size (next);
-  int can_write, can_flush, can_multi_conn;
-
-  if (size == -1 || (can_write = next->can_write (next)) == -1
-      || (can_flush = next->can_flush (next)) == -1
-      || next->can_fua (next) == -1 || next->can_zero (next) == -1
-      || next->can_fast_zero (next) == -1 || next->can_trim (next) == -1
-      || next->can_extents (next) == -1 || next->can_cache (next) == -1
-      || (can_multi_conn = next->can_multi_conn (next)) == -1
-      || next->block_size (next, &minimum, &preferred, &maximum) == -1)
-    return -1;
-  b->size = size;
-  b->can_write = can_write;
-  b->can_flush = can_flush;
-  b->shared = can_multi_conn;
-  b->min_block = minimum > 0 ? minimum : 1;
-  b->max_block = maximum > 0 ? maximum : UINT32_MAX;
-  return 0;
-}
-
 static int
 asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
 {
-  struct backend b = { .ops = &next_ops, .handle = next };
+  struct backend b;
   struct handle *h = vh;
   int err;
 
   (void) readonly;
   if (pass_through)
     return 0;
-  if (ask_everything (next, &b) == -1)
+  if (next_backend (next, &b) == -1)
     return -1;
   if (h->is_hooked) {
     b.hooks = hooks;
@@ -481,8 +374,9 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
   }
   err = conn_open (engine, h->export_name, &b, &h->conn);
   if (err == EINVAL)
-    nbdkit_error ("asyncpool-buffer-size=%" PRIu32 ": must be at least the plugin's minimum block "
-                  "of %" PRIu32, config.engine.buffer_size, b.min_block);
+    nbdkit_error ("asyncpool-buffer-size=%" PRIu32 ": must be at least the "
+                  "plugin's minimum block of %" PRIu32,
+                  config.engine.buffer_size, b.min_block);
   else if (err)
     nbdkit_error ("asyncpool: %s", strerror (err));
   return err ? -1 : 0;
@@ -507,16 +401,17 @@ asyncpool_can_flush (nbdkit_next *next, void *vh)
 {
   struct handle *h = vh;
 
-  /* Where writes may be held, a flush is what writes them out. */
-  if (h->conn && config.engine.write != WRITE_THROUGH && next->can_write (next) == 1)
+  /* Where writes may be deferred, a flush drains them. */
+  if (h->conn && config.engine.write != WRITE_THROUGH
+      && next->can_write (next) == 1)
     return 1;
   return next->can_flush (next);
 }
 
 /* Requests. */
 
-/* For each request but flush and cache: the connection, or NULL where all is
- * passed through.
+/* The connection, or NULL where all is passed through.  For each request except
+ * flush and cache, which a filter above may send on another thread.
  */
 static struct conn *
 serve (struct handle *h)
@@ -537,52 +432,55 @@ answer (int e, int *err)
 }
 
 static int
-asyncpool_pread (nbdkit_next *next, void *vh, void *buf, uint32_t count, uint64_t offset,
-                 uint32_t flags, int *err)
+asyncpool_pread (nbdkit_next *next, void *vh, void *buf, uint32_t count,
+                 uint64_t offset, uint32_t flags, int *err)
 {
   struct handle *h = vh;
   int e;
 
   if (serve (h) == NULL)
     return next->pread (next, buf, count, offset, flags, err);
-  e = engine_read (h->conn, buf, count, offset);
-  /* readahead, through the cache filter, reads until its .close.  An error would end the server. */
+  e = conn_read (h->conn, buf, count, offset);
+  /* The readahead filter, through the cache filter, reads until its .close.  An
+   * error would end the server.
+   */
   if (e == ESHUTDOWN && err == NULL)
-    e = engine_read_late (h->conn, buf, count, offset);
+    e = conn_read_closed (h->conn, buf, count, offset);
   return answer (e, err);
 }
 
 static int
-asyncpool_pwrite (nbdkit_next *next, void *vh, const void *buf, uint32_t count, uint64_t offset,
-                  uint32_t flags, int *err)
+asyncpool_pwrite (nbdkit_next *next, void *vh, const void *buf,
+                  uint32_t count, uint64_t offset, uint32_t flags, int *err)
 {
   struct handle *h = vh;
 
   if (serve (h) == NULL)
     return next->pwrite (next, buf, count, offset, flags, err);
-  return answer (engine_write (h->conn, buf, count, offset, backend_flags (flags)), err);
+  return answer (conn_write (h->conn, buf, count, offset, next_flags (flags)),
+                 err);
 }
 
 static int
-asyncpool_zero (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
-                uint32_t flags, int *err)
+asyncpool_zero (nbdkit_next *next, void *vh, uint32_t count,
+                uint64_t offset, uint32_t flags, int *err)
 {
   struct handle *h = vh;
 
   if (serve (h) == NULL)
     return next->zero (next, count, offset, flags, err);
-  return answer (engine_zero (h->conn, count, offset, backend_flags (flags)), err);
+  return answer (conn_zero (h->conn, count, offset, next_flags (flags)), err);
 }
 
 static int
-asyncpool_trim (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
-                uint32_t flags, int *err)
+asyncpool_trim (nbdkit_next *next, void *vh, uint32_t count,
+                uint64_t offset, uint32_t flags, int *err)
 {
   struct handle *h = vh;
 
   if (serve (h) == NULL)
     return next->trim (next, count, offset, flags, err);
-  return answer (engine_trim (h->conn, count, offset, backend_flags (flags)), err);
+  return answer (conn_trim (h->conn, count, offset, next_flags (flags)), err);
 }
 
 static int
@@ -592,15 +490,15 @@ asyncpool_flush (nbdkit_next *next, void *vh, uint32_t flags, int *err)
 
   if (h->conn == NULL)
     return next->flush (next, flags, err);
-  return answer (engine_flush (h->conn, is_topmost || thread_handle == h), err);
+  return answer (conn_flush (h->conn, is_topmost || thread_handle == h), err);
 }
 
-/* The plugin's answer about the range and no more: what lies behind it has not been settled, and
- * EXTENTS goes on to the end of the device.
+/* The plugin's answer about the range and no more: bytes after it were not
+ * drained, and EXTENTS goes on to the end of the device.
  */
 static int
-extents_within (nbdkit_next *next, uint32_t count, uint64_t offset, uint32_t flags,
-                struct nbdkit_extents *extents, int *err)
+extents_within (nbdkit_next *next, uint32_t count, uint64_t offset,
+                uint32_t flags, struct nbdkit_extents *extents, int *err)
 {
   struct nbdkit_extents *asked = nbdkit_extents_new (offset, offset + count);
   int r;
@@ -619,8 +517,9 @@ extents_within (nbdkit_next *next, uint32_t count, uint64_t offset, uint32_t fla
 }
 
 static int
-asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
-                   uint32_t flags, struct nbdkit_extents *extents, int *err)
+asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count,
+                   uint64_t offset, uint32_t flags,
+                   struct nbdkit_extents *extents, int *err)
 {
   struct handle *h = vh;
   uint64_t start = clock_ns ();
@@ -630,9 +529,10 @@ asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
     return next->extents (next, count, offset, flags, extents, err);
   if (!conn_enter (h->conn))
     return answer (ESHUTDOWN, err);
-  /* Data that the plugin refused is data all the same: claim no hole. */
-  if (engine_settle (h->conn, count, offset))
-    r = answer (nbdkit_add_extent (extents, offset, count, 0) == -1 ? errno : 0, err);
+  /* Failed data is data all the same: report no hole. */
+  if (conn_drain (h->conn, count, offset))
+    r = answer (nbdkit_add_extent (extents, offset, count, 0) == -1 ? errno : 0,
+                err);
   else
     r = extents_within (next, count, offset, flags, extents, err);
   stats_end (engine->stats, STATS_EXTENTS, start, count);
@@ -641,8 +541,8 @@ asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
 }
 
 static int
-asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
-                 uint32_t flags, int *err)
+asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count,
+                 uint64_t offset, uint32_t flags, int *err)
 {
   struct handle *h = vh;
   uint64_t start = clock_ns ();
@@ -661,7 +561,7 @@ asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count, uint64_t offset,
 static struct nbdkit_filter filter = {
   .name = "asyncpool",
   .longname = "nbdkit asyncpool filter",
-  .description = "many operations in flight on behalf of a client that sends few",
+  .description = "many operations in flight for a client that sends few",
   .load = hooks_load,
   .unload = asyncpool_unload,
   .config = asyncpool_config,
@@ -685,6 +585,6 @@ static struct nbdkit_filter filter = {
   .cache = asyncpool_cache,
 };
 
-/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+/* nbdkit's macro defines it without a prototype; clang wants one. */
 extern struct nbdkit_filter *filter_init (void);
 NBDKIT_REGISTER_FILTER (filter)

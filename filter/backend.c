@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Calls into the plugin, timed, and its async hooks: see backend.h.
+ * Calls into the plugin and its async hooks: see backend.h.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -9,21 +9,25 @@
 
 #include "backend.h"
 #include "clock.h"
-#include "pace.h"
+#include "speed.h"
 #include "stats.h"
 
-static __thread unsigned replying;      /* how many replies this thread is inside of */
-static __thread uint64_t client_gone_ns;        /* when this call saw that its client has gone, 0: not */
+/* How many replies this thread is inside of. */
+static __thread unsigned replying;
+/* When this call saw that its client has gone; 0: it has not. */
+static __thread uint64_t client_gone_ns;
 
-/* An operation has ended.  Returns when. */
+/* An operation has completed.  Returns when. */
 static uint64_t
-note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count, int err)
+note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count,
+      int err)
 {
   enum stats_kind kind = is_write ? STATS_DEVICE_WRITE : STATS_DEVICE_READ;
   uint64_t end_ns = stats_end_device (b->stats, kind, start_ns, count);
 
   if (err == 0)
-    pace_note (is_write ? b->pace_write : b->pace_read, end_ns - start_ns, count);
+    speed_note (is_write ? b->write_speed : b->read_speed, end_ns - start_ns,
+                count);
   return end_ns;
 }
 
@@ -38,8 +42,8 @@ backend_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset)
 }
 
 int
-backend_pwrite (struct backend *b, const void *buf, uint32_t count, uint64_t offset,
-                unsigned flags)
+backend_pwrite (struct backend *b, const void *buf, uint32_t count,
+                uint64_t offset, unsigned flags)
 {
   uint64_t start = stats_begin_device (b->stats);
   int err = b->ops->pwrite (b->handle, buf, count, offset, flags);
@@ -48,10 +52,31 @@ backend_pwrite (struct backend *b, const void *buf, uint32_t count, uint64_t off
   return err;
 }
 
+int
+backend_zero (struct backend *b, uint32_t count, uint64_t offset,
+              unsigned flags)
+{
+  return b->ops->zero (b->handle, count, offset, flags);
+}
+
+int
+backend_trim (struct backend *b, uint32_t count, uint64_t offset,
+              unsigned flags)
+{
+  return b->ops->trim (b->handle, count, offset, flags);
+}
+
+int
+backend_flush (struct backend *b)
+{
+  return b->ops->flush (b->handle);
+}
+
 static void
 note_io (struct backend_io *io, int err)
 {
-  io->end_ns = note (io->backend, io->hook.is_write, io->start_ns, io->hook.count, err);
+  io->end_ns = note (io->backend, io->hook.is_write, io->start_ns,
+                     io->hook.count, err);
 }
 
 static void
@@ -68,10 +93,11 @@ backend_io_do (struct backend_io *io)
   int err;
 
   begin_io (io);
-  err = h->is_write ? b->ops->pwrite (b->handle, h->buf, h->count, h->offset, 0)
+  err = h->is_write
+    ? b->ops->pwrite (b->handle, h->buf, h->count, h->offset, 0)
     : b->ops->pread (b->handle, h->buf, h->count, h->offset);
   note_io (io, err);
-  io->done (io, err);           /* last: from here on io may be anything */
+  io->done (io, err);           /* last: it may free or reuse io */
 }
 
 /* Hooks. */
@@ -94,10 +120,11 @@ replied (struct nbdkit_async_io *h, int err)
   struct backend_io *io = (struct backend_io *) h;
 
   note_io (io, err);
-  /* A reply to being asked to give up is none of those that we might wait for. */
+  /* A reply to backend_io_give_up does not show that the plugin is alive. */
   if (!atomic_load (&io->giving_up))
-    atomic_store_explicit (&io->backend->alive_ns, io->end_ns, memory_order_relaxed);
-  replying++;                   /* a hook may reply to another request from inside its own start */
+    atomic_store_explicit (&io->backend->alive_ns, io->end_ns,
+                           memory_order_relaxed);
+  replying++;                   /* replies nest, where hooks reply at once */
   io->done (io, err);
   replying--;
 }
@@ -130,7 +157,7 @@ backend_begin_call (void)
 }
 
 bool
-backend_is_hopeless (struct backend *b)
+backend_is_silent (struct backend *b)
 {
   uint64_t gone = atomic_load (&b->gone_ns), alive = atomic_load (&b->alive_ns);
 

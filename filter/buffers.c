@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The tree and the queues of buffers: see buffers.h, and state.h for the states.
+ * Buffers: see buffers.h.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "buffers.h"
 #include "clock.h"
-#include "handover.h"
+#include "engine.h"
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -20,19 +20,25 @@ compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
 }
 
 int
-buffers_init (struct engine *e)
+buffers_init (struct engine *e, unsigned n, uint32_t size)
 {
-  e->bufs = g_try_new0 (struct buf, e->config.buffers);
-  if (e->bufs == NULL)
+  struct buffers *s = &e->buffers;
+  int err = slab_init (&s->slab, n, size);
+
+  if (err)
+    return err;
+  s->all = g_try_new0 (struct buf, n);
+  if (s->all == NULL)
     return ENOMEM;
-  e->tree = g_tree_new_full (compare, NULL, NULL, NULL);
-  for (unsigned i = 0; i < e->config.buffers; i++) {
-    struct buf *b = &e->bufs[i];
+  s->n = n;
+  s->tree = g_tree_new_full (compare, NULL, NULL, NULL);
+  for (unsigned i = 0; i < n; i++) {
+    struct buf *b = &s->all[i];
 
     b->engine = e;
-    b->data = e->slab.data + (size_t) i * e->slab.size;
+    b->data = s->slab.data + (size_t) i * size;
     b->link.data = b->dirty_link.data = b;
-    g_queue_push_tail_link (&e->free, &b->link);
+    g_queue_push_tail_link (&s->free, &b->link);
   }
   return 0;
 }
@@ -40,10 +46,13 @@ buffers_init (struct engine *e)
 void
 buffers_destroy (struct engine *e)
 {
-  if (e->tree)
-    g_tree_unref (e->tree);
-  g_free (e->bufs);
+  if (e->buffers.tree)
+    g_tree_unref (e->buffers.tree);
+  g_free (e->buffers.all);
+  slab_destroy (&e->buffers.slab);
 }
+
+/* The tree. */
 
 static struct buf *
 overlapping_from (GTreeNode *node, uint64_t offset, uint64_t end)
@@ -66,7 +75,8 @@ buffers_first (struct engine *e, uint64_t offset, uint64_t end)
   uint32_t size = e->config.buffer_size;
   struct buf key = { .base = offset < size ? 0 : offset - size + 1 };
 
-  return overlapping_from (g_tree_lower_bound (e->tree, &key), offset, end);
+  return overlapping_from (g_tree_lower_bound (e->buffers.tree, &key), offset,
+                           end);
 }
 
 struct buf *
@@ -75,21 +85,25 @@ buffers_next (struct buf *b, uint64_t offset, uint64_t end)
   return overlapping_from (g_tree_node_next (b->node), offset, end);
 }
 
+/* States. */
+
 /* The queue where a buffer of this state is, if any. */
 static GQueue *
 queue_of (struct engine *e, enum buf_state state)
 {
   switch (state) {
-  case BUF_FREE: return &e->free;
-  case BUF_READING: return &e->reading;
-  case BUF_CLEAN: return &e->clean;
-  case BUF_OPEN: return &e->open;
-  case BUF_FAILED: return &e->failed;
+  case BUF_FREE: return &e->buffers.free;
+  case BUF_READING: return &e->buffers.reading;
+  case BUF_CLEAN: return &e->buffers.clean;
+  case BUF_OPEN: return &e->buffers.open;
+  case BUF_FAILED: return &e->buffers.failed;
   default: return NULL;
   }
 }
 
-/* FAILED and dirty buffers stand by age.  All but a retried one are the youngest: look from there. */
+/* FAILED and dirty buffers are in order of age.  Almost always the new one is
+ * the youngest: search from there.
+ */
 static void
 insert_by_age (GQueue *q, GList *link)
 {
@@ -104,6 +118,27 @@ insert_by_age (GQueue *q, GList *link)
     g_queue_push_head_link (q, link);
 }
 
+#define TO(state) (1u << BUF_##state)
+
+/* The states that may follow. */
+static const unsigned followers[BUF_STATES] = {
+  [BUF_FREE] = TO (TAKEN),
+  [BUF_TAKEN] = TO (FREE) | TO (READING) | TO (OPEN),
+  [BUF_READING] = TO (CLEAN) | TO (TAKEN),
+  [BUF_CLEAN] = TO (TAKEN),
+  [BUF_OPEN] = TO (READY),
+  [BUF_READY] = TO (WRITING) | TO (FAILED) | TO (TAKEN),
+  /* READY: a piece is written, and there are others. */
+  [BUF_WRITING] = TO (READY) | TO (FAILED) | TO (TAKEN),
+  [BUF_FAILED] = TO (READY) | TO (TAKEN),
+};
+
+#ifdef ASYNCPOOL_DEBUG
+#define check_transition(from, to) g_assert (followers[from] & 1u << (to))
+#else
+#define check_transition(from, to) ((void) followers)
+#endif
+
 void
 buffers_set_state (struct buf *b, enum buf_state state)
 {
@@ -111,12 +146,13 @@ buffers_set_state (struct buf *b, enum buf_state state)
   GQueue *from = queue_of (e, b->state), *to = queue_of (e, state);
   bool was_dirty = buf_is_dirty (b), was_waiting = buf_is_waiting (b);
 
+  check_transition (b->state, state);
   if (from)
     g_queue_unlink (from, &b->link);
   b->state = state;
   if (state == BUF_FAILED)
     insert_by_age (to, &b->link);
-  else if (state == BUF_FREE)   /* the first to be taken: it is in the processor's cache */
+  else if (state == BUF_FREE)
     g_queue_push_head_link (to, &b->link);
   else if (to)
     g_queue_push_tail_link (to, &b->link);
@@ -132,25 +168,74 @@ buffers_set_state (struct buf *b, enum buf_state state)
     b->device->n_dirty--;
   }
   if (buf_is_waiting (b) != was_waiting)
-    atomic_fetch_add (&e->deferring, was_waiting ? -1 : 1);
+    atomic_fetch_add (&e->buffers.deferring, was_waiting ? -1 : 1);
+}
+
+/* Writers. */
+
+static struct writer *
+first_writer (const struct buffers *s)
+{
+  GList *l = s->writers.head;
+
+  /* One that sleeps: any other looks for a buffer before it sleeps. */
+  while (l && l->next
+         && !cond_is_waited_for (&((struct writer *) l->data)->woken))
+    l = l->next;
+  return l ? l->data : NULL;
 }
 
 void
 buffers_call_writer (struct engine *e)
 {
-  GList *l = e->writers.head;
+  struct writer *w;
 
-  if (l == NULL || e->writer_called)
+  if (e->buffers.writer_called || (w = first_writer (&e->buffers)) == NULL)
     return;
-  /* One that sleeps: another may be at something long, and comes back to look in the end. */
-  while (l->next && !cond_is_waited_for (&((struct writer *) l->data)->woken))
-    l = l->next;
-  e->writer_called = true;
-  cond_signal (&((struct writer *) l->data)->woken);
+  e->buffers.writer_called = true;
+  cond_signal (&w->woken);
 }
 
 void
-buffers_put (struct buf *b)
+buffers_wake_writers (struct engine *e)
+{
+  for (GList *l = e->buffers.writers.head; l; l = l->next)
+    cond_signal (&((struct writer *) l->data)->woken);
+}
+
+void
+buffers_add_writer (struct writer *w)
+{
+  struct buffers *s = &w->conn->engine->buffers;
+
+  if (!w->waits) {
+    w->waits = true;
+    w->link.data = w;
+    g_queue_push_tail_link (&s->writers, &w->link);
+  }
+  /* The one that was called may do something else just now: another call may
+   * wake the first one.
+   */
+  s->writer_called = false;
+}
+
+void
+buffers_remove_writer (struct writer *w)
+{
+  struct buffers *s = &w->conn->engine->buffers;
+
+  if (!w->waits)
+    return;
+  g_queue_unlink (&s->writers, &w->link);
+  s->writer_called = false;
+  if (s->free.length + s->clean.length > 0)
+    buffers_call_writer (w->conn->engine);
+}
+
+/* Freeing. */
+
+static void
+put (struct buf *b)
 {
   b->dropped = false;
   b->conn = NULL;
@@ -162,17 +247,17 @@ void
 buffers_put_if_unused (struct buf *b)
 {
   if (b->dropped && b->pins + b->fillers == 0 && b->state == BUF_TAKEN)
-    buffers_put (b);
+    put (b);
 }
 
-/* Stops a READING buffer that no worker has begun. */
+/* Stops a prefetch that no worker has begun. */
 static bool
 cancel_reading (struct buf *b)
 {
   if (!pool_cancel (b->engine->pool, &b->job))
     return false;
   b->conn->n_reading--;
-  b->hooked = false;            /* where a reply of the plugin's had it wait for a worker */
+  b->hooked = false;            /* if a worker was to start its hook */
   b->err = ECANCELED;
   cond_broadcast (&b->changed);
   return true;
@@ -188,19 +273,20 @@ void
 buffers_remove (struct buf *b)
 {
   if (is_ahead (b)) {
-    b->engine->n_ahead--;
+    b->engine->buffers.n_ahead--;
     if (--b->conn->n_ahead == 0)
-      b->engine->readers--;
+      b->engine->buffers.readers--;
   }
-  g_tree_remove (b->engine->tree, b);
+  g_tree_remove (b->engine->buffers.tree, b);
   b->node = NULL;
-  atomic_fetch_sub (&b->engine->in_tree, 1);
+  atomic_fetch_sub (&b->engine->buffers.in_tree, 1);
   b->dropped = true;
   b->claimed = false;
   if (b->rest)
     g_array_unref (b->rest);
   b->rest = NULL;
-  if (b->state != BUF_WRITING && (b->state != BUF_READING || cancel_reading (b)))
+  if (b->state != BUF_WRITING
+      && (b->state != BUF_READING || cancel_reading (b)))
     buffers_set_state (b, BUF_TAKEN);
   buffers_put_if_unused (b);
 }
@@ -226,9 +312,10 @@ buffers_cut (struct buf *b, uint64_t offset, uint64_t end)
   left = g_array_new (FALSE, FALSE, sizeof (struct span));
   for (unsigned i = 0; i < buf_n_pieces (b); i++) {
     struct span p = buf_piece (b, i);
+    uint64_t from = b->base + p.lo, to = b->base + p.hi;
 
-    add_piece (left, b->base, b->base + p.lo, MIN (b->base + p.hi, MAX (offset, b->base + p.lo)));
-    add_piece (left, b->base, MAX (b->base + p.lo, MIN (end, b->base + p.hi)), b->base + p.hi);
+    add_piece (left, b->base, from, CLAMP (offset, from, to));
+    add_piece (left, b->base, CLAMP (end, from, to), to);
   }
   b->lo = g_array_index (left, struct span, 0).lo;
   b->hi = g_array_index (left, struct span, 0).hi;
@@ -241,7 +328,8 @@ buffers_cut (struct buf *b, uint64_t offset, uint64_t end)
   g_clear_pointer (&left, g_array_unref);
 }
 
-/* Makes a buffer that was read ahead free, though somebody may come for it: its stream learns of it. */
+/* Frees prefetched data that a client may still want: its stream learns of it.
+ */
 static void
 evict (struct buf *b)
 {
@@ -292,7 +380,7 @@ buffers_drop_conn (struct conn *c, uint64_t offset, uint64_t end)
 static struct buf *
 take_free (struct engine *e)
 {
-  GList *link = g_queue_peek_head_link (&e->free);
+  GList *link = g_queue_peek_head_link (&e->buffers.free);
 
   if (link == NULL)
     return NULL;
@@ -312,7 +400,7 @@ buffers_idle_ns (const struct engine *e)
 {
   uint64_t first = UINT64_MAX;
 
-  for (GList *l = e->clean.head; l; l = l->next)
+  for (GList *l = e->buffers.clean.head; l; l = l->next)
     first = MIN (first, idle_ns (l->data));
   return first;
 }
@@ -320,7 +408,7 @@ buffers_idle_ns (const struct engine *e)
 void
 buffers_evict_idle (struct engine *e, uint64_t now_ns)
 {
-  for (GList *l = e->clean.head, *next; l; l = next) {
+  for (GList *l = e->buffers.clean.head, *next; l; l = next) {
     struct buf *b = l->data;
 
     next = l->next;
@@ -331,23 +419,23 @@ buffers_evict_idle (struct engine *e, uint64_t now_ns)
   }
 }
 
-/* Whether reads ahead have more than their half. */
+/* Whether prefetches have more than their half. */
 static bool
 is_much_ahead (const struct engine *e)
 {
-  return e->n_ahead > e->config.buffers / 2;
+  return e->buffers.n_ahead > e->config.buffers / 2;
 }
 
-/* Makes a buffer free that was read ahead: the one that was read last, as its
- * stream comes to the others first.
+/* Frees the buffer that was prefetched last, as its stream comes to the others
+ * first; of the connections with more than SHARE.
  */
 static bool
-evict_clean (struct engine *e)
+evict_clean (struct engine *e, unsigned share)
 {
-  for (GList *l = e->clean.tail; l; l = l->prev) {
+  for (GList *l = e->buffers.clean.tail; l; l = l->prev) {
     struct buf *b = l->data;
 
-    if (b->pins == 0) {
+    if (b->pins == 0 && b->conn->n_ahead > share) {
       evict (b);
       return true;
     }
@@ -355,14 +443,13 @@ evict_clean (struct engine *e)
   return false;
 }
 
-/* Makes the last buffer that waits for a worker to read ahead free, if no client
- * waits for it.  The workers begin with the first: where the last one has begun,
- * all have.
+/* Frees the last prefetch that is queued, if no client waits for it.  The
+ * workers begin with the first one: if the last one has begun, all have.
  */
 static bool
 evict_reading (struct engine *e)
 {
-  for (GList *l = e->reading.tail; l; l = l->prev) {
+  for (GList *l = e->buffers.reading.tail; l; l = l->prev) {
     struct buf *b = l->data;
 
     if (b->dropped || b->pins > 0)
@@ -381,11 +468,12 @@ buffers_take_for_write (struct engine *e)
 {
   struct buf *b = take_free (e);
 
-  if (b || e->n_ahead == 0)
+  if (b || e->buffers.n_ahead == 0)
     return b;
   buffers_evict_idle (e, clock_ns ());
   b = take_free (e);
-  if (b == NULL && is_much_ahead (e) && (evict_reading (e) || evict_clean (e)))
+  if (b == NULL && is_much_ahead (e)
+      && (evict_reading (e) || evict_clean (e, 0)))
     b = take_free (e);
   return b;
 }
@@ -395,41 +483,27 @@ buffers_share (const struct conn *c)
 {
   struct engine *e = c->engine;
 
-  return e->config.buffers / (e->readers + (c->n_ahead == 0));
-}
-
-/* Makes a buffer free that a connection has read ahead beyond its share. */
-static bool
-evict_surplus (struct engine *e, unsigned share)
-{
-  for (GList *l = e->clean.tail; l; l = l->prev) {
-    struct buf *b = l->data;
-
-    if (b->conn->n_ahead > share && b->pins == 0) {
-      evict (b);
-      return true;
-    }
-  }
-  return false;
+  return e->config.buffers / (e->buffers.readers + (c->n_ahead == 0));
 }
 
 struct buf *
 buffers_take_for_ahead (struct conn *c)
 {
   struct engine *e = c->engine;
+  unsigned share = buffers_share (c);
   struct buf *b;
 
-  if (e->writers.length > 0 && is_much_ahead (e))
+  if (e->buffers.writers.length > 0 && is_much_ahead (e))
     return NULL;
   b = take_free (e);
-  if (b == NULL && c->n_ahead < buffers_share (c) && evict_surplus (e, buffers_share (c)))
+  if (b == NULL && c->n_ahead < share && evict_clean (e, share))
     b = take_free (e);
   return b;
 }
 
 void
-buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t base,
-               uint32_t lo, uint32_t hi)
+buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
+               uint64_t base, uint32_t lo, uint32_t hi)
 {
   struct engine *e = b->engine;
 
@@ -438,7 +512,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t bas
   b->base = base;
   b->lo = lo;
   b->hi = hi;
-  b->seq = ++e->seq;
+  b->seq = ++e->buffers.seq;
   b->used = 0;
   b->err = 0;
   b->failed_seq = 0;
@@ -446,12 +520,12 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c, uint64_t bas
   buffers_set_state (b, state);
   if (state == BUF_READING) {
     c->n_reading++;
-    e->n_ahead++;
+    e->buffers.n_ahead++;
     if (c->n_ahead++ == 0)
-      e->readers++;
+      e->buffers.readers++;
   }
-  b->node = g_tree_insert_node (e->tree, b, b);
-  atomic_fetch_add (&e->in_tree, 1);
+  b->node = g_tree_insert_node (e->buffers.tree, b, b);
+  atomic_fetch_add (&e->buffers.in_tree, 1);
 }
 
 void

@@ -1,71 +1,291 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Which buffer holds what: the tree, the queues, and who may have a buffer next.
+ * Which buffer holds which bytes: states, the tree, the queues, and which
+ * connection or writer gets a buffer next.
  *
- * Not its job: calls into the plugin, the order of writes (behind.h), what to read ahead (ahead.h).
- * All functions want engine.lock held, but for init and destroy.
+ * Not its job: calls into the plugin (dispatch.h), the order of writes
+ * (order.h), the choice of what to prefetch (readahead.h).
+ *
+ * A device is seen in units: aligned pieces of the size of a buffer, or
+ * smaller where the plugin's largest block is.  A buffer holds bytes of one
+ * unit of one device: [lo, hi), and the pieces in rest.
+ *
+ *   state     the buffer holds
+ *   FREE      nothing
+ *   TAKEN     nothing: taken for use, or dropped while a read still copies
+ *   READING   nothing yet: a prefetch is queued or in flight
+ *   CLEAN     prefetched data that no write has touched since
+ *   OPEN      deferred writes; more writes may join
+ *   READY     deferred writes that wait for older overlapping operations
+ *   WRITING   deferred writes, dispatched
+ *   FAILED    deferred writes that the plugin refused
+ *
+ * OPEN, READY and WRITING are the dirty states.  "Waiting data" is dirty or
+ * FAILED: the client has its answer, and the plugin does not have the data.
+ * buffers_set_state has the table of allowed transitions.
+ *
+ * Invariants (engine_check in check.h verifies them):
+ * 1. A buffer is in the tree, ordered by (base, seq), if it is not FREE, TAKEN
+ *    or dropped.
+ * 2. Waiting data overlaps no CLEAN buffer, and no READING one in the tree, of
+ *    the same device.  A write drops those before it is answered.
+ * 3. A buffer with fillers > 0 is neither read from nor dispatched.  A buffer
+ *    with pins > 0 is not reused.
+ * order.h has the invariants about overlapping writes.
+ *
+ * A dropped buffer was taken out of the tree.  It becomes FREE as soon as no
+ * operation and no copy uses it.
+ *
+ * All functions want engine.lock, except init and destroy.  Other modules may
+ * walk the queues under the lock; only this one changes them.
  */
 #ifndef ASYNCPOOL_BUFFERS_H
 #define ASYNCPOOL_BUFFERS_H
 
-#include "state.h"
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <glib.h>
 
-extern int buffers_init (struct engine *);
+#include "backend.h"
+#include "cond.h"
+#include "pool.h"
+#include "slab.h"
+
+struct conn;
+struct device;
+struct engine;
+
+enum buf_state {
+  BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN,
+  BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED,
+  BUF_STATES
+};
+
+/* Bytes within a unit. */
+struct span {
+  uint32_t lo, hi;
+};
+
+struct buf {
+  /* The dispatched operation, in READING and WRITING. */
+  struct job job;               /* first: the pool hands it back */
+  struct backend_io io;
+  /* Constant. */
+  struct engine *engine;
+  char *data;                   /* byte 0 of the unit */
+  /* Under engine.lock.  A dispatched operation uses base, lo, hi, conn and
+   * data without it; they do not change then.
+   */
+  enum buf_state state;
+  bool dropped;
+  struct device *device;
+  struct conn *conn;            /* its backend does the operations; NULL: it has
+                                 * ended and left this FAILED data */
+  uint64_t base;                /* device offset of the unit */
+  uint32_t lo, hi;
+  GArray *rest;                 /* FAILED: struct span, pieces after hi; NULL */
+  uint64_t seq;                 /* age */
+  uint64_t failed_seq;          /* engine's seq at its last failure, or 0 */
+  uint64_t since_ns;            /* CLEAN: prefetched at; OPEN: first write at */
+  uint32_t used;                /* prefetched bytes that were read or skipped */
+  unsigned fillers;             /* copies into it under way */
+  unsigned pins;                /* reads that copy from it */
+  int err;                      /* the plugin's last answer about it */
+  bool reported;                /* FAILED: a flush has returned an error */
+  bool claimed;                 /* READY: a flush writes it on its own thread */
+  bool hooked;                  /* READING, WRITING: an async hook does it */
+  GTreeNode *node;
+  GList link;                   /* in the queue of its state, if that has one */
+  GList dirty_link;             /* in export.dirty */
+  struct cond changed;          /* READING ended, fillers or pins fell to 0 */
+};
+
+/* A write that is to be deferred, on the stack of its thread. */
+struct writer {
+  /* Constant. */
+  struct conn *conn;
+  uint64_t base, offset, end;   /* within the unit at base */
+  const char *data;             /* the byte at offset */
+  /* Under engine.lock. */
+  uint64_t until_ns;            /* end of its wait for other devices */
+  bool waits;                   /* it is in buffers.writers */
+  struct cond woken;            /* a buffer became free, or none will */
+  GList link;                   /* in buffers.writers, while it waits */
+};
+
+struct buffers {
+  /* Constant after buffers_init. */
+  struct slab slab;
+  struct buf *all;
+  unsigned n;
+  /* Under engine.lock. */
+  GTree *tree;
+  GQueue free;                  /* youngest first: it is in the CPU's cache */
+  GQueue reading, clean, open;  /* oldest first */
+  GQueue failed;                /* by seq */
+  uint64_t seq;                 /* counts up with each buffer that is filled */
+  unsigned n_ahead;             /* READING and CLEAN buffers in the tree */
+  unsigned readers;             /* connections with conn.n_ahead > 0 */
+  GQueue writers;               /* that wait for a buffer, oldest first */
+  bool writer_called;           /* one was woken and has not run yet */
+  /* Atomic, written under the lock.  A thread that reads 0 need not take it. */
+  atomic_uint in_tree;          /* buffers in the tree */
+  atomic_uint deferring;        /* connections that may defer writes, and
+                                 * buffers of waiting data */
+};
+
+static inline bool
+buf_is_dirty (const struct buf *b)
+{
+  return b->state == BUF_OPEN || b->state == BUF_READY
+    || b->state == BUF_WRITING;
+}
+
+static inline bool
+buf_is_waiting (const struct buf *b)
+{
+  return buf_is_dirty (b) || b->state == BUF_FAILED;
+}
+
+static inline uint64_t
+buf_start (const struct buf *b)
+{
+  return b->base + b->lo;
+}
+
+static inline uint64_t
+buf_end (const struct buf *b)
+{
+  return b->base + b->hi;
+}
+
+static inline bool
+ranges_overlap (uint64_t a, uint64_t a_end, uint64_t b, uint64_t b_end)
+{
+  return a < b_end && b < a_end;
+}
+
+/* The pieces of a buffer, in order: [lo, hi), then those in rest. */
+static inline unsigned
+buf_n_pieces (const struct buf *b)
+{
+  return 1 + (b->rest ? b->rest->len : 0);
+}
+
+static inline struct span
+buf_piece (const struct buf *b, unsigned i)
+{
+  if (i > 0)
+    return g_array_index (b->rest, struct span, i - 1);
+  return (struct span) { b->lo, b->hi };
+}
+
+/* The end of the last piece. */
+static inline uint64_t
+buf_limit (const struct buf *b)
+{
+  return b->base + buf_piece (b, buf_n_pieces (b) - 1).hi;
+}
+
+static inline bool
+buf_overlaps (const struct buf *b, uint64_t offset, uint64_t end)
+{
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span p = buf_piece (b, i);
+
+    if (ranges_overlap (b->base + p.lo, b->base + p.hi, offset, end))
+      return true;
+  }
+  return false;
+}
+
+static inline struct buf *
+buf_of_io (struct backend_io *io)
+{
+  return (struct buf *) ((char *) io - offsetof (struct buf, io));
+}
+
+/* Allocates N buffers of SIZE bytes.  0 or ENOMEM. */
+extern int buffers_init (struct engine *, unsigned n, uint32_t size);
 extern void buffers_destroy (struct engine *);
 
-/* The buffers in the tree that overlap [OFFSET, END), by place and age.  Removing the buffer at hand
- * is allowed if the next one was asked for before.
+/* The buffers in the tree that overlap [OFFSET, END), by place and age.  The
+ * caller may remove the current buffer if it asked for the next one before.
  */
-extern struct buf *buffers_first (struct engine *, uint64_t offset, uint64_t end);
+extern struct buf *buffers_first (struct engine *, uint64_t offset,
+                                  uint64_t end);
 extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
 
-/* Reads and writes have half of the buffers each while both want more; what was
- * read ahead and nobody has come for in STREAM_IDLE_NS gives way to both.
- */
-
-/* A FREE buffer, taken off the queue: buffers_enter or buffers_put it.  NULL if
- * there is none.
+/* Taking a buffer.
+ *
+ * Prefetches and writes have half of the buffers each while both want more.
+ * Prefetched data gives way to both once its connection has followed no stream
+ * for STREAM_IDLE_NS.
+ *
+ * Both return a buffer that is TAKEN, for buffers_enter, or NULL.
  */
 extern struct buf *buffers_take_for_write (struct engine *);
 extern struct buf *buffers_take_for_ahead (struct conn *);
-/* How many buffers the connection may have read ahead: an equal part for each
- * that reads.
+/* How many buffers the connection may prefetch into: an equal part for each
+ * connection that reads.
  */
 extern unsigned buffers_share (const struct conn *);
-/* Removes what no one has come for in that time, and whose connection follows no
- * stream any more.
- */
+/* Removes prefetched data of connections that follow no stream any more. */
 extern void buffers_evict_idle (struct engine *, uint64_t now_ns);
-/* When the first one is idle; UINT64_MAX: there is none. */
+/* When the first buffer becomes idle in that sense; UINT64_MAX: none will. */
 extern uint64_t buffers_idle_ns (const struct engine *);
-extern void buffers_put (struct buf *);
 
-/* There may be a buffer for a writer that waits: wakes one.  Not one for each buffer, as by the time they
- * run another request has mostly taken it.  Who was called calls the next, where there is more.
+/* Writers that wait for a buffer. */
+
+extern void buffers_add_writer (struct writer *);
+/* The writer has a buffer, or needs none.  Another free buffer is the next
+ * writer's.
+ */
+extern void buffers_remove_writer (struct writer *);
+/* Wakes one writer.  Not one for each free buffer: other requests mostly take
+ * the buffers before the writers run.  A woken writer wakes the next one where
+ * more buffers are free.
  */
 extern void buffers_call_writer (struct engine *);
+/* Wakes all: there may be no buffer to wait for any more. */
+extern void buffers_wake_writers (struct engine *);
 
-/* Puts a taken buffer into the tree: as READING or OPEN, for bytes [LO, HI) of the unit at BASE. */
-extern void buffers_enter (struct buf *, enum buf_state, struct conn *, uint64_t base,
-                           uint32_t lo, uint32_t hi);
+/* The life of a buffer. */
+
+/* Puts a TAKEN buffer into the tree as READING or OPEN, for bytes [LO, HI) of
+ * the unit at BASE.
+ */
+extern void buffers_enter (struct buf *, enum buf_state, struct conn *,
+                           uint64_t base, uint32_t lo, uint32_t hi);
 /* Changes the state, and with it the queues and counts. */
 extern void buffers_set_state (struct buf *, enum buf_state);
-/* Takes it out of the tree; it becomes FREE, now or when its last reader is done. */
+/* Takes the buffer out of the tree.  It becomes FREE, now or when its last user
+ * is done.
+ */
 extern void buffers_remove (struct buf *);
-/* Bytes [OFFSET, END) of a waiting buffer are no longer to be written.  Removes it if none are left. */
+/* Bytes [OFFSET, END) of waiting data are not to be written any more.  Removes
+ * the buffer if none are left.
+ */
 extern void buffers_cut (struct buf *, uint64_t offset, uint64_t end);
-/* Removes all that was or is being read ahead there: the plugin's data there has changed. */
+/* Removes all prefetched data in the range, as the plugin's data has changed.
+ */
 extern void buffers_drop (struct engine *, uint64_t offset, uint64_t end);
-/* The same, but for what this connection has read ahead itself: its streams read it again. */
+/* The same for data that other connections than this one have prefetched; their
+ * streams prefetch it again.
+ */
 extern void buffers_drop_others (struct conn *, uint64_t offset, uint64_t end);
-/* This connection wants nothing there of what it reads or has read ahead: removes it.  Of a buffer
- * that goes on behind END that part has been used.
+/* The same for data of this connection that it does not want.  In a buffer that
+ * goes on behind END the part before END counts as used.
  */
 extern void buffers_drop_conn (struct conn *, uint64_t offset, uint64_t end);
 
 extern void buffers_pin (struct buf *);
 extern void buffers_unpin (struct buf *);
-/* An operation or a copy that used it has ended: FREE if it is dropped and unused. */
+/* An operation or a copy that used the buffer has ended: frees it if it is
+ * dropped and unused.
+ */
 extern void buffers_put_if_unused (struct buf *);
 
 #endif

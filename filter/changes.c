@@ -8,7 +8,7 @@
 
 #include "changes.h"
 
-/* Joins AT and the one behind it, with what is between them. */
+/* Joins AT and the next range, with the bytes between them. */
 static void
 join (struct changes *c, unsigned at)
 {

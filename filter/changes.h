@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Ranges of a device that were changed: a small set, which covers all of them
- * and, where there are many, what lies between the nearest ones too.
+ * A small set of changed ranges of a device.  It covers all of them; where
+ * there are too many, it covers the bytes between the nearest ones too.
  *
  * Pure: the caller serializes.
  */
@@ -26,6 +26,7 @@ struct changes {
 
 extern void changes_add (struct changes *, uint64_t from, uint64_t to);
 extern void changes_add_all (struct changes *, const struct changes *more);
-extern bool changes_overlap (const struct changes *, uint64_t from, uint64_t to);
+extern bool changes_overlap (const struct changes *, uint64_t from,
+                             uint64_t to);
 
 #endif

@@ -14,15 +14,23 @@
 enum {
   DEFAULT_BUFFERS = 64, MAX_BUFFERS = 65536,
   DEFAULT_BUFFER_SIZE = 128 * 1024,
-  /* The largest minimum block that a plugin may have: so no buffer is ever smaller than a block. */
+  /* The largest minimum block that a plugin may have: so no buffer is ever
+   * smaller than a block.
+   */
   MIN_BUFFER_SIZE = 64 * 1024,
-  /* The largest request that nbdkit accepts: a larger buffer would never be filled. */
+  /* The largest request that nbdkit accepts: a larger buffer would never be
+   * filled.
+   */
   MAX_BUFFER_SIZE = 64 * 1024 * 1024,
-  /* A client that fills a buffer more slowly makes ten plugin operations a second at most. */
+  /* A client that fills a buffer more slowly makes ten plugin operations a
+   * second at most.
+   */
   LINGER_NS = 100000000,
 };
 
-/* Any plugin at work is done by then, and clients' time-outs (the Linux kernel's: 30 s) are far away. */
+/* Any plugin at work is done by then, and clients' time-outs (the Linux
+ * kernel's: 30 s) are far away.
+ */
 #define OTHERS_NS UINT64_C (3000000000)
 
 static int
@@ -31,15 +39,19 @@ parse_count (const char *key, const char *value, unsigned *r)
   char *end;
   unsigned long long n = strtoull (value, &end, 10);
 
-  if (*value < '0' || *value > '9' || *end != '\0' || n < 1 || n > MAX_BUFFERS) {
-    nbdkit_error ("%s=%s: must be a number from 1 to %d", key, value, MAX_BUFFERS);
+  if (*value < '0' || *value > '9' || *end != '\0' || n < 1
+      || n > MAX_BUFFERS) {
+    nbdkit_error ("%s=%s: must be a number from 1 to %d", key, value,
+                  MAX_BUFFERS);
     return -1;
   }
   *r = n;
   return 1;
 }
 
-/* A number with an optional K or M; nbdkit_parse_size says less about what is allowed. */
+/* A number with an optional K or M; nbdkit_parse_size says less about what is
+ * allowed.
+ */
 static int
 parse_buffer_size (const char *key, const char *value, uint32_t *r)
 {
@@ -51,8 +63,9 @@ parse_buffer_size (const char *key, const char *value, uint32_t *r)
     shift = 10;
   else if (strchr ("mM", *end) && *end)
     shift = 20;
-  if (*value < '0' || *value > '9' || end[shift > 0] != '\0' || n > MAX_BUFFER_SIZE
-      || (n <<= shift) < MIN_BUFFER_SIZE || n > MAX_BUFFER_SIZE || (n & (n - 1)) != 0) {
+  if (*value < '0' || *value > '9' || end[shift > 0] != '\0'
+      || n > MAX_BUFFER_SIZE || (n <<= shift) < MIN_BUFFER_SIZE
+      || n > MAX_BUFFER_SIZE || (n & (n - 1)) != 0) {
     nbdkit_error ("%s=%s: must be a power of two from 64K to 64M", key, value);
     return -1;
   }
@@ -62,8 +75,8 @@ parse_buffer_size (const char *key, const char *value, uint32_t *r)
 
 /* One of N words; *R is its place in the list. */
 static int
-parse_word (const char *key, const char *value, const char *const words[], const char *allowed,
-            unsigned *r)
+parse_word (const char *key, const char *value, const char *const words[],
+            const char *allowed, unsigned *r)
 {
   for (unsigned i = 0; words[i]; i++)
     if (strcmp (value, words[i]) == 0) {
@@ -94,7 +107,8 @@ int
 config_set (struct config *c, const char *key, const char *value)
 {
   static const char *const writes[] = {
-    [WRITE_AUTO] = "auto", [WRITE_BEHIND] = "behind", [WRITE_THROUGH] = "through", NULL
+    [WRITE_AUTO] = "auto", [WRITE_BEHIND] = "behind",
+    [WRITE_THROUGH] = "through", NULL
   };
   static const char *const reads[] = {
     [READ_AHEAD] = "ahead", [READ_DIRECT] = "direct", NULL
@@ -113,18 +127,20 @@ config_set (struct config *c, const char *key, const char *value)
   if (strcmp (key, "asyncpool-stats") == 0)
     return set_stats_file (c, key, value);
   if (strcmp (key, "asyncpool-write") == 0) {
-    if ((r = parse_word (key, value, writes, "auto, behind or through", &word)) == 1)
+    r = parse_word (key, value, writes, "auto, behind or through", &word);
+    if (r == 1)
       c->engine.write = word;
     return r;
   }
   if (strcmp (key, "asyncpool-read") == 0) {
-    if ((r = parse_word (key, value, reads, "ahead or direct", &word)) == 1)
+    r = parse_word (key, value, reads, "ahead or direct", &word);
+    if (r == 1)
       c->engine.read = word;
     return r;
   }
   nbdkit_error ("%s=%s: unknown parameter; asyncpool has asyncpool-buffers, "
-                "asyncpool-buffer-size, asyncpool-threads, asyncpool-write, asyncpool-read "
-                "and asyncpool-stats", key, value);
+                "asyncpool-buffer-size, asyncpool-threads, asyncpool-write, "
+                "asyncpool-read and asyncpool-stats", key, value);
   return -1;
 }
 

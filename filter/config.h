@@ -1,32 +1,44 @@
-/* The parameters on nbdkit's command line.  nbdkit-asyncpool-filter(1) gives the reasons. */
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The parameters on nbdkit's command line.  nbdkit-asyncpool-filter(1) has the
+ * reasons for the defaults.
+ *
+ * To add one: a field here or in struct engine_config, a line in config_set, a
+ * default in config_complete, CONFIG_HELP, and the manual.
+ */
 #ifndef ASYNCPOOL_CONFIG_H
 #define ASYNCPOOL_CONFIG_H
 
 #include <stdio.h>
 
-#include "state.h"
+#include "engine.h"
 
 struct config {
   struct engine_config engine;
   char *stats_file;             /* "-" for standard error, NULL for none */
 };
 
-/* 1: this parameter is ours and was taken; 0: it is not ours; -1: it is wrong, nbdkit_error was
- * called.
+/* 1: the parameter was taken; 0: it is not ours; -1: it is wrong, and
+ * nbdkit_error was called.
  */
 extern int config_set (struct config *, const char *key, const char *value);
-/* All parameters are there: fills in the defaults. */
+/* After the last parameter: fills in the defaults. */
 extern void config_complete (struct config *);
 extern void config_free (struct config *);
 
-#define CONFIG_HELP                                                                             \
-  "asyncpool-buffers=N          Number of buffers (default 64).\n"                              \
-  "asyncpool-buffer-size=SIZE   Size of a buffer, a power of two (default 128K).\n"             \
-  "asyncpool-threads=N          Number of threads (default: as buffers).\n"                     \
-  "asyncpool-write=auto|behind|through\n"                                                       \
-  "                             When a write may be answered before the plugin has it\n"        \
-  "                             (default auto: after the client has sent its first flush).\n"   \
-  "asyncpool-read=ahead|direct  Whether to read ahead of sequential readers (default ahead).\n" \
-  "asyncpool-stats=FILE         Write statistics there at the end (- is standard error).\n"
+#define CONFIG_HELP                                                     \
+  "asyncpool-buffers=N          Number of buffers (default 64).\n"      \
+  "asyncpool-buffer-size=SIZE   Size of a buffer, a power of two\n"     \
+  "                             (default 128K).\n"                      \
+  "asyncpool-threads=N          Number of threads (default: one per\n"  \
+  "                             buffer).\n"                             \
+  "asyncpool-write=auto|behind|through\n"                               \
+  "                             When a write is answered before the\n"  \
+  "                             plugin has it (default auto: after\n"   \
+  "                             the client's first flush).\n"           \
+  "asyncpool-read=ahead|direct  Whether to prefetch for sequential\n"   \
+  "                             readers (default ahead).\n"             \
+  "asyncpool-stats=FILE         Write statistics there at the end\n"    \
+  "                             (- is standard error).\n"
 
 #endif

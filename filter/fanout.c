@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Fan-out of one request: see fanout.h.
+ */
 #include <pthread.h>
 #include <glib.h>
 
@@ -10,7 +14,8 @@
 #include "split.h"
 #include "stats.h"
 
-/* On the caller's stack: more hands than this do not help one request noticeably. */
+/* They are on the caller's stack.  More would not help one request noticeably.
+ */
 enum { MAX_PIECES = 64 };
 
 struct request {
@@ -53,7 +58,8 @@ piece_run (struct job *job)
 static void
 piece_done (struct backend_io *io, int err)
 {
-  struct piece *p = (struct piece *) ((char *) io - offsetof (struct piece, io));
+  struct piece *p =
+    (struct piece *) ((char *) io - offsetof (struct piece, io));
 
   if (p->request->hooked)
     atomic_fetch_sub (io->backend->pieces, 1);
@@ -83,7 +89,7 @@ count_running (struct request *r, int n)
   r->running += n;
 }
 
-/* Of all requests there are no more pieces with hooks than there are buffers. */
+/* All requests together have no more pieces in hooks than there are buffers. */
 static bool
 may_start (struct backend *b)
 {
@@ -93,11 +99,12 @@ may_start (struct backend *b)
   return false;
 }
 
-/* Gives pieces to hooks or idle workers, the last first.  Returns how many are left, from the front:
- * they are neighbours, and the caller does them as one.
+/* Gives pieces to hooks or idle workers, the last one first.  Returns how many
+ * are left at the front: the caller does them as one.
  */
 static unsigned
-hand_out (struct pool *pool, struct request *r, struct piece *pieces, unsigned n)
+hand_out (struct pool *pool, struct request *r, struct piece *pieces,
+          unsigned n)
 {
   for (; n > 1; n--) {
     struct piece *p = &pieces[n - 1];
@@ -126,12 +133,13 @@ wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
       while (r->running > 0)
         if (!r->hooked)
           cond_wait (&r->done, &r->lock);
-        else if (!cond_wait_until (&r->done, &r->lock, clock_ns () + BACKEND_POLL_NS))
+        else if (!cond_wait_until (&r->done, &r->lock,
+                                   clock_ns () + BACKEND_POLL_NS))
           break;
       if (r->running == 0)
         return;
     }
-    if (backend_is_hopeless (r->backend))
+    if (backend_is_silent (r->backend))
       for (unsigned i = from; i < n; i++)
         backend_io_give_up (&pieces[i].io);
   }
@@ -142,7 +150,7 @@ fanout (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
 {
   struct piece pieces[MAX_PIECES] = { 0 };
   struct split_piece mine = { .offset = r->offset };
-  unsigned idle = r->hooked ? MAX_PIECES : pool_idle (pool);    /* asked once: it changes */
+  unsigned idle = r->hooked ? MAX_PIECES : pool_idle (pool);
   unsigned hands = MIN (1 + idle, MAX_PIECES);
   unsigned n = MIN (split_max (unit, count, r->offset), hands);
   unsigned left;
@@ -173,8 +181,8 @@ run (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
 }
 
 static int
-request_do (struct pool *pool, struct backend *b, bool is_write, uint32_t unit, char *buf,
-            uint32_t count, uint64_t offset)
+request_do (struct pool *pool, struct backend *b, bool is_write,
+            uint32_t unit, char *buf, uint32_t count, uint64_t offset)
 {
   struct request r = {
     .backend = b, .is_write = is_write, .buf = buf, .offset = offset,
@@ -182,7 +190,7 @@ request_do (struct pool *pool, struct backend *b, bool is_write, uint32_t unit, 
   };
 
   if (split_max (unit, count, offset) <= 1)
-    return piece_do (&r, (struct split_piece) { .offset = offset, .count = count });
+    return piece_do (&r, (struct split_piece) { offset, count });
   return run (pool, &r, unit, count);
 }
 
@@ -197,5 +205,7 @@ int
 fanout_pwrite (struct pool *pool, struct backend *b, uint32_t unit,
                const void *buf, uint32_t count, uint64_t offset)
 {
-  return request_do (pool, b, true, unit, (char *) (uintptr_t) buf, count, offset); /* only read */
+  /* The buffer of a write is only read. */
+  return request_do (pool, b, true, unit, (char *) (uintptr_t) buf, count,
+                     offset);
 }

@@ -1,15 +1,19 @@
-/* Fan-out: one request that a client waits for, over several idle workers.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * Cut at multiples of UNIT, into no more pieces than there are idle workers and the caller, who
- * does one piece himself.  A request within one unit, or a pool without an idle worker, is one call
- * on the caller's own thread.  All pieces have ended when it returns.
+ * Fan-out: one request that a client waits for, over several idle workers.
  *
- * A piece that fails on a worker is done again on the caller's thread, and that second result is
- * what counts: nbdkit keeps a plugin's error code per thread of its own, and from any other thread
- * every error reads EIO.
+ * The request is cut at multiples of UNIT, into no more pieces than there are
+ * idle workers and the caller, which does one piece itself.  A request within
+ * one unit, or without an idle worker, is one call on the caller's thread.
+ *  All pieces have ended when it returns.
  *
- * Where we may drive the plugin's async hooks, these do the pieces: no worker, at most 64 of
- * a request, of all requests as many as there are buffers, and the errors are the plugin's own.
+ * A piece that fails on a worker is done again on the caller's thread, and
+ * that result counts: nbdkit keeps a plugin's error code per thread of its
+ * own, and on any other thread every error reads EIO.
+ *
+ * Where the filter may drive the plugin's async hooks, these do the pieces: at
+ * most 64 of a request, and of all requests as many as there are buffers.
+ *  Their errors are the plugin's own.
  *
  * Returns 0, or the errno of the first piece in offset order that failed.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Which plugin and filters nbdkit has loaded: see hooks.h.
+ * The plugin's hooks, and the loaded filters: see hooks.h.
  */
 #include <dlfcn.h>
 #include <link.h>
@@ -11,30 +11,37 @@
 
 #include "hooks.h"
 
-static unsigned n_below;        /* other filters that were loaded at hooks_load */
+static unsigned n_below;        /* other filters at the time of hooks_load */
 
 struct found {
-  unsigned plugins, others;     /* others: filters but us, and what could not be looked into */
+  unsigned plugins;
+  unsigned others;              /* filters, and objects that dlopen refuses */
   nbdkit_async_driver_function *get_driver;
 };
 
-/* The address of a symbol that this very object defines, not one that it depends on. */
+/* The address of a symbol that this very object defines, not one that it
+ * depends on.
+ */
 static void *
 own_symbol (void *dl, const char *file, const char *name)
 {
   void *symbol = dlsym (dl, name);
   Dl_info info;
 
-  if (symbol == NULL || dladdr (symbol, &info) == 0 || strcmp (info.dli_fname, file) != 0)
+  if (symbol == NULL || dladdr (symbol, &info) == 0
+      || strcmp (info.dli_fname, file) != 0)
     return NULL;
   return symbol;
 }
 
-/* Within dl_iterate_phdr the linker's lock is held: only collect.  The program itself has no name. */
+/* dl_iterate_phdr holds the linker's lock: only collect names.  The program
+ * itself has none.
+ */
 static int
 collect (struct dl_phdr_info *info, size_t size G_GNUC_UNUSED, void *files)
 {
-  if (info->dlpi_name[0] != '\0' && !g_str_has_prefix (info->dlpi_name, "linux-vdso"))
+  if (info->dlpi_name[0] != '\0'
+      && !g_str_has_prefix (info->dlpi_name, "linux-vdso"))
     g_ptr_array_add (files, g_strdup (info->dlpi_name));
   return 0;
 }
@@ -51,7 +58,8 @@ look_into (const char *file, const char *self, struct found *found)
   if (own_symbol (dl, file, "plugin_init")) {
     found->plugins++;
     found->get_driver =
-      (nbdkit_async_driver_function *) own_symbol (dl, file, "nbdkit_async_driver_v1");
+      (nbdkit_async_driver_function *) own_symbol (dl, file,
+                                                   "nbdkit_async_driver_v1");
   }
   if (strcmp (file, self) != 0 && own_symbol (dl, file, "filter_init"))
     found->others++;
@@ -83,10 +91,12 @@ const struct nbdkit_async_driver *
 hooks_find (const char **why_not)
 {
   struct found found = look ();
-  const struct nbdkit_async_driver *driver = found.get_driver ? found.get_driver () : NULL;
+  const struct nbdkit_async_driver *driver =
+    found.get_driver ? found.get_driver () : NULL;
 
   *why_not = found.plugins != 1 ? "the plugin is not found"
-    : driver == NULL || !(driver->can_read || driver->can_write) ? "the plugin has no async hooks"
+    : driver == NULL || !(driver->can_read || driver->can_write)
+    ? "the plugin has no async hooks"
     : !driver->can_cancel ? "the plugin has no async_cancel"
     : n_below > 0 ? "another filter is below"
     : NULL;

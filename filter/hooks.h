@@ -1,21 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Finding the plugin's async hooks (nbdkit-async-driver.h), and being sure that no other filter stands
- * between us and the plugin: what we started through hooks would go past it.
+ * Finding the plugin's async hooks (nbdkit-async-driver.h), and whether another
+ * filter is between this one and the plugin: operations that hooks do would
+ * bypass it.
  *
- * nbdkit registers the plugin first, then the filters from the innermost to the outermost, and loads
- * each one right before it registers it.  So the filters that are loaded when nbdkit calls our .load
- * are those below us; if there is none, we sit on the plugin.
+ * nbdkit registers the plugin first, then the filters from the innermost to the
+ * outermost, and loads each one right before it registers it.  So the filters
+ * that are loaded when nbdkit calls our .load are those below us.
  */
 #ifndef ASYNCPOOL_HOOKS_H
 #define ASYNCPOOL_HOOKS_H
 
 #include <nbdkit-async-driver.h>
 
-/* Call in .load: remembers whether another filter is below. */
+/* Call in .load: notes whether another filter is below. */
 extern void hooks_load (void);
-/* Call in .get_ready, when the plugin has its parameters.  NULL, and in *WHY_NOT a word on the reason,
- * where we must not drive hooks.
+/* Call in .get_ready, when the plugin has its parameters.  NULL, with the
+ * reason in *WHY_NOT, if the filter must not drive hooks.
  */
 extern const struct nbdkit_async_driver *hooks_find (const char **why_not);
 

@@ -8,8 +8,7 @@
 #include "lock.h"
 #include "pool.h"
 
-/* See pool.h. */
-enum { WORKERS_PER_PATIENT_JOB = 128 };
+enum { WORKERS_PER_QUEUED_JOB = 128 };
 
 struct pool {
   /* Constant. */
@@ -18,7 +17,7 @@ struct pool {
   pthread_mutex_t lock;
   /* Under the lock.  0 <= coming <= workers <= n_threads. */
   unsigned workers;             /* threads that have a token */
-  unsigned coming;              /* of these, those that have not taken their first job yet */
+  unsigned coming;              /* those of them that have taken no job yet */
   unsigned queued;              /* jobs in all queues */
   GQueue queues[POOL_QUEUES];
 };
@@ -112,18 +111,22 @@ void
 pool_free (struct pool *p)
 {
   g_thread_pool_free (p->threads, FALSE, TRUE);
-  /* GLib has waited for the workers; this makes it visible to those who do not see GLib's locks. */
+  /* GLib has waited for the workers.  This shows it to thread checkers, which
+   * do not see GLib's locks.
+   */
   pthread_mutex_lock (&p->lock);
   pthread_mutex_unlock (&p->lock);
   pthread_mutex_destroy (&p->lock);
   g_free (p);
 }
 
-/* Wakes idle threads until at most PATIENT of the queued jobs have no thread on its way. */
+/* Wakes idle threads until at most LEAVE of the queued jobs have no thread on
+ * its way.
+ */
 static void
-wake_locked (struct pool *p, unsigned patient)
+wake_locked (struct pool *p, unsigned leave)
 {
-  while (p->workers < p->n_threads && p->queued > p->coming + patient) {
+  while (p->workers < p->n_threads && p->queued > p->coming + leave) {
     p->workers++;
     p->coming++;
     /* Cannot fail: an exclusive pool has started all its threads. */
@@ -132,26 +135,27 @@ wake_locked (struct pool *p, unsigned patient)
 }
 
 static void
-push_locked (struct pool *p, struct job *job, enum pool_queue q, unsigned patient)
+push_locked (struct pool *p, struct job *job, enum pool_queue q,
+             unsigned leave)
 {
   job->link.data = job;
   job->queued = true;
   job->queue = q;
   g_queue_push_tail_link (&p->queues[q], &job->link);
   p->queued++;
-  wake_locked (p, patient);
+  wake_locked (p, leave);
 }
 
 bool
 pool_push (struct pool *p, struct job *job, enum pool_queue q)
 {
   LOCK_IN_SCOPE (&p->lock);
-  push_locked (p, job, q, (p->workers - p->coming) / WORKERS_PER_PATIENT_JOB);
+  push_locked (p, job, q, (p->workers - p->coming) / WORKERS_PER_QUEUED_JOB);
   return p->queued <= p->coming || p->workers == p->n_threads;
 }
 
 void
-pool_hurry (struct pool *p)
+pool_wake_idle (struct pool *p)
 {
   LOCK_IN_SCOPE (&p->lock);
   wake_locked (p, 0);

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The slab: see slab.h.
+ */
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,7 +17,8 @@ slab_init (struct slab *s, size_t count, size_t size)
 
   if (__builtin_mul_overflow (count, size, &bytes) || bytes / page > pages)
     return ENOMEM;
-  s->data = mmap (NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  s->data = mmap (NULL, bytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (s->data == MAP_FAILED)
     return errno;
   s->count = count;
@@ -24,7 +29,7 @@ slab_init (struct slab *s, size_t count, size_t size)
 void
 slab_populate (struct slab *s)
 {
-  /* Where the kernel cannot do it (before 5.14), pages come at first use: slower once, no harm. */
+  /* Linux before 5.14 cannot: pages come at first use, slower once. */
 #ifdef MADV_POPULATE_WRITE
   (void) madvise (s->data, s->count * s->size, MADV_POPULATE_WRITE);
 #endif

@@ -1,4 +1,7 @@
-/* The slab: the one mapping that holds data, COUNT buffers of SIZE bytes, page aligned.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The slab: the one mapping that holds data, COUNT buffers of SIZE bytes, page
+ * aligned.
  *
  * Not its job: who uses which buffer (buffers.h).
  */
@@ -12,11 +15,13 @@ struct slab {
   size_t count, size;
 };
 
-/* Maps the slab.  Returns 0 or an errno: ENOMEM also where it is larger than the machine's memory,
- * which the kernel might promise and could not keep.
+/* Maps the slab.  Returns 0 or an errno.  ENOMEM also if it is larger than the
+ * machine's memory, which the kernel might promise and could not keep.
  */
 extern int slab_init (struct slab *, size_t count, size_t size);
-/* Takes the pages now instead of at first use.  After fork: pages taken earlier would be copied. */
+/* Takes the pages now instead of at first use.  After the fork, which would
+ * copy them.
+ */
 extern void slab_populate (struct slab *);
 extern void slab_destroy (struct slab *);
 

@@ -1,3 +1,7 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Statistics: see stats.h.
+ */
 #include <inttypes.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -8,9 +12,10 @@
 enum { SHARDS = 8, STEPS = 8, POWERS = 40, BUCKETS = STEPS * POWERS };
 
 struct kind {
-  atomic_uint_fast64_t bucket[BUCKETS]; /* operations by latency; their sum is the count */
-  atomic_uint_fast64_t bytes, ns, max_ns, min_ns;       /* min_ns: 0 = none yet */
-  atomic_uint_fast64_t min_bytes, max_bytes;            /* of one operation; min: 0 = none yet */
+  atomic_uint_fast64_t bucket[BUCKETS]; /* operations by latency */
+  atomic_uint_fast64_t bytes, ns;
+  /* Of one operation; min: 0 = none yet. */
+  atomic_uint_fast64_t min_ns, max_ns, min_bytes, max_bytes;
 };
 
 struct shard {
@@ -75,7 +80,7 @@ stats_free (struct stats *s)
   free (s);
 }
 
-/* Extremes race within one shard only, between threads that share it; a lost one is a lost one of
+/* Threads that share a shard may race for its extremes.  One is lost then, of
  * very many.
  */
 static void
@@ -100,7 +105,8 @@ stats_note (struct stats *s, enum stats_kind kind, uint64_t ns, uint64_t bytes)
 }
 
 uint64_t
-stats_end (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
+stats_end (struct stats *s, enum stats_kind kind, uint64_t start_ns,
+           uint64_t bytes)
 {
   uint64_t now = clock_ns ();
 
@@ -128,7 +134,8 @@ stats_begin_device (struct stats *s)
 }
 
 uint64_t
-stats_end_device (struct stats *s, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
+stats_end_device (struct stats *s, enum stats_kind kind, uint64_t start_ns,
+                  uint64_t bytes)
 {
   uint64_t now = clock_ns ();
 
@@ -189,7 +196,7 @@ stats_count (const struct stats *s, enum stats_kind kind)
   return t.count;
 }
 
-/* As if what is in a bucket were spread evenly over it. */
+/* The operations of a bucket count as spread evenly over it. */
 static double
 quantile_ms (const struct sum *t, double q)
 {
@@ -207,20 +214,22 @@ quantile_ms (const struct sum *t, double q)
 }
 
 static void
-print_kind (const struct stats *s, enum stats_kind kind, const char *name, FILE *fp)
+print_kind (const struct stats *s, enum stats_kind kind, const char *name,
+            FILE *fp)
 {
   struct sum t;
 
   sum_up (s, kind, &t);
   fprintf (fp, "%-14s %10" PRIu64 " %14" PRIu64, name, t.count, t.bytes);
   if (t.count > 0)
-    fprintf (fp, " %9.3f %9.3f %9.3f %9.3f %9.3f", t.min_ns / 1e6, t.ns / 1e6 / t.count,
-             quantile_ms (&t, 0.5), quantile_ms (&t, 0.99), t.max_ns / 1e6);
+    fprintf (fp, " %9.3f %9.3f %9.3f %9.3f %9.3f", t.min_ns / 1e6,
+             t.ns / 1e6 / t.count, quantile_ms (&t, 0.5),
+             quantile_ms (&t, 0.99), t.max_ns / 1e6);
   else
     fprintf (fp, " %9s %9s %9s %9s %9s", "-", "-", "-", "-", "-");
   if (kind == STATS_DEVICE_READ || kind == STATS_DEVICE_WRITE)
-    fprintf (fp, "  %" PRIu64 "..%" PRIu64 ", mean %" PRIu64, t.min_bytes, t.max_bytes,
-             t.count > 0 ? t.bytes / t.count : 0);
+    fprintf (fp, "  %" PRIu64 "..%" PRIu64 ", mean %" PRIu64, t.min_bytes,
+             t.max_bytes, t.count > 0 ? t.bytes / t.count : 0);
   fputc ('\n', fp);
 }
 
@@ -238,23 +247,29 @@ stats_print (const struct stats *s, FILE *fp)
   uint64_t used = stats_counter (s, STATS_AHEAD_USED);
 
   fprintf (fp, "asyncpool statistics (latency in ms)\n");
-  fprintf (fp, "%-14s %10s %14s %9s %9s %9s %9s %9s  %s\n", "operation", "count", "bytes",
-           "min", "mean", "p50", "p99", "max", "size in bytes");
+  fprintf (fp, "%-14s %10s %14s %9s %9s %9s %9s %9s  %s\n", "operation",
+           "count", "bytes", "min", "mean", "p50", "p99", "max",
+           "size in bytes");
   for (unsigned k = 0; k < STATS_KINDS; k++)
     print_kind (s, k, names[k], fp);
   for (unsigned i = 0; i < SHARDS; i++)
     busy += load (&s->shard[i].kind[STATS_DEVICE_READ].ns)
       + load (&s->shard[i].kind[STATS_DEVICE_WRITE].ns);
-  fprintf (fp, "in the plugin: peak %u, mean %.1f operations in flight\n", load (&s->peak),
-           span > 0 ? (double) busy / span : 0.0);
-  fprintf (fp, "read-ahead: %" PRIu64 " bytes issued, %" PRIu64 " used, %" PRIu64 " wasted, %"
-           PRIu64 " operations failed\n", ahead, used, ahead > used ? ahead - used : 0,
+  fprintf (fp, "in the plugin: peak %u, mean %.1f operations in flight\n",
+           load (&s->peak), span > 0 ? (double) busy / span : 0.0);
+  fprintf (fp, "read-ahead: %" PRIu64 " bytes issued, %" PRIu64 " used, %"
+           PRIu64 " wasted, %" PRIu64 " operations failed\n",
+           ahead, used, ahead > used ? ahead - used : 0,
            stats_counter (s, STATS_AHEAD_FAILED));
-  fprintf (fp, "write-behind: %" PRIu64 " writes held, %" PRIu64 " of them combined, %" PRIu64
-           " deferred errors\n", stats_counter (s, STATS_BEHIND),
-           stats_counter (s, STATS_COMBINED), stats_counter (s, STATS_DEFERRED_ERRORS));
-  fprintf (fp, "async hooks: %" PRIu64 " operations in the plugin without a thread of the pool\n",
+  fprintf (fp, "write-behind: %" PRIu64 " writes held, %" PRIu64
+           " of them combined, %" PRIu64 " deferred errors\n",
+           stats_counter (s, STATS_DEFERRED),
+           stats_counter (s, STATS_COALESCED),
+           stats_counter (s, STATS_DEFERRED_ERRORS));
+  fprintf (fp, "async hooks: %" PRIu64
+           " operations in the plugin without a thread of the pool\n",
            stats_counter (s, STATS_HOOKED));
-  fprintf (fp, "barriers: %" PRIu64 " operations waited for writes before them\n",
+  fprintf (fp, "barriers: %" PRIu64
+           " operations waited for writes before them\n",
            stats_counter (s, STATS_BARRIERS));
 }

@@ -1,10 +1,15 @@
-/* Statistics: counted always, printed at shutdown where asyncpool-stats asks for it.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * Counters are sharded by thread, so that counting costs no traffic between CPUs.  Latencies go into
- * a histogram with 8 steps per power of two: a quantile is right within 12 %.
+ * Statistics: always counted, and printed at shutdown if asyncpool-stats asks
+ * for it.
  *
- * "In flight" is about operations that are in the plugin: the peak as counted, the mean by Little's
- * law, the sum of all their times over the time from the first one's start to the last one's end.
+ * Counters are sharded by thread, so that counting costs no traffic between
+ * CPUs.  Latencies go into a histogram with 8 steps per power of two, so that a
+ * quantile is right within 12 %.
+ *
+ * "In flight" are operations in the plugin.  The peak is counted.  The mean
+ * follows from Little's law: the sum of all their times, over the time from the
+ * first start to the last end.
  */
 #ifndef ASYNCPOOL_STATS_H
 #define ASYNCPOOL_STATS_H
@@ -13,21 +18,24 @@
 #include <stdio.h>
 
 enum stats_kind {
-  STATS_READ, STATS_WRITE, STATS_ZERO, STATS_TRIM, STATS_FLUSH, STATS_EXTENTS, STATS_CACHE,
+  /* Requests. */
+  STATS_READ, STATS_WRITE, STATS_ZERO, STATS_TRIM, STATS_FLUSH, STATS_EXTENTS,
+  STATS_CACHE,
+  /* Operations. */
   STATS_DEVICE_READ, STATS_DEVICE_WRITE,
   STATS_SPACE_WAIT,             /* writers that waited for a buffer */
   STATS_KINDS
 };
 
 enum stats_counter {
-  STATS_AHEAD_BYTES,            /* read ahead */
-  STATS_AHEAD_USED,             /* of these, bytes that a client then read */
-  STATS_AHEAD_FAILED,           /* operations */
-  STATS_BEHIND,                 /* client writes (or their parts within a unit) held behind */
-  STATS_COMBINED,               /* of these, joined to one that waited already */
-  STATS_BARRIERS,               /* operations that had to wait for writes before them */
-  STATS_DEFERRED_ERRORS,        /* writes held behind that the plugin refused */
-  STATS_HOOKED,                 /* operations that the plugin's async hooks did, no thread of ours */
+  STATS_AHEAD_BYTES,            /* prefetched */
+  STATS_AHEAD_USED,             /* prefetched bytes that a client then read */
+  STATS_AHEAD_FAILED,           /* prefetches */
+  STATS_DEFERRED,               /* client writes, or their parts in one unit */
+  STATS_COALESCED,              /* deferred writes that joined an earlier one */
+  STATS_BARRIERS,               /* operations that waited for older writes */
+  STATS_DEFERRED_ERRORS,        /* deferred writes that the plugin refused */
+  STATS_HOOKED,                 /* operations of async hooks */
   STATS_COUNTERS
 };
 
@@ -35,17 +43,21 @@ struct stats;
 
 extern struct stats *stats_new (void);
 extern void stats_free (struct stats *);
-/* One operation of KIND over BYTES, started at START_NS (clock_ns), has ended.  Returns when: not
- * every clock is cheap to read.
+/* One operation of KIND over BYTES, started at START_NS, has ended.  Returns
+ * the time (clock_ns).
  */
-extern uint64_t stats_end (struct stats *, enum stats_kind, uint64_t start_ns, uint64_t bytes);
-/* As that, where it is known that it took NS. */
-extern void stats_note (struct stats *, enum stats_kind, uint64_t ns, uint64_t bytes);
+extern uint64_t stats_end (struct stats *, enum stats_kind, uint64_t start_ns,
+                           uint64_t bytes);
+/* The same for one that took NS. */
+extern void stats_note (struct stats *, enum stats_kind, uint64_t ns,
+                        uint64_t bytes);
 extern void stats_add (struct stats *, enum stats_counter, uint64_t n);
-/* An operation in the plugin: begin returns its start time, end when it has ended. */
+/* Around an operation in the plugin: begin returns its start time, end the time
+ * when it has ended.
+ */
 extern uint64_t stats_begin_device (struct stats *);
-extern uint64_t stats_end_device (struct stats *, enum stats_kind, uint64_t start_ns,
-                                  uint64_t bytes);
+extern uint64_t stats_end_device (struct stats *, enum stats_kind,
+                                  uint64_t start_ns, uint64_t bytes);
 extern uint64_t stats_counter (const struct stats *, enum stats_counter);
 extern uint64_t stats_count (const struct stats *, enum stats_kind);
 extern void stats_print (const struct stats *, FILE *);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Streams and what to read ahead for them: see stream.h.
+ * Streams and their prefetches: see stream.h.
  */
 #include <stddef.h>
 
@@ -12,9 +12,7 @@ min (uint64_t a, uint64_t b)
   return a < b ? a : b;
 }
 
-/* Of two that end in one place one has only looked ahead there: the one that is
- * no stream.
- */
+/* Of two with the same gap a stream is better than a single read. */
 static bool
 is_better (const struct stream *s, uint64_t gap, const struct stream *best,
            uint64_t least)
@@ -41,7 +39,7 @@ find (struct streams *t, uint64_t offset, uint64_t slack)
   return best;
 }
 
-/* A free place, or the one that was longest unused. */
+/* A free place, or the one that was unused for longest. */
 static struct stream *
 take_place (struct streams *t)
 {
@@ -73,9 +71,9 @@ has_ended (const struct stream *o, const struct stream *s)
     && o->last_ns < s->began_ns + (s->last_ns - s->began_ns) / 2;
 }
 
-/* S has begun in what was read ahead for a stream that has ended: it uses that.
- * Where the gap is small, a file system's own blocks, it continues that stream.
- * Returns what is between the two.
+/* S may begin in data prefetched for a stream that has ended: it takes that
+ * over. If the gap is small, as a file system's own blocks are, it continues
+ * that stream.  Returns the gap.
  */
 static struct stream_range
 join (struct streams *t, struct stream *s)
@@ -119,7 +117,7 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
   if (end > s->end)
     s->end = end;
   if (offset < s->start)
-    s->start = offset;          /* the first ones came out of order */
+    s->start = offset;          /* the first reads came out of order */
   s->last_ns = now_ns;
   if (!s->is_sequential)
     *left = join (t, s);
@@ -162,8 +160,8 @@ is_beside (const struct stream *o, const struct stream *s, uint64_t now_ns)
   return o != s && is_active (o, now_ns) && !has_ended (o, s);
 }
 
-/* What the streams beside S leave of a share: each has what it is ahead, but no
- * more than an equal part.
+/* The share, less the units that the streams beside S are ahead, but for each
+ * of them no more than an equal part.
  */
 static uint32_t
 part_of (const struct streams *t, const struct stream *s, uint32_t unit,
@@ -184,7 +182,7 @@ part_of (const struct streams *t, const struct stream *s, uint32_t unit,
   return left;
 }
 
-/* How far S is likely to come, see above. */
+/* Where S is likely to end, see stream.h. */
 static uint64_t
 likely_end (const struct streams *t, const struct stream *s)
 {
@@ -209,7 +207,7 @@ likely_end (const struct streams *t, const struct stream *s)
   return n == 0 ? s->end + run / 2 : s->start + runs[n / 8];
 }
 
-/* Doubles the window where that is due, twice at most. */
+/* Doubles the window if that is due, twice at most. */
 static void
 grow (struct streams *t, uint32_t unit, uint32_t share)
 {
@@ -274,7 +272,7 @@ stream_end (struct streams *t, uint64_t from, uint64_t to)
   t->answered = 0;
   for (unsigned i = 0; i < STREAMS; i++)
     if (t->s[i].used && from < t->s[i].ahead && t->s[i].end < to)
-      t->s[i] = (struct stream) { 0 };  /* who still has it plans nothing */
+      t->s[i] = (struct stream) { 0 };  /* its reads plan nothing */
 }
 
 struct stream_range
@@ -287,7 +285,7 @@ stream_take (struct streams *t, const struct stream *s, uint32_t unit,
   for (unsigned i = 0; i < STREAMS; i++) {
     struct stream *o = &t->s[i];
 
-    /* Not where S is, or comes to. */
+    /* Not the bytes that S reads or prefetches. */
     if (o->ahead > o->end && has_ended (o, s)
         && (o->ahead <= s->end || s->ahead <= o->end)
         && (from == NULL || o->last_ns < from->last_ns))

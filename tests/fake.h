@@ -23,7 +23,8 @@
 #include <stdint.h>
 
 #include "backend.h"
-#include "state.h"
+#include "check.h"
+#include "engine.h"
 
 enum {
   FAKE_READ = 1, FAKE_WRITE = 2, FAKE_ZERO = 4, FAKE_TRIM = 8, FAKE_FLUSH = 16,
@@ -90,13 +91,10 @@ extern unsigned fake_collisions (struct fake *);
 static inline void
 fake_make_slow (struct conn *c)
 {
-  for (unsigned i = 0; i < PACE_MOST / PACE_SLOW; i++) {
-    pace_note (c->backend.pace_read, 64000000, 1);
-    pace_note (c->backend.pace_write, 64000000, 1);
+  for (unsigned i = 0; i < SPEED_MOST / SPEED_SLOW; i++) {
+    speed_note (c->backend.read_speed, 64000000, 1);
+    speed_note (c->backend.write_speed, 64000000, 1);
   }
 }
-
-/* Asserts the invariants of state.h, and that queues and counts agree with the buffers. */
-extern void engine_check (struct engine *);
 
 #endif

@@ -19,8 +19,9 @@
 #include "buffers.h"
 #include "clock.h"
 #include "engine.h"
+#include "flush.h"
 #include "fake.h"
-#include "handover.h"
+#include "dispatch.h"
 #include "lock.h"
 
 #define KIB UINT64_C (1024)
@@ -108,7 +109,7 @@ config (unsigned buffers, unsigned threads, enum write_mode write, enum read_mod
 {
   return (struct engine_config) { .buffers = buffers, .buffer_size = U, .threads = threads,
                                   .write = write, .read = read, .linger_ns = UINT64_C (3600000000000),
-                                  .others_ns = UINT64_C (3600000000000), .report = report, .late = note_late };
+                                  .others_ns = UINT64_C (3600000000000), .log_unwritten = report, .log_overdue = note_late };
 }
 
 /* ... or not at all. */
@@ -260,7 +261,7 @@ call_settle (struct conn *c, uint32_t count, uint64_t offset)
   bool r;
 
   g_assert_true (conn_enter (c));
-  r = engine_settle (c, count, offset);
+  r = conn_drain (c, count, offset);
   conn_leave (c);
   return r;
 }
@@ -271,12 +272,12 @@ request (struct world *w, unsigned i, enum kind kind, void *buf, uint32_t count,
   struct conn *c = w->c[i];
 
   switch (kind) {
-  case READ: return engine_read (c, buf, count, offset);
-  case WRITE: return engine_write (c, buf, count, offset, 0);
-  case FUA: return engine_write (c, buf, count, offset, BACKEND_FUA);
-  case ZERO: return engine_zero (c, count, offset, 0);
-  case TRIM: return engine_trim (c, count, offset, 0);
-  case FLUSH: return engine_flush (c, true);
+  case READ: return conn_read (c, buf, count, offset);
+  case WRITE: return conn_write (c, buf, count, offset, 0);
+  case FUA: return conn_write (c, buf, count, offset, BACKEND_FUA);
+  case ZERO: return conn_zero (c, count, offset, 0);
+  case TRIM: return conn_trim (c, count, offset, 0);
+  case FLUSH: return conn_flush (c, true);
   case SETTLE: return call_settle (c, count, offset);
   case CLOSE: conn_end (c); w->c[i] = NULL; return 0;
   case FINALIZE: conn_close (c); return 0;
@@ -331,7 +332,7 @@ assert_reads (struct world *w, unsigned i, const struct part *parts, unsigned n)
   uint64_t offset = parts[0].offset, end = parts[n - 1].offset + parts[n - 1].count;
   g_autofree char *buf = g_malloc (end - offset);
 
-  g_assert_cmpint (engine_read (w->c[i], buf, end - offset, offset), ==, 0);
+  g_assert_cmpint (conn_read (w->c[i], buf, end - offset, offset), ==, 0);
   for (unsigned p = 0; p < n; p++)
     assert_filled (buf + (parts[p].offset - offset), parts[p].count, parts[p].offset, parts[p].tag);
   engine_check (w->e);
@@ -475,7 +476,7 @@ count_state (struct world *w, enum buf_state state, uint64_t offset, uint64_t co
 
   LOCK_IN_SCOPE (&w->e->lock);
   for (unsigned i = 0; i < w->e->config.buffers; i++) {
-    const struct buf *b = &w->e->bufs[i];
+    const struct buf *b = &w->e->buffers.all[i];
 
     n += b->state == state && b->node && buf_overlaps (b, offset, offset + count);
   }
@@ -622,8 +623,8 @@ test_merge (void)
   do_request (&w, 0, FLUSH, 0, 0, 0);
   g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 1);
   assert_device (w.f, 128 * KIB, 128 * KIB, 1);
-  g_assert_cmpuint (stats_counter (w.e->stats, STATS_BEHIND), ==, 32);
-  g_assert_cmpuint (stats_counter (w.e->stats, STATS_COMBINED), ==, 31);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_DEFERRED), ==, 32);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_COALESCED), ==, 31);
 
   /* Backwards, and over one another. */
   fake_forget (w.f);
@@ -706,21 +707,6 @@ test_linger (void)
   world_end_clean (&w);
 }
 
-/* So many buffers wait to grow, and no more. */
-static void
-test_open_max (void)
-{
-  struct world w;
-
-  world_init (&w, 32 * U, config (32, 2, WRITE_BEHIND, READ_DIRECT));
-  for (unsigned i = 0; i < STREAMS; i++)
-    do_request (&w, 0, WRITE, 4096, i * U, 1);
-  do_request (&w, 0, WRITE, 4096, STREAMS * U, 1);
-  g_assert_cmpuint (count_state (&w, BUF_OPEN, 0, 32 * U), <=, STREAMS);
-  fake_wait_ended (w.f, FAKE_WRITE, 0, U, 1);   /* the oldest */
-  world_end_clean (&w);
-}
-
 /* The order of writes. */
 
 static void
@@ -787,7 +773,7 @@ assert_mutated (struct world *w, enum kind kind, uint32_t count, uint64_t offset
     return;
   }
   for (unsigned i = 0; i < 2; i++) {
-    g_assert_cmpint (engine_read (w->c[i], buf, count, offset), ==, 0);
+    g_assert_cmpint (conn_read (w->c[i], buf, count, offset), ==, 0);
     for (uint32_t n = 0; n < count; n++)
       g_assert_cmphex ((uint8_t) buf[n], ==, 0xdd);
   }
@@ -942,7 +928,7 @@ test_unregistered_first (void)
   do_request (&w, 1, FLUSH, 0, 0, 0);
   second = task_start (&w, 1, WRITE, 4096, 0, 2);
   fake_wait_held (w.f, hold, 2);
-  g_assert_cmpuint (stats_counter (w.e->stats, STATS_BEHIND), ==, 0);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_DEFERRED), ==, 0);
   fake_pass (w.f, hold, 1);
   g_assert_cmpint (task_end (first), ==, 0);
   fake_release (w.f, hold);
@@ -967,11 +953,11 @@ test_fast (void)
     struct backend b = backend_of (w.f, i);
 
     g_assert_cmpint (conn_open (w.e, "", &b, &w.c[i]), ==, 0);
-    pace_note (w.c[i]->backend.pace_read, 1, 1);
-    pace_note (w.c[i]->backend.pace_write, 1, 1);
+    speed_note (w.c[i]->backend.read_speed, 1, 1);
+    speed_note (w.c[i]->backend.write_speed, 1, 1);
   }
   fill (buf, 4 * U, 0, 1);
-  g_assert_cmpint (engine_write (w.c[0], buf, 4 * U, 0, 0), ==, 0);
+  g_assert_cmpint (conn_write (w.c[0], buf, 4 * U, 0, 0), ==, 0);
   g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, 0, 0), ==, 1);
   for (unsigned i = 0; i < 4; i++)
     do_request (&w, 1, READ, U, i * U, 1);
@@ -1044,7 +1030,7 @@ test_read_many (void)
 
     for (unsigned i = 0; i < 70; i++)
       do_request (&w, 0, WRITE, 4096, i * U, i + 1);
-    g_assert_cmpint (engine_read (w.c[1], buf, 80 * U, 0), ==, 0);
+    g_assert_cmpint (conn_read (w.c[1], buf, 80 * U, 0), ==, 0);
     for (unsigned i = 0; i < 80; i++) {
       assert_filled (buf + i * U, 4096, i * U, i < 70 ? i + 1 : OLD);
       assert_filled (buf + i * U + 4096, U - 4096, i * U + 4096, OLD);
@@ -1316,7 +1302,7 @@ wait_free (struct world *w, unsigned n)
   for (unsigned i = 0;; i++) {
     {
       LOCK_IN_SCOPE (&w->e->lock);
-      if (w->e->free.length >= n)
+      if (w->e->buffers.free.length >= n)
         break;
     }
     if (i > 100000)
@@ -1413,12 +1399,14 @@ test_ahead_writers (void)
   for (unsigned i = 0; i < 2; i++) {
     do_request (&w, 0, READ, U, (2 + i) * U, OLD);
     LOCK_IN_SCOPE (&w.e->lock);
-    g_queue_push_tail_link (&w.e->writers, &writer.link);
+    g_queue_push_tail_link (&w.e->buffers.writers, &writer.link);
     b = buffers_take_for_ahead (w.c[0]);
     g_assert_cmpint (b != NULL, ==, i == 1);    /* 3 of 4 are ahead, then 2 */
-    g_queue_unlink (&w.e->writers, &writer.link);
-    if (b)
-      buffers_put (b);
+    g_queue_unlink (&w.e->buffers.writers, &writer.link);
+    if (b) {
+      b->dropped = true;
+      buffers_put_if_unused (b);
+    }
   }
   world_end_clean (&w);
 }
@@ -1773,10 +1761,10 @@ test_supersede_pinned (void)
   do_request (&w, 1, WRITE, 8192, 0, 2);
   do_request (&w, 0, READ, 4096, 0, 2);
   g_assert_cmpuint (count_state (&w, BUF_FAILED, 0, U), ==, 0);
-  g_assert_cmpuint (w.e->free.length, ==, 7);
+  g_assert_cmpuint (w.e->buffers.free.length, ==, 7);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (read), ==, 0);
-  g_assert_cmpuint (w.e->free.length, ==, 8);
+  g_assert_cmpuint (w.e->buffers.free.length, ==, 8);
   do_request (&w, 0, FLUSH, 0, 0, 0);
   assert_device (w.f, 8192, 0, 2);
   world_end_clean (&w);
@@ -2112,7 +2100,7 @@ test_same_name (gconstpointer data)
     assert_device (w.f, 4096, 2048, 3);
     for (unsigned i = 0; i < 3; i++)
       do_request (&w, 2, READ, 4096, 2 * U + i * 4096, OLD);
-    g_assert_cmpuint (atomic_load (&w.e->in_tree), ==, 0);
+    g_assert_cmpuint (atomic_load (&w.e->buffers.in_tree), ==, 0);
     do_request (&w, 0, FLUSH, 0, 0, 0);
     do_request (&w, 0, READ, U / 2, U, OLD);
     do_request (&w, 0, READ, U / 2, U + U / 2, OLD);
@@ -2220,7 +2208,7 @@ test_filling (void)
   g_assert_cmpint (task_end (other), ==, 0);
   do_request (&w, 0, FLUSH, 0, 0, 0);
 
-  atomic_store (&w.e->filling.epoch_ns, 0);     /* all that was long ago */
+  atomic_store (&w.e->writeback.filling.epoch_ns, 0);     /* all that was long ago */
   hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
   do_request (&w, 1, WRITE, U, 0, 3);
   g_assert_cmpuint (w.c[0]->device->n_dirty, ==, 1);
@@ -2244,7 +2232,7 @@ test_reuse (void)
     if (i == 0)
       b = buffers_first (w.e, 0, U);
     g_assert_true (buffers_first (w.e, i * U, (i + 1) * U) == b);
-    engine_unlock (w.e);
+    engine_unlock_and_dispatch (w.e);
     fake_release (w.f, hold);
     do_request (&w, 0, FLUSH, 0, 0, 0);
   }
@@ -2305,7 +2293,7 @@ test_space_in_order (void)
   for (unsigned i = 0; i < 3; i++)
     do_request (&w, 0, READ, 4096, (5 + i) * U, 2 + i);
   g_assert_cmpuint (stats_count (w.e->stats, STATS_SPACE_WAIT), ==, 3);
-  g_assert_cmpuint (stats_counter (w.e->stats, STATS_BEHIND), ==, 7);
+  g_assert_cmpuint (stats_counter (w.e->stats, STATS_DEFERRED), ==, 7);
   fake_release (w.f, hold);
   do_request (&w, 0, FLUSH, 0, 0, 0);
   world_end_clean (&w);
@@ -2361,8 +2349,8 @@ static void
 make_older (struct world *w, uint64_t ns)
 {
   LOCK_IN_SCOPE (&w->e->lock);
-  g_queue_sort (&w->e->clean, compare_bases, NULL);
-  for (GList *l = w->e->clean.head; l; l = l->next)
+  g_queue_sort (&w->e->buffers.clean, compare_bases, NULL);
+  for (GList *l = w->e->buffers.clean.head; l; l = l->next)
     ((struct buf *) l->data)->since_ns -= ns;
 }
 
@@ -2977,7 +2965,7 @@ test_hooks_lost_read (void)
   g_assert_cmpint (task_end (read), ==, ESHUTDOWN);
   world_close (&w, 0);
   g_assert_cmpuint (fake_ended (w.f, FAKE_READ, 2 * U, 0), ==, 0);
-  g_assert_cmpuint (w.e->reading.length, ==, 0);
+  g_assert_cmpuint (w.e->buffers.reading.length, ==, 0);
   fake_set_gone (w.f, false);
   fake_release (w.f, hold);
   do_request (&w, 1, READ, 8 * U, 0, OLD);
@@ -3160,11 +3148,11 @@ test_hooks_cancelled (void)
   replace_give_up (w.c[0], &driver, give_up_replying);
   /* One after the other was replied to, and no more than its own last try is waited for. */
   engine_lock (w.e);
-  while (w.e->failed.length < 4) {
-    engine_wait_end (w.c[0], &w.e->progress);
-    g_assert_true (w.e->failed.length == 0 || w.e->failed.length == 4);
+  while (w.e->buffers.failed.length < 4) {
+    engine_wait_end (w.c[0], &w.e->order.progress);
+    g_assert_true (w.e->buffers.failed.length == 0 || w.e->buffers.failed.length == 4);
   }
-  engine_unlock (w.e);
+  engine_unlock_and_dispatch (w.e);
   fake_release (w.f, hold);
   world_close (&w, 0);
   assert_device (w.f, 4 * U, 0, 1);
@@ -3447,14 +3435,14 @@ random_read (struct random_thread *t, unsigned i)
 
     buf = g_malloc (8 * KIB);
     for (offset = base; offset < base + REGION; offset += 8 * KIB)
-      if ((err = engine_read (r->w.c[i], buf, 8 * KIB, offset)) == 0)
+      if ((err = conn_read (r->w.c[i], buf, 8 * KIB, offset)) == 0)
         check_own (t, buf, 8 * KIB, offset, "sequential read");
       else
         g_assert_true (r->config->failures);
     return;
   }
   buf = g_malloc (count);
-  if ((err = engine_read (r->w.c[i], buf, count, offset)) == 0)
+  if ((err = conn_read (r->w.c[i], buf, count, offset)) == 0)
     check_own (t, buf, count, offset, "read");
   else
     g_assert_true (r->config->failures);
@@ -3488,11 +3476,11 @@ random_flush (struct random_thread *t, unsigned i)
   g_autofree uint8_t *buf = NULL;
 
   unsigned other = i == 2 ? 0 : 2;
-  int err = engine_flush (r->w.c[i], true);
+  int err = conn_flush (r->w.c[i], true);
 
   if (err == 0 && r->config->exports) { /* a flush covers one name */
     pthread_rwlock_rdlock (&r->conn_lock[other]);
-    err = engine_flush (r->w.c[other], true);
+    err = conn_flush (r->w.c[other], true);
     pthread_rwlock_unlock (&r->conn_lock[other]);
   }
   if (err) {
@@ -3603,10 +3591,10 @@ test_random (gconstpointer data)
   fake_fail_some (r.w.f, 0, 0, 0);
   engine_check (r.w.e);
   for (unsigned i = 0; i < RANDOM_CONNS; i++)
-    g_assert_cmpint (engine_flush (r.w.c[i], true), ==, 0);
+    g_assert_cmpint (conn_flush (r.w.c[i], true), ==, 0);
   for (unsigned i = 0; i < RANDOM_THREADS; i++) {
     for (unsigned n = 0; n < RANDOM_CONNS; n++) {
-      g_assert_cmpint (engine_read (r.w.c[n], buf, RANDOM_SIZE, 0), ==, 0);
+      g_assert_cmpint (conn_read (r.w.c[n], buf, RANDOM_SIZE, 0), ==, 0);
       check_own (&threads[i], buf, RANDOM_SIZE, 0, "read at the end");
     }
     fake_peek (r.w.f, buf, RANDOM_SIZE, 0);
@@ -3620,8 +3608,8 @@ test_random (gconstpointer data)
                   PRIu64 ", ahead used %" PRIu64 ", deferred errors %" PRIu64
                   ", space waits %" PRIu64,
                   fake_started (r.w.f, FAKE_ANY, 0, 0), fake_peak (r.w.f),
-                  atomic_load (&r.errors), stats_counter (r.w.e->stats, STATS_BEHIND),
-                  stats_counter (r.w.e->stats, STATS_COMBINED),
+                  atomic_load (&r.errors), stats_counter (r.w.e->stats, STATS_DEFERRED),
+                  stats_counter (r.w.e->stats, STATS_COALESCED),
                   stats_counter (r.w.e->stats, STATS_AHEAD_USED),
                   stats_counter (r.w.e->stats, STATS_DEFERRED_ERRORS),
                   stats_count (r.w.e->stats, STATS_SPACE_WAIT));
@@ -3730,7 +3718,7 @@ test_others_bound (gconstpointer data)
   g_assert_cmpuint (atomic_exchange (&n_late, 0), ==, 2);
   engine_check (w.e);
   do_request (&w, 0, FLUSH, 0, 0, 0);
-  g_assert_cmpuint (w.e->free.length, ==, 8);
+  g_assert_cmpuint (w.e->buffers.free.length, ==, 8);
   world_end_clean (&w);
 }
 
@@ -3807,7 +3795,7 @@ test_flush_starved (void)
   engine_lock (w.e);                            /* the second does not run between */
   fake_pass (w.f, hold, 1);
   fake_wait_ended (w.f, FAKE_WRITE, 0, 0, 1);
-  engine_unlock (w.e);
+  engine_unlock_and_dispatch (w.e);
   g_assert_cmpint (task_end (looper), ==, EIO);
   looper = task_start (&w, 0, FLUSH, 0, 0, 0);
   fake_wait_held (w.f, hold, 1);                /* one of them tries, the other ends or waits for it */
@@ -3927,7 +3915,7 @@ test_late_calls (void)
   fake_wait_held (w.f, hold, 1);
   close = task_start (&w, 0, FINALIZE, 0, 0, 0);
   task_wait_blocked (close);
-  g_assert_cmpint (engine_write (c, buf, 512, 0, 0), ==, ESHUTDOWN);
+  g_assert_cmpint (conn_write (c, buf, 512, 0, 0), ==, ESHUTDOWN);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (read), ==, 0);
   g_assert_cmpint (task_end (close), ==, 0);
@@ -3936,7 +3924,7 @@ test_late_calls (void)
   g_assert_false (conn_enter (c));
   /* A filter that takes no error has its data, the newest. */
   do_request (&w, 1, WRITE, 4096, 0, 3);
-  g_assert_cmpint (engine_read_late (c, buf, 512, 0), ==, 0);
+  g_assert_cmpint (conn_read_closed (c, buf, 512, 0), ==, 0);
   assert_filled (buf, 512, 0, 3);
   conn_free (c);
   w.c[0] = NULL;
@@ -3987,7 +3975,7 @@ test_stop_waits (void)
   task_wait_blocked (stop);
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (stop), ==, 0);
-  g_assert_cmpuint (w.e->reading.length, ==, 0);
+  g_assert_cmpuint (w.e->buffers.reading.length, ==, 0);
   world_end_clean (&w);
 }
 
@@ -3998,7 +3986,7 @@ test_others_flush (void)
   struct world w;
 
   world_init (&w, 8 * U, config (8, 4, WRITE_AUTO, READ_AHEAD));
-  g_assert_cmpint (engine_flush (w.c[0], false), ==, 0);
+  g_assert_cmpint (conn_flush (w.c[0], false), ==, 0);
   do_request (&w, 0, WRITE, 4096, 0, 1);
   assert_device (w.f, 4096, 0, 1);
   do_request (&w, 0, FLUSH, 0, 0, 0);
@@ -4354,7 +4342,7 @@ write_gated (void *vp)
 {
   struct world *w = vp;
 
-  return GINT_TO_POINTER (engine_write (w->c[0], copy_gate.page, U, 0, 0));
+  return GINT_TO_POINTER (conn_write (w->c[0], copy_gate.page, U, 0, 0));
 }
 
 /* While a write is copied into its buffer another one to the same bytes does not join it, reads wait, and a
@@ -4503,9 +4491,9 @@ test_auto_clear (void)
   do_request (&w, 0, WRITE, 4096, 0, 3);
   assert_device (w.f, 4096, 0, 3);
   fake_forget (w.f);
-  g_assert_cmpint (engine_zero (w.c[0], 4096, 0, BACKEND_FUA), ==, 0);
+  g_assert_cmpint (conn_zero (w.c[0], 4096, 0, BACKEND_FUA), ==, 0);
   g_assert_cmpuint (fake_op (w.f, FAKE_ZERO, 0, 0, 0).flags, ==, BACKEND_FUA);
-  g_assert_cmpint (engine_trim (w.c[1], 4096, 0, BACKEND_FUA), ==, 0);
+  g_assert_cmpint (conn_trim (w.c[1], 4096, 0, BACKEND_FUA), ==, 0);
   g_assert_cmpuint (fake_op (w.f, FAKE_TRIM, 0, 0, 0).flags, ==, BACKEND_FUA);
   for (unsigned i = 0; i < 2; i++) {
     do_request (&w, i, WRITE, 4096, i * U, 4);
@@ -4572,9 +4560,9 @@ test_linger_join (void)
 
   world_init (&w, 8 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
   do_request (&w, 0, WRITE, 4096, 0, 1);
-  since = ((struct buf *) w.e->open.head->data)->since_ns;
+  since = ((struct buf *) w.e->buffers.open.head->data)->since_ns;
   do_request (&w, 0, WRITE, 4096, 4096, 1);
-  g_assert_cmpuint (((struct buf *) w.e->open.head->data)->since_ns, ==, since);
+  g_assert_cmpuint (((struct buf *) w.e->buffers.open.head->data)->since_ns, ==, since);
   world_end_clean (&w);
 }
 
@@ -4666,8 +4654,8 @@ test_pace_failed (void)
   fake_set_fast (w.f, true);
   g_assert_cmpint (try_request (&w, 0, READ, U, 0, OLD), ==, EIO);
   g_assert_cmpint (try_request (&w, 0, FUA, U, 0, OLD), ==, EIO);
-  g_assert_cmpuint (pace_wait_ns (w.c[0]->backend.pace_read), >, 0);
-  g_assert_cmpuint (pace_wait_ns (w.c[0]->backend.pace_write), >, 0);
+  g_assert_cmpuint (speed_wait_ns (w.c[0]->backend.read_speed), >, 0);
+  g_assert_cmpuint (speed_wait_ns (w.c[0]->backend.write_speed), >, 0);
   fake_release (w.f, fail);
   world_end_clean (&w);
 }
@@ -4685,7 +4673,7 @@ test_failing_busy (void)
   hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
   flush = task_start (&w, 0, FLUSH, 0, 0, 0);
   fake_wait_held (w.f, hold, 1);
-  g_assert_cmpint (behind_flush_end (w.c[1], 0), ==, 0);        /* as one that had nothing to wait for */
+  g_assert_cmpint (flush_end (w.c[1], 0), ==, 0);        /* as one that had nothing to wait for */
   g_assert_true (is_failing (&w, 0));
   fake_release (w.f, hold);
   g_assert_cmpint (task_end (flush), ==, 0);
@@ -4714,7 +4702,7 @@ test_copying_dropped (void)
   g_assert_cmpint (GPOINTER_TO_INT (err), ==, 0);
   sigaction (SIGSEGV, &old, NULL);
   munmap (copy_gate.page, U);
-  g_assert_cmpuint (w.e->free.length, ==, 8);
+  g_assert_cmpuint (w.e->buffers.free.length, ==, 8);
   assert_device (w.f, U, 0, 0);
   g_assert_cmpint (try_request (&w, 0, FLUSH, 0, 0, 0), ==, EIO);
   world_end_clean (&w);
@@ -4871,7 +4859,6 @@ main (int argc, char *argv[])
   g_test_add_func ("/engine/write/join-ready", test_join_ready);
   g_test_add_func ("/engine/write/over-units", test_write_over_units);
   g_test_add_func ("/engine/write/linger", test_linger);
-  g_test_add_func ("/engine/write/open-max", test_open_max);
   g_test_add_data_func ("/engine/order/same-connection", GUINT_TO_POINTER (0), test_overlap_order);
   g_test_add_data_func ("/engine/order/other-connection", GUINT_TO_POINTER (1), test_overlap_order);
   add_by_kind ("mutator-waits", test_mutator_waits, FUA, TRIM);

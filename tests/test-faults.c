@@ -128,11 +128,11 @@ test_populate (void)
 {
   struct engine *e = new_engine ();
 
-  g_assert_cmpint (mprotect (e->slab.data, BUFFERS * U, PROT_READ), ==, 0);
+  g_assert_cmpint (mprotect (e->buffers.slab.data, BUFFERS * U, PROT_READ), ==, 0);
   g_assert_cmpint (engine_start (e), ==, 0);
-  g_assert_cmpint (mprotect (e->slab.data, BUFFERS * U, PROT_READ | PROT_WRITE),
+  g_assert_cmpint (mprotect (e->buffers.slab.data, BUFFERS * U, PROT_READ | PROT_WRITE),
                    ==, 0);
-  e->slab.data[0] = 1;
+  e->buffers.slab.data[0] = 1;
   engine_stop (e);
   engine_free (e);
 }
@@ -181,12 +181,12 @@ test_pins (void)
   fake_make_slow (c);
   hold = fake_hold (f, FAKE_WRITE, 0, 0);
   for (uint64_t offset = 0; offset < size; offset += U)
-    g_assert_cmpint (engine_write (c, "x", 1, offset, 0), ==, 0);
+    g_assert_cmpint (conn_write (c, "x", 1, offset, 0), ==, 0);
   atomic_store (&fail_memory, 1);
-  g_assert_cmpint (engine_read (c, buf, size, 0), ==, ENOMEM);
+  g_assert_cmpint (conn_read (c, buf, size, 0), ==, ENOMEM);
   g_assert_cmpint (atomic_load (&fail_memory), ==, 0);
   engine_check (e);
-  g_assert_cmpint (engine_read (c, buf, size, 0), ==, 0);
+  g_assert_cmpint (conn_read (c, buf, size, 0), ==, 0);
   for (uint64_t offset = 0; offset < size; offset += U)
     g_assert_cmpint (buf[offset], ==, 'x');
   fake_release (f, hold);

@@ -224,7 +224,7 @@ test_limit (gconstpointer data)
   hub_init (&h);
   for (unsigned i = 0; i < MANY; i++)
     push (p, &h, &works[i], i, true, i % POOL_QUEUES);
-  pool_hurry (p);
+  pool_wake_idle (p);
   hub_wait (&h, threads, 0);
   for (unsigned i = 0; i < 10; i++) {
     hub_allow (&h, 1);
@@ -280,7 +280,7 @@ test_hurry (void)
   hub_init (&h);
   for (unsigned i = 0; i < BUSY; i++)
     push (p, &h, &works[i], i, true, POOL_WRITE);
-  pool_hurry (p);
+  pool_wake_idle (p);
   hub_wait (&h, BUSY, 0);
   wait_idle (p, 20);
   push (p, &h, &patient, 500, true, POOL_AHEAD);
@@ -289,7 +289,7 @@ test_hurry (void)
   hub_wait (&h, BUSY, 1);
   push (p, &h, &works[0], 501, true, POOL_AHEAD);
   g_assert_cmpuint (pool_idle (p), ==, 20);
-  pool_hurry (p);
+  pool_wake_idle (p);
   hub_wait (&h, BUSY + 1, 1);
   push (p, &h, &patient, 502, true, POOL_AHEAD);
   g_assert_true (pool_cancel (p, &patient.job));
@@ -312,7 +312,7 @@ test_hurry (void)
 struct scene {
   struct fake *f;
   struct backend b;
-  struct pace pace;
+  struct speed pace;
   struct pool *p;
   struct hub h;
   struct work busy[16];
@@ -341,7 +341,7 @@ scene_start (struct scene *s, unsigned threads, unsigned busy)
   for (uint64_t i = 0; i < 32 * UNIT; i++)
     fake_data (s->f)[i] = byte_at (i, false);
   s->b = fake_backend (s->f, 0);
-  s->b.pace_read = s->b.pace_write = &s->pace;
+  s->b.read_speed = s->b.write_speed = &s->pace;
   s->b.stats = stats_new ();
   s->p = start (threads);
   hub_init (&s->h);
@@ -675,14 +675,14 @@ test_failures_have_no_pace (void)
 
   scene_start (&s, 1, 0);
   fake_set_fast (s.f, true);
-  pace_note (&s.pace, 64000000, sizeof buf);
-  wait = pace_wait_ns (&s.pace);
+  speed_note (&s.pace, 64000000, sizeof buf);
+  wait = speed_wait_ns (&s.pace);
   g_assert_cmpuint (wait, >, 0);
   fake_fail (s.f, FAKE_ANY, 0, 0, ENOSPC, -1);
   g_assert_cmpint (backend_pread (&s.b, buf, sizeof buf, 0), ==, ENOSPC);
-  g_assert_cmpuint (pace_wait_ns (&s.pace), ==, wait);
+  g_assert_cmpuint (speed_wait_ns (&s.pace), ==, wait);
   g_assert_cmpint (backend_pwrite (&s.b, buf, sizeof buf, 0, 0), ==, ENOSPC);
-  g_assert_cmpuint (pace_wait_ns (&s.pace), ==, wait);
+  g_assert_cmpuint (speed_wait_ns (&s.pace), ==, wait);
   for (int write = 0; write < 2; write++) {
     one.io = (struct backend_io) { .backend = &s.b, .done = io_done };
     one.io.hook.buf = buf;
@@ -691,7 +691,7 @@ test_failures_have_no_pace (void)
     one.done = false;
     backend_io_do (&one.io);
     g_assert_true (one.done);
-    g_assert_cmpuint (pace_wait_ns (&s.pace), ==, wait);
+    g_assert_cmpuint (speed_wait_ns (&s.pace), ==, wait);
   }
   scene_end (&s);
 }

@@ -11,7 +11,7 @@
 #include <glib.h>
 
 #include "clock.h"
-#include "pace.h"
+#include "speed.h"
 #include "slab.h"
 #include "split.h"
 #include "stats.h"
@@ -742,48 +742,48 @@ test_stream_recycling (void)
 /* Pace. */
 
 static void
-note_pace (struct pace *p, unsigned n_slow, unsigned n_fast)
+note_pace (struct speed *p, unsigned n_slow, unsigned n_fast)
 {
   for (unsigned i = 0; i < n_slow; i++)
-    pace_note (p, PACE_COPY_NS + MIB + 5000, MIB);
+    speed_note (p, SPEED_COPY_NS + MIB + 5000, MIB);
   for (unsigned i = 0; i < n_fast; i++)
-    pace_note (p, PACE_COPY_NS + MIB, MIB);
+    speed_note (p, SPEED_COPY_NS + MIB, MIB);
 }
 
 static void
 test_pace (void)
 {
-  struct pace p = { 0 };
+  struct speed p = { 0 };
 
-  g_assert_cmpuint (pace_wait_ns (&p), ==, 0);  /* unknown */
+  g_assert_cmpuint (speed_wait_ns (&p), ==, 0);  /* unknown */
   note_pace (&p, 1, 0);
-  g_assert_cmpuint (pace_wait_ns (&p), ==, 5000);       /* the first one decides */
-  pace_note (&p, PACE_COPY_NS + MIB + 6000, MIB);
-  g_assert_cmpuint (pace_wait_ns (&p), ==, 6000);
-  note_pace (&p, 0, PACE_SLOW);                 /* some fast ones in a row do not */
-  g_assert_cmpuint (pace_wait_ns (&p), >, 0);
+  g_assert_cmpuint (speed_wait_ns (&p), ==, 5000);       /* the first one decides */
+  speed_note (&p, SPEED_COPY_NS + MIB + 6000, MIB);
+  g_assert_cmpuint (speed_wait_ns (&p), ==, 6000);
+  note_pace (&p, 0, SPEED_SLOW);                 /* some fast ones in a row do not */
+  g_assert_cmpuint (speed_wait_ns (&p), >, 0);
   note_pace (&p, 0, 1);                         /* one more does */
-  g_assert_cmpuint (pace_wait_ns (&p), ==, 0);
+  g_assert_cmpuint (speed_wait_ns (&p), ==, 0);
   note_pace (&p, 1, 0);
-  g_assert_cmpuint (pace_wait_ns (&p), ==, 5000);
+  g_assert_cmpuint (speed_wait_ns (&p), ==, 5000);
 }
 
-/* One operation in N is slow: from PACE_SLOW on that is a device that copies. */
+/* One operation in N is slow: from SPEED_SLOW on that is a device that copies. */
 static void
 test_pace_mix (gconstpointer data)
 {
   unsigned n = GPOINTER_TO_UINT (data);
-  bool waits = n <= PACE_SLOW;
-  struct pace p = { 0 };
+  bool waits = n <= SPEED_SLOW;
+  struct speed p = { 0 };
 
   note_pace (&p, 0, 1);
   for (unsigned i = 0; i < 400; i++) {
     note_pace (&p, 1, 0);
     if (!waits || i >= 200)
-      g_assert_cmpint (pace_wait_ns (&p) > 0, ==, waits);
+      g_assert_cmpint (speed_wait_ns (&p) > 0, ==, waits);
     note_pace (&p, 0, n - 1);
     if (!waits || i >= 200)
-      g_assert_cmpint (pace_wait_ns (&p) > 0, ==, waits);
+      g_assert_cmpint (speed_wait_ns (&p) > 0, ==, waits);
   }
 }
 
@@ -792,13 +792,13 @@ static void
 test_pace_fast (gconstpointer data)
 {
   unsigned n = GPOINTER_TO_UINT (data);
-  struct pace p = { 0 };
+  struct speed p = { 0 };
 
   note_pace (&p, 0, 1);
   note_pace (&p, 2 * 4, 0);
   for (unsigned i = 0; i < 100; i++) {
     note_pace (&p, n - 1, 1);
-    g_assert_cmpuint (pace_wait_ns (&p), ==, 5000);
+    g_assert_cmpuint (speed_wait_ns (&p), ==, 5000);
   }
 }
 
@@ -958,7 +958,7 @@ count_many (void *vp)
   struct stats *s = vp;
 
   for (unsigned i = 0; i < 10000; i++) {
-    stats_add (s, STATS_COMBINED, 2);
+    stats_add (s, STATS_COALESCED, 2);
     stats_end (s, STATS_WRITE, clock_ns (), 3);
   }
   return NULL;
@@ -976,8 +976,8 @@ test_stats_threads (void)
     threads[i] = g_thread_new (NULL, count_many, s);
   for (unsigned i = 0; i < G_N_ELEMENTS (threads); i++)
     g_thread_join (threads[i]);
-  g_assert_cmpuint (stats_counter (s, STATS_COMBINED), ==, 400000);
-  g_assert_cmpuint (stats_counter (s, STATS_BEHIND), ==, 0);
+  g_assert_cmpuint (stats_counter (s, STATS_COALESCED), ==, 400000);
+  g_assert_cmpuint (stats_counter (s, STATS_DEFERRED), ==, 0);
   line = print_line (s, "write ");
   g_assert_cmpint (sscanf (line, "%lu %lu", &count, &bytes), ==, 2);
   g_assert_cmpuint (count, ==, 200000);

@@ -1,43 +1,46 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Pace and depth: see pace.h.
+ * The speed of a device, the depth of a client: see speed.h.
  */
-#include "pace.h"
+#include "speed.h"
 
 #define load(p) atomic_load_explicit (p, memory_order_relaxed)
 #define store(p, v) atomic_store_explicit (p, v, memory_order_relaxed)
 
 void
-pace_note (struct pace *p, uint64_t took_ns, uint32_t count)
+speed_note (struct speed *s, uint64_t took_ns, uint32_t count)
 {
-  uint64_t copy_ns = PACE_COPY_NS + count;
-  unsigned score = load (&p->score), more = load (&p->known) ? PACE_SLOW : PACE_MOST;
+  uint64_t copy_ns = SPEED_COPY_NS + count;
+  unsigned score = load (&s->score);
+  unsigned more = load (&s->known) ? SPEED_SLOW : SPEED_MOST;
 
   /* Written only when it changes: a device that copies has this line in every
    * processor's cache.
    */
   if (took_ns <= copy_ns) {
     if (score > 0)
-      store (&p->score, score - 1);
+      store (&s->score, score - 1);
   }
   else {
-    store (&p->wait_ns, took_ns - copy_ns);
-    store (&p->score, score + more < PACE_MOST ? score + more : PACE_MOST);
+    store (&s->wait_ns, took_ns - copy_ns);
+    store (&s->score, score + more < SPEED_MOST ? score + more : SPEED_MOST);
   }
-  if (!load (&p->known))
-    store (&p->known, true);
+  if (!load (&s->known))
+    store (&s->known, true);
 }
 
 uint64_t
-pace_wait_ns (struct pace *p)
+speed_wait_ns (struct speed *s)
 {
-  return load (&p->score) >= PACE_WAITS ? load (&p->wait_ns) : 0;
+  return load (&s->score) >= SPEED_WAITS ? load (&s->wait_ns) : 0;
 }
 
 void
-depth_begin (struct depth *d, unsigned more, uint64_t now_ns, uint64_t epoch_ns)
+depth_begin (struct depth *d, unsigned more, uint64_t now_ns,
+             uint64_t epoch_ns)
 {
-  unsigned n = atomic_fetch_add_explicit (&d->in_flight, more, memory_order_relaxed) + more;
+  unsigned n = more + atomic_fetch_add_explicit (&d->in_flight, more,
+                                                 memory_order_relaxed);
   uint64_t start = load (&d->epoch_ns);
 
   if (now_ns > start && now_ns - start > epoch_ns) {

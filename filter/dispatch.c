@@ -1,23 +1,22 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Handing operations over, and waiting for them: see handover.h.
+ * Dispatching operations, and waiting for their completion: see dispatch.h.
  */
 #include <errno.h>
-#include <stddef.h>
 
-#include "buffers.h"
+#include "check.h"
 #include "clock.h"
-#include "handover.h"
-#include "lock.h"
+#include "dispatch.h"
 
 static __thread const struct conn *serving;
-static __thread uint64_t look_ns;       /* when this call is to look at its client again; 0: not set */
+/* When this call is to check its client again; 0: not set. */
+static __thread uint64_t check_ns;
 
 void
-handover_set_conn (const struct conn *c)
+dispatch_set_conn (const struct conn *c)
 {
   serving = c;
-  look_ns = 0;
+  check_ns = 0;
 }
 
 static void
@@ -33,8 +32,8 @@ start_job (struct job *job)
 }
 
 void
-handover (struct buf *b, bool is_write, enum pool_queue q,
-          void (*done) (struct backend_io *, int err))
+dispatch_buf (struct buf *b, bool is_write, enum pool_queue q,
+              void (*done) (struct backend_io *, int err))
 {
   struct engine *e = b->engine;
 
@@ -50,15 +49,12 @@ handover (struct buf *b, bool is_write, enum pool_queue q,
     b->job.link.data = b;
     g_queue_push_tail_link (&e->starts, &b->job.link);
   }
-  else if (!pool_push (e->pool, &b->job, q) && is_write && e->patient_since_ns == UINT64_MAX) {
-    e->patient_since_ns = clock_ns ();
-    if (e->linger_idle)
-      cond_signal (&e->linger);
-  }
+  else if (!pool_push (e->pool, &b->job, q) && is_write)
+    writeback_note_queued (e);
 }
 
 static void
-start (struct engine *e, GQueue *starts)
+start_all (struct engine *e, GQueue *starts)
 {
   GList *l;
 
@@ -75,22 +71,23 @@ start (struct engine *e, GQueue *starts)
 }
 
 void
-engine_unlock (struct engine *e)
+engine_unlock_and_dispatch (struct engine *e)
 {
   GQueue starts = e->starts;
 
+  engine_check_debug (e);
   g_queue_init (&e->starts);
   pthread_mutex_unlock (&e->lock);
-  start (e, &starts);
+  start_all (e, &starts);
 }
 
-/* Whether there was something to start first. */
+/* Dispatches before a wait.  Returns whether there was something to start. */
 static bool
-started (struct engine *e)
+dispatched (struct engine *e)
 {
   if (e->starts.length == 0)
     return false;
-  engine_unlock (e);
+  engine_unlock_and_dispatch (e);
   engine_lock (e);
   return true;
 }
@@ -98,59 +95,64 @@ started (struct engine *e)
 void
 engine_wait (struct engine *e, struct cond *cond)
 {
-  if (!started (e))
-    cond_wait (cond, &e->lock);
+  if (dispatched (e))
+    return;
+  engine_check_debug (e);
+  cond_wait (cond, &e->lock);
 }
 
 bool
 engine_wait_until (struct engine *e, struct cond *cond, uint64_t until_ns)
 {
-  return !started (e) && !cond_wait_until (cond, &e->lock, until_ns);
+  if (dispatched (e))
+    return false;
+  engine_check_debug (e);
+  return !cond_wait_until (cond, &e->lock, until_ns);
 }
 
-/* Giving up. */
-
-/* Its client has gone.  Wants the lock, lets go of it meanwhile. */
+/* The connection's client has gone.  Wants the lock, releases it meanwhile. */
 static void
 give_up_all (struct conn *c)
 {
   struct engine *e = c->engine;
 
-  for (unsigned i = 0; i < e->config.buffers; i++) {
-    struct buf *b = &e->bufs[i];
+  for (unsigned i = 0; i < e->buffers.n; i++) {
+    struct buf *b = &e->buffers.all[i];
 
     if (!b->hooked || b->conn != c)
       continue;
     buffers_pin (b);            /* so that it is not reused */
-    engine_unlock (e);
+    engine_unlock_and_dispatch (e);
     backend_io_give_up (&b->io);
     engine_lock (e);
     buffers_unpin (b);
-    /* Something was started, or the plugin has replied: they have their grace time. */
-    if (!backend_is_hopeless (&c->backend))
+    /* A new start or a reply of the plugin begins a new grace time. */
+    if (!backend_is_silent (&c->backend))
       return;
   }
 }
 
-/* The plugin's hooks may never reply, so look now and then.  Wants the lock, lets go of it meanwhile. */
+/* The plugin's hooks may never reply, so check the client now and then.  Wants
+ * the lock, releases it meanwhile.
+ */
 static int
-look (struct conn *c, struct cond *cond, uint64_t until_ns)
+wait_hooks (struct conn *c, struct cond *cond, uint64_t until_ns)
 {
   struct engine *e = c->engine;
-  bool hopeless;
+  bool is_silent;
 
-  /* Not each wait's own time: other connections may wake us all the time. */
-  if (look_ns == 0)
-    look_ns = clock_ns () + BACKEND_POLL_NS;
-  if (until_ns <= look_ns)
+  /* A time per call, not per wait: other connections may wake it very often. */
+  if (check_ns == 0)
+    check_ns = clock_ns () + BACKEND_POLL_NS;
+  if (until_ns <= check_ns)
     return engine_wait_until (e, cond, until_ns) ? ETIMEDOUT : 0;
-  if (!engine_wait_until (e, cond, look_ns))
+  if (!engine_wait_until (e, cond, check_ns))
     return 0;
-  look_ns = clock_ns () + BACKEND_POLL_NS;
-  engine_unlock (e);            /* starts what waits to be started, too */
-  hopeless = backend_is_hopeless (&c->backend);
+  check_ns = clock_ns () + BACKEND_POLL_NS;
+  engine_unlock_and_dispatch (e);
+  is_silent = backend_is_silent (&c->backend);
   engine_lock (e);
-  return hopeless ? ESHUTDOWN : 0;
+  return is_silent ? ESHUTDOWN : 0;
 }
 
 int
@@ -159,7 +161,7 @@ engine_wait_plugin (struct conn *c, struct cond *cond, uint64_t until_ns)
   struct engine *e = c->engine;
 
   if (c->backend.hooks)
-    return look (c, cond, until_ns);
+    return wait_hooks (c, cond, until_ns);
   if (until_ns != UINT64_MAX)
     return engine_wait_until (e, cond, until_ns) ? ETIMEDOUT : 0;
   engine_wait (e, cond);

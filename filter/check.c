@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The checker of the invariants: see check.h.
+ */
+#include "check.h"
+#include "engine.h"
+#include "lock.h"
+
+/* Invariant 1: which buffers are in the tree, and how they are ordered. */
+static void
+check_tree (struct engine *e)
+{
+  const struct buf *last = NULL;
+  unsigned n = 0, in_tree = 0;
+
+  for (unsigned i = 0; i < e->buffers.n; i++) {
+    struct buf *b = &e->buffers.all[i];
+    bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && !b->dropped;
+
+    g_assert_true (should == (b->node != NULL));
+    g_assert_true (!b->dropped || b->state == BUF_TAKEN
+                   || b->state == BUF_READING || b->state == BUF_WRITING);
+    g_assert_true (!b->hooked || b->state == BUF_READING
+                   || b->state == BUF_WRITING);
+    n += should;
+    if (should) {
+      g_assert_true (g_tree_node_key (b->node) == b);
+      g_assert_cmpuint (b->lo, <, b->hi);
+      g_assert_cmpuint (b->hi, <=, e->config.buffer_size);
+    }
+  }
+  for (GTreeNode *node = g_tree_node_first (e->buffers.tree); node;
+       node = g_tree_node_next (node)) {
+    const struct buf *b = g_tree_node_key (node);
+
+    if (last)
+      g_assert_true (last->base < b->base
+                     || (last->base == b->base && last->seq < b->seq));
+    last = b;
+    in_tree++;
+  }
+  g_assert_cmpuint (in_tree, ==, n);
+  g_assert_cmpuint (atomic_load (&e->buffers.in_tree), ==, n);
+}
+
+static bool
+overlap (const struct buf *a, const struct buf *b)
+{
+  for (unsigned i = 0; i < buf_n_pieces (a); i++) {
+    struct span p = buf_piece (a, i);
+
+    if (buf_overlaps (b, a->base + p.lo, a->base + p.hi))
+      return true;
+  }
+  return false;
+}
+
+/* Invariants 2, 4 and 5: which buffers may overlap. */
+static void
+check_pair (const struct buf *a, const struct buf *b)
+{
+  if (!overlap (a, b))
+    return;
+  if (buf_is_waiting (a) && a->device == b->device)
+    g_assert_true (b->state != BUF_CLEAN && b->state != BUF_READING);
+  if (buf_is_waiting (a) && buf_is_waiting (b))
+    g_assert_true (a->device == b->device);
+  /* Of several pieces the first one is being written. */
+  if (a->state == BUF_WRITING && buf_overlaps (b, buf_start (a), buf_end (a))) {
+    g_assert_false (b->state == BUF_WRITING && buf_start (b) < buf_end (a)
+                    && buf_start (a) < buf_end (b));
+    /* Data that has failed before may be READY again meanwhile: it waits. */
+    g_assert_false (buf_is_dirty (b) && b->seq < a->seq && b->failed_seq == 0);
+  }
+}
+
+static void
+check_pairs (struct engine *e)
+{
+  for (GTreeNode *na = g_tree_node_first (e->buffers.tree); na;
+       na = g_tree_node_next (na)) {
+    const struct buf *a = g_tree_node_key (na);
+
+    for (GTreeNode *nb = g_tree_node_next (na); nb;
+         nb = g_tree_node_next (nb)) {
+      const struct buf *b = g_tree_node_key (nb);
+
+      if (b->base >= buf_limit (a))
+        break;
+      check_pair (a, b);
+      check_pair (b, a);
+    }
+  }
+}
+
+/* Invariants 3 and 7. */
+static void
+check_buf (struct engine *e, const struct buf *b)
+{
+  if (b->fillers > 0)
+    g_assert_true (b->state == BUF_OPEN || b->state == BUF_READY || b->dropped);
+  if (b->pins > 0)
+    g_assert_true (b->state != BUF_FREE);
+  if (b->state == BUF_WRITING)
+    for (GList *l = e->order.directs.head; l; l = l->next) {
+      const struct direct *d = l->data;
+
+      /* Of several pieces the first one is being written. */
+      g_assert_false (d->running && d->device == b->device
+                      && ranges_overlap (d->offset, d->end, buf_start (b),
+                                         buf_end (b)));
+    }
+  if (buf_is_dirty (b))
+    g_assert_nonnull (b->conn);
+  if (b->node)
+    g_assert_cmpuint (b->base % b->device->unit, ==, 0);
+}
+
+static void
+check_sorted (const GQueue *q)
+{
+  uint64_t seq = 0;
+
+  for (const GList *l = q->head; l; l = l->next) {
+    const struct buf *b = l->data;
+
+    g_assert_cmpuint (b->seq, >, seq);
+    seq = b->seq;
+  }
+}
+
+/* The queues hold all buffers of their states. */
+static void
+check_queues (struct engine *e)
+{
+  const struct buffers *s = &e->buffers;
+  unsigned n[BUF_STATES] = { 0 }, dirty_of_exports = 0;
+
+  for (unsigned i = 0; i < s->n; i++)
+    n[s->all[i].state]++;
+  g_assert_cmpuint (s->free.length, ==, n[BUF_FREE]);
+  g_assert_cmpuint (s->reading.length, ==, n[BUF_READING]);
+  g_assert_cmpuint (s->clean.length, ==, n[BUF_CLEAN]);
+  g_assert_cmpuint (s->open.length, ==, n[BUF_OPEN]);
+  g_assert_cmpuint (s->failed.length, ==, n[BUF_FAILED]);
+  check_sorted (&s->failed);
+  for (GList *l = e->exports.head; l; l = l->next) {
+    const struct export *x = l->data;
+
+    dirty_of_exports += x->dirty.length;
+    check_sorted (&x->dirty);
+  }
+  g_assert_cmpuint (dirty_of_exports, ==,
+                    n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
+  g_assert_true (!s->writer_called || s->writers.length > 0);
+}
+
+/* The counts of connections, and their sums. */
+static void
+check_conns (struct engine *e)
+{
+  const struct buffers *s = &e->buffers;
+  unsigned waiting = 0, deferring = 0, readers = 0, all_ahead = 0;
+
+  for (GList *l = e->conns.head; l; l = l->next) {
+    struct conn *c = l->data;
+    unsigned dirty = 0, reading = 0, ahead = 0;
+
+    for (unsigned i = 0; i < s->n; i++) {
+      const struct buf *b = &s->all[i];
+
+      if (b->conn != c)
+        continue;
+      dirty += buf_is_dirty (b);
+      reading += b->state == BUF_READING;
+      ahead += !b->dropped
+        && (b->state == BUF_READING || b->state == BUF_CLEAN);
+    }
+    g_assert_cmpuint (c->n_dirty, ==, dirty);
+    g_assert_cmpuint (c->n_reading, ==, reading);
+    g_assert_cmpuint (c->n_ahead, ==, ahead);
+    readers += ahead > 0;
+    all_ahead += ahead;
+    deferring += atomic_load (&c->defers);
+  }
+  for (unsigned i = 0; i < s->n; i++)
+    waiting += buf_is_waiting (&s->all[i]);
+  g_assert_cmpuint (s->readers, ==, readers);
+  g_assert_cmpuint (s->n_ahead, ==, all_ahead);
+  g_assert_cmpuint (atomic_load (&s->deferring), ==, waiting + deferring);
+}
+
+void
+engine_check_locked (struct engine *e)
+{
+  check_tree (e);
+  check_pairs (e);
+  for (unsigned i = 0; i < e->buffers.n; i++)
+    check_buf (e, &e->buffers.all[i]);
+  check_queues (e);
+  check_conns (e);
+}
+
+void
+engine_check (struct engine *e)
+{
+  LOCK_IN_SCOPE (&e->lock);
+  g_assert_cmpuint (e->starts.length, ==, 0);
+  engine_check_locked (e);
+}

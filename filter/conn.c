@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Connections and their requests: see conn.h.
+ */
+#include <errno.h>
+
+#include "clock.h"
+#include "dispatch.h"
+#include "fanout.h"
+#include "flush.h"
+#include "lock.h"
+#include "read.h"
+#include "readahead.h"
+
+/* The life of a connection. */
+
+/* The largest power of two that is not larger than a buffer or the plugin's
+ * largest block.
+ */
+static uint32_t
+unit_of (const struct engine *e, const struct backend *b)
+{
+  uint32_t unit = e->config.buffer_size;
+
+  while (unit > b->max_block)
+    unit /= 2;
+  return unit;
+}
+
+static void
+defer_from_now_on (struct conn *c)
+{
+  if (!atomic_exchange (&c->defers, true))
+    atomic_fetch_add (&c->engine->buffers.deferring, 1);
+}
+
+int
+conn_open (struct engine *e, const char *export_name,
+           const struct backend *backend, struct conn **cp)
+{
+  struct device *d;
+  struct conn *c;
+
+  if (backend->min_block > e->config.buffer_size)
+    return EINVAL;
+  d = device_new (e, export_name);
+  c = g_try_new0 (struct conn, 1);
+  if (c == NULL || d == NULL) {
+    if (d)
+      device_discard (d);
+    g_free (c);
+    return ENOMEM;
+  }
+  c->engine = e;
+  c->unit = unit_of (e, backend);
+  d->shared = backend->shared;
+  d->size = backend->size;
+  d->unit = c->unit;
+  d->min_block = backend->min_block;
+  c->link.data = c;
+  c->lost = UINT64_MAX;
+  lock_init (&c->streams_lock);
+  lock_init (&c->wrote_lock);
+
+  ENGINE_DISPATCH_SCOPE (e);
+  c->device = d = device_join (d);
+  c->shares = d->size == backend->size && d->unit == c->unit
+    && d->min_block == backend->min_block;
+  c->backend = *backend;
+  c->backend.stats = e->stats;
+  c->backend.pieces = &e->pieces;
+  c->backend.max_pieces = e->config.buffers;
+  c->backend.read_speed = &d->read_speed;
+  c->backend.write_speed = &d->write_speed;
+  g_queue_push_tail_link (&e->conns, &c->link);
+  if (e->config.write == WRITE_BEHIND)
+    defer_from_now_on (c);
+  *cp = c;
+  return 0;
+}
+
+bool
+conn_enter (struct conn *c)
+{
+  if (atomic_fetch_add (&c->calls, CONN_CALL) & CONN_CLOSED) {
+    conn_leave (c);
+    return false;
+  }
+  dispatch_set_conn (c);
+  backend_begin_call ();
+  return true;
+}
+
+void
+conn_leave (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  dispatch_set_conn (NULL);
+  if (atomic_fetch_sub (&c->calls, CONN_CALL) == CONN_CALL + CONN_CLOSED) {
+    ENGINE_DISPATCH_SCOPE (e);
+    cond_broadcast (&e->order.progress);
+  }
+}
+
+void
+conn_close (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  backend_set_gone (&c->backend);       /* calls under way may give up */
+  if (atomic_fetch_or (&c->calls, CONN_CLOSED) & CONN_CLOSED)
+    return;
+  {
+    ENGINE_DISPATCH_SCOPE (e);
+    while (atomic_load (&c->calls) != CONN_CLOSED)
+      engine_wait (e, &e->order.progress);
+  }
+  dispatch_set_conn (c);
+  backend_begin_call ();
+  flush_close (c);
+  {
+    ENGINE_DISPATCH_SCOPE (e);
+    buffers_drop_conn (c, 0, UINT64_MAX);
+    if (atomic_exchange (&c->defers, false))
+      atomic_fetch_sub (&e->buffers.deferring, 1);
+  }
+  dispatch_set_conn (NULL);
+}
+
+void
+conn_wait_for_prefetches (struct conn *c)
+{
+  struct engine *e = c->engine;
+
+  dispatch_set_conn (c);
+  {
+    ENGINE_DISPATCH_SCOPE (e);
+    while (c->n_reading > 0)
+      engine_wait_end (c, &e->order.progress);
+  }
+  dispatch_set_conn (NULL);
+}
+
+void
+conn_free (struct conn *c)
+{
+  conn_wait_for_prefetches (c);
+  {
+    ENGINE_DISPATCH_SCOPE (c->engine);
+    g_queue_unlink (&c->engine->conns, &c->link);
+    changes_add_all (&c->device->gone_flushing, &c->flushing);
+    /* No call changes it any more: no lock. */
+    changes_add_all (&c->device->gone, &c->wrote);
+    device_put (c->device);
+  }
+  pthread_mutex_destroy (&c->streams_lock);
+  pthread_mutex_destroy (&c->wrote_lock);
+  g_free (c);
+}
+
+/* The frame of every request. */
+
+/* Bursts come once per latency; 1 ms covers the scheduler's delays. */
+static uint64_t
+epoch_ns (struct speed *s)
+{
+  return 1000000 + 4 * speed_wait_ns (s);
+}
+
+/* False: the connection has ended. */
+static bool
+begin (struct conn *c, struct speed *s, uint64_t *now_ns)
+{
+  if (!conn_enter (c))
+    return false;
+  *now_ns = clock_ns ();
+  depth_begin (&c->depth, 1, *now_ns, epoch_ns (s));
+  return true;
+}
+
+static void
+end (struct conn *c, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
+{
+  depth_end (&c->depth, 1);
+  stats_end (c->engine->stats, kind, start_ns, bytes);
+  conn_leave (c);
+}
+
+bool
+conn_gains (struct conn *c, struct speed *s)
+{
+  return speed_wait_ns (s) > 0
+    && depth_peak (&c->depth) < c->engine->config.buffers;
+}
+
+bool
+conn_is_refusable (const struct conn *c, uint32_t count, uint64_t offset)
+{
+  const struct backend *b = &c->backend;
+
+  return ((offset | count) & (b->min_block - 1)) != 0 || count > b->max_block;
+}
+
+/* A flush or a FUA write shows that the client expects a volatile cache. */
+static void
+enable_writeback (struct conn *c)
+{
+  if (c->engine->config.write == WRITE_AUTO
+      && !atomic_load_explicit (&c->defers, memory_order_relaxed)) {
+    ENGINE_DISPATCH_SCOPE (c->engine);
+    defer_from_now_on (c);
+  }
+}
+
+/* Reads. */
+
+static bool
+may_prefetch (struct conn *c, uint32_t count, uint64_t offset)
+{
+  return c->engine->config.read == READ_AHEAD && c->shares
+    && speed_wait_ns (c->backend.read_speed) > 0
+    && !conn_is_refusable (c, count, offset);
+}
+
+int
+conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
+{
+  uint64_t now_ns;
+  struct stream *s = NULL;
+  bool waited = false, covered = false;
+  int err;
+
+  if (!begin (c, c->backend.read_speed, &now_ns))
+    return ESHUTDOWN;
+  if (may_prefetch (c, count, offset))
+    s = readahead_note (c, count, offset, now_ns, &covered);
+  err = read_serve (c, covered ? s : NULL, buf, count, offset, now_ns,
+                    &waited);
+  if (s)
+    readahead_answered (c, s, count, err, waited, now_ns);
+  end (c, STATS_READ, now_ns, count);
+  return err;
+}
+
+int
+conn_read_closed (struct conn *c, void *buf, uint32_t count, uint64_t offset)
+{
+  bool waited;
+
+  return read_serve (c, NULL, buf, count, offset, clock_ns (), &waited);
+}
+
+/* Writes. */
+
+/* Straight to the plugin, in order with waiting data. */
+static int
+write_through (struct conn *c, const void *buf, uint32_t count,
+               uint64_t offset, unsigned flags)
+{
+  struct direct d;
+  int err = direct_begin (c, &d, count, offset);
+
+  if (err)
+    return err;
+  if (flags == 0 && conn_gains (c, c->backend.write_speed)
+      && !conn_is_refusable (c, count, offset))
+    err = fanout_pwrite (c->engine->pool, &c->backend, c->unit, buf, count,
+                         offset);
+  else
+    err = backend_pwrite (&c->backend, buf, count, offset, flags);
+  direct_end (c, &d, err);
+  return err;
+}
+
+/* A client that keeps more in flight than the buffers hold would only wait for
+ * these.  Its writes below a unit do not count, as most of them join a buffer.
+ */
+static bool
+may_defer (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return atomic_load (&c->defers) && c->shares && flags == 0
+    && !conn_is_refusable (c, count, offset)
+    && !atomic_load (&c->device->failing)
+    && conn_gains (c, c->backend.write_speed)
+    && (count < c->unit || depth_peak (&c->engine->writeback.filling)
+        <= c->engine->config.buffers);
+}
+
+static int
+write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset,
+           unsigned flags, uint64_t now_ns)
+{
+  uint32_t done = 0;
+  int err = may_defer (c, count, offset, flags) ? 0 : EAGAIN;
+
+  while (done < count && err == 0) {
+    uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
+
+    err = writeback_hold (c, buf + done, n, offset + done, &now_ns);
+    if (err == 0)
+      done += n;
+  }
+  if (err == EAGAIN)
+    err = write_through (c, buf + done, count - done, offset + done, flags);
+  return err;
+}
+
+int
+conn_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
+            unsigned flags)
+{
+  struct depth *filling = &c->engine->writeback.filling;
+  struct speed *s = c->backend.write_speed;
+  uint64_t now_ns;
+  bool is_slow;
+  int err;
+
+  if (!begin (c, s, &now_ns))
+    return ESHUTDOWN;
+  if (flags & BACKEND_FUA)
+    enable_writeback (c);
+  /* A fast device defers nothing: spare it the shared counter. */
+  is_slow = speed_wait_ns (s) > 0;
+  if (is_slow)
+    depth_begin (filling, count / c->unit, now_ns, epoch_ns (s));
+  err = write_all (c, buf, count, offset, flags, now_ns);
+  if (is_slow)
+    depth_end (filling, count / c->unit);
+  end (c, STATS_WRITE, now_ns, count);
+  return err;
+}
+
+static int
+zero_or_trim (struct conn *c, enum stats_kind kind, uint32_t count,
+              uint64_t offset, unsigned flags)
+{
+  struct direct d;
+  uint64_t now_ns;
+  int err;
+
+  if (!begin (c, c->backend.write_speed, &now_ns))
+    return ESHUTDOWN;
+  if (flags & BACKEND_FUA)
+    enable_writeback (c);
+  err = direct_begin (c, &d, count, offset);
+  if (err == 0) {
+    err = kind == STATS_ZERO
+      ? backend_zero (&c->backend, count, offset, flags)
+      : backend_trim (&c->backend, count, offset, flags);
+    direct_end (c, &d, err);
+  }
+  end (c, kind, now_ns, count);
+  return err;
+}
+
+int
+conn_zero (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return zero_or_trim (c, STATS_ZERO, count, offset, flags);
+}
+
+int
+conn_trim (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return zero_or_trim (c, STATS_TRIM, count, offset, flags);
+}
+
+int
+conn_flush (struct conn *c, bool is_own)
+{
+  uint64_t now_ns;
+  int err;
+
+  if (!begin (c, c->backend.write_speed, &now_ns))
+    return ESHUTDOWN;
+  if (is_own)
+    enable_writeback (c);
+  device_flush_begin (c->device);
+  err = flush_begin (c);
+  if (err == 0 && c->backend.can_flush)
+    err = backend_flush (&c->backend);
+  device_flush_end (c->device, err);
+  err = flush_end (c, err);
+  end (c, STATS_FLUSH, now_ns, 0);
+  return err;
+}
+
+bool
+conn_drain (struct conn *c, uint32_t count, uint64_t offset)
+{
+  if (atomic_load (&c->engine->buffers.deferring) == 0)
+    return false;
+  order_drain (c, offset, offset + count);
+  return flush_has_failed (c, offset, offset + count);
+}

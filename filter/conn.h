@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Connections: their life, and each request of a client from begin to end.
+ *
+ * A request goes straight to the plugin, or to buffers.  read.h serves reads
+ * from buffers, writeback.h holds writes, order.h keeps the order.
+ *
+ * conn_read, conn_write ... may be called from many threads for one connection
+ * until conn_free.  They return 0 or a positive errno.  ESHUTDOWN: the
+ * connection has ended, or the plugin did not reply to its hooks and the client
+ * of the calling thread has gone.
+ */
+#ifndef ASYNCPOOL_CONN_H
+#define ASYNCPOOL_CONN_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <glib.h>
+
+#include "backend.h"
+#include "changes.h"
+#include "speed.h"
+#include "stream.h"
+
+struct device;
+struct engine;
+
+struct conn {
+  /* Constant from conn_open on. */
+  struct engine *engine;
+  struct device *device;
+  struct backend backend;
+  uint32_t unit;
+  bool shares;                  /* it may use the device's buffers */
+  /* Atomic. */
+  atomic_uint calls;            /* CONN_CALL per call, and CONN_CLOSED */
+  atomic_bool defers;           /* its writes may be deferred */
+  atomic_uint direct_reads;     /* its demand reads in the plugin */
+  struct depth depth;
+  /* Under streams_lock. */
+  pthread_mutex_t streams_lock;
+  struct streams streams;
+  /* Under wrote_lock, see device.h. */
+  pthread_mutex_t wrote_lock;
+  struct changes wrote;         /* its changes since the last flush of the
+                                 * device began */
+  /* Under engine.lock. */
+  struct changes flushing;      /* its changes before that, until a flush that
+                                 * shows them to all has succeeded */
+  unsigned n_dirty;             /* its dirty buffers */
+  unsigned n_reading;           /* its READING buffers, also dropped ones */
+  unsigned n_ahead;             /* its READING and CLEAN buffers in the tree */
+  uint64_t lost;                /* lowest prefetched unit of it that was
+                                 * evicted since its last read; UINT64_MAX:
+                                 * none */
+  uint64_t read_ns;             /* when a read continued a stream last */
+  GList link;                   /* in engine.conns */
+};
+
+enum { CONN_CLOSED = 1, CONN_CALL = 2 };
+
+/* BACKEND: the caller sets all but the speeds, stats and pieces.  EINVAL: the
+ * plugin's minimum block is larger than a buffer.  ENOMEM.
+ */
+extern int conn_open (struct engine *, const char *export_name,
+                      const struct backend *, struct conn **);
+/* Ends the connection: waits for the calls under way, and writes its dirty
+ * data. Later calls fail; a second conn_close does nothing.  Its prefetches
+ * may still be in flight, so that nbdkit lets the client go before conn_free.
+ */
+extern void conn_close (struct conn *);
+/* Waits until none of its prefetches is in flight. */
+extern void conn_wait_for_prefetches (struct conn *);
+/* After conn_close and the last call, before engine_free.  Waits for its
+ * prefetches.
+ */
+extern void conn_free (struct conn *);
+
+/* Around a call for the connection that is none of those below.  enter returns
+ * false if the connection has ended: do not call leave then.
+ */
+extern bool conn_enter (struct conn *);
+extern void conn_leave (struct conn *);
+
+extern int conn_read (struct conn *, void *buf, uint32_t count,
+                      uint64_t offset);
+/* For a connection that has ended: does not prefetch. */
+extern int conn_read_closed (struct conn *, void *buf, uint32_t count,
+                             uint64_t offset);
+/* FLAGS are those of backend.h. */
+extern int conn_write (struct conn *, const void *buf, uint32_t count,
+                       uint64_t offset, unsigned flags);
+extern int conn_zero (struct conn *, uint32_t count, uint64_t offset,
+                      unsigned flags);
+extern int conn_trim (struct conn *, uint32_t count, uint64_t offset,
+                      unsigned flags);
+/* IS_OWN: the connection's client sent it.  From then on that connection's
+ * writes may be deferred.
+ */
+extern int conn_flush (struct conn *, bool is_own);
+/* Between enter and leave, before asking the plugin for extents: drains the
+ * range.  Returns true if failed data is left there.
+ */
+extern bool conn_drain (struct conn *, uint32_t count, uint64_t offset);
+
+/* Whether other threads could help this client: the device waits, and the
+ * client does not keep as many requests in flight itself.
+ */
+extern bool conn_gains (struct conn *, struct speed *);
+/* Whether the plugin may refuse the request for its place or size.  It gets
+ * such a request whole, so that it refuses all of it or nothing.
+ */
+extern bool conn_is_refusable (const struct conn *, uint32_t count,
+                               uint64_t offset);
+
+#endif

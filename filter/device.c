@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Devices, exports, and the changes that a flush shows: see device.h.
+ */
+#include <string.h>
+
+#include "buffers.h"
+#include "device.h"
+#include "dispatch.h"
+#include "engine.h"
+#include "lock.h"
+
+static void
+free_export (struct export *x)
+{
+  g_free (x->name);
+  g_free (x);
+}
+
+struct device *
+device_new (struct engine *e, const char *export_name)
+{
+  struct device *d = g_try_new0 (struct device, 1);
+  struct export *x = g_try_new0 (struct export, 1);
+  size_t size = strlen (export_name) + 1;
+  /* A client chooses it, up to 4 KiB: g_strdup would abort without memory. */
+  char *name = g_try_malloc (size);
+
+  if (d == NULL || x == NULL || name == NULL) {
+    g_free (d);
+    g_free (x);
+    g_free (name);
+    return NULL;
+  }
+  x->name = memcpy (name, export_name, size);
+  x->engine = e;
+  x->link.data = x;
+  d->export = x;
+  d->link.data = d;
+  return d;
+}
+
+void
+device_discard (struct device *d)
+{
+  free_export (d->export);
+  g_free (d);
+}
+
+/* Puts FRESH on the list, or frees it where the name is known. */
+static struct export *
+join_export (struct export *fresh)
+{
+  struct engine *e = fresh->engine;
+
+  for (GList *l = e->exports.head; l; l = l->next) {
+    struct export *x = l->data;
+
+    if (strcmp (x->name, fresh->name) == 0) {
+      free_export (fresh);
+      return x;
+    }
+  }
+  g_queue_push_tail_link (&e->exports, &fresh->link);
+  return fresh;
+}
+
+static struct device *
+find_shared (const struct engine *e, const struct device *fresh)
+{
+  for (GList *l = e->devices.head; fresh->shared && l; l = l->next) {
+    struct device *d = l->data;
+
+    if (d->export == fresh->export && d->shared && d->conns > 0)
+      return d;
+  }
+  return NULL;
+}
+
+struct device *
+device_join (struct device *fresh)
+{
+  struct engine *e = fresh->export->engine;
+  struct device *d;
+
+  fresh->export = join_export (fresh->export);
+  d = find_shared (e, fresh);
+  if (d)
+    g_free (fresh);
+  else {
+    d = fresh;
+    g_queue_push_tail_link (&e->devices, &d->link);
+    d->export->devices++;
+  }
+  d->conns++;
+  d->refs++;
+  return d;
+}
+
+/* A client can make up export names.  So the errors of lost data are kept for
+ * this many names without a connection.
+ */
+enum { LOST_EXPORTS_MAX = 64 };
+
+/* Forgets names without a connection: those without a loss, and the oldest
+ * beyond LOST_EXPORTS_MAX.
+ */
+static void
+forget_exports (struct engine *e)
+{
+  unsigned lost = 0;
+
+  for (GList *l = e->exports.tail, *prev; l; l = prev) {
+    struct export *x = l->data;
+
+    prev = l->prev;
+    if (x->devices == 0
+        && (atomic_load (&x->lost) == 0 || ++lost > LOST_EXPORTS_MAX)) {
+      g_queue_unlink (&e->exports, l);
+      free_export (x);
+    }
+  }
+}
+
+void
+device_put (struct device *d)
+{
+  struct engine *e = d->export->engine;
+
+  if (--d->refs > 0)
+    return;
+  g_queue_unlink (&e->devices, &d->link);
+  if (--d->export->devices == 0) {      /* to the end: it was left last */
+    g_queue_unlink (&e->exports, &d->export->link);
+    g_queue_push_tail_link (&e->exports, &d->export->link);
+  }
+  g_free (d);
+  forget_exports (e);
+}
+
+void
+device_free_exports (struct engine *e)
+{
+  GList *l;
+
+  while ((l = g_queue_pop_head_link (&e->exports)) != NULL)
+    free_export (l->data);
+}
+
+/* Changes that a flush shows. */
+
+void
+device_note_change (struct conn *c, uint64_t offset, uint64_t end)
+{
+  LOCK_IN_SCOPE (&c->wrote_lock);
+  changes_add (&c->wrote, offset, end);
+}
+
+bool
+device_has_unflushed (struct conn *c, uint64_t offset, uint64_t end)
+{
+  LOCK_IN_SCOPE (&c->wrote_lock);
+  return changes_overlap (&c->wrote, offset, end)
+    || changes_overlap (&c->flushing, offset, end);
+}
+
+void
+device_flush_begin (struct device *d)
+{
+  struct engine *e = d->export->engine;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  d->flushes++;
+  changes_add_all (&d->gone_flushing, &d->gone);
+  d->gone.n = 0;
+  for (GList *l = e->conns.head; l; l = l->next) {
+    struct conn *c = l->data;
+
+    if (c->device != d)
+      continue;
+    LOCK_IN_SCOPE (&c->wrote_lock);
+    changes_add_all (&c->flushing, &c->wrote);
+    c->wrote.n = 0;
+  }
+}
+
+void
+device_flush_end (struct device *d, int err)
+{
+  struct engine *e = d->export->engine;
+  bool is_last;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  is_last = --d->flushes == 0;  /* else another flush is to show some of it */
+  if (err)
+    return;
+  for (GList *l = e->conns.head; l; l = l->next) {
+    struct conn *c = l->data;
+
+    if (c->device != d)
+      continue;
+    for (unsigned i = 0; i < c->flushing.n; i++)
+      buffers_drop_others (c, c->flushing.at[i].from, c->flushing.at[i].to);
+    if (is_last)
+      c->flushing.n = 0;
+  }
+  for (unsigned i = 0; i < d->gone_flushing.n; i++)
+    buffers_drop (e, d->gone_flushing.at[i].from, d->gone_flushing.at[i].to);
+  if (is_last)
+    d->gone_flushing.n = 0;
+}

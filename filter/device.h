@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Devices and exports: which connections see the same data.
+ *
+ * Between two connections there are two relations.
+ *
+ * They have the same device if they name the same export and the plugin says
+ * multi-conn for both.  They have one struct device then and share all that is
+ * in it.  A connection whose size or blocks differ from those of the device
+ * cannot use its buffers (conn.shares).  It reads waiting data from them, but
+ * neither prefetches nor defers.
+ *
+ * All others may have the same device: many plugins ignore the export name, and
+ * some give each connection a disk of its own.  They have a struct device each.
+ * Data is never served or retried across devices, but order is kept (order.h).
+ *
+ * Changes that other connections may not see before a flush: through another
+ * connection of the device the plugin may show old data until a flush.  So a
+ * connection that has changed bytes is not served data that another one has
+ * prefetched there (read.c), and a flush drops the data that others have
+ * prefetched of its device's changes.
+ */
+#ifndef ASYNCPOOL_DEVICE_H
+#define ASYNCPOOL_DEVICE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <glib.h>
+
+#include "changes.h"
+#include "speed.h"
+
+struct conn;
+struct engine;
+
+/* An export name that a client gave. */
+struct export {
+  /* Constant. */
+  struct engine *engine;
+  char *name;
+  /* Under engine.lock. */
+  unsigned devices;
+  GQueue dirty;                 /* OPEN, READY and WRITING buffers, by seq */
+  atomic_int lost;              /* written under the lock: the error of data
+                                 * that was dropped at the end of its last
+                                 * connection, until a flush returns it */
+  GList link;                   /* in engine.exports */
+};
+
+struct device {
+  /* Constant. */
+  struct export *export;
+  bool shared;                  /* the plugin says multi-conn */
+  uint64_t size;
+  uint32_t unit, min_block;
+  /* Under engine.lock. */
+  unsigned conns;               /* that have not ended */
+  unsigned refs;                /* all connections */
+  unsigned n_dirty;             /* its dirty buffers */
+  unsigned flushes;             /* under way */
+  struct changes gone, gone_flushing;   /* conn.wrote and conn.flushing of
+                                         * connections that were freed */
+  bool lost_by_name;            /* the data in lost was replaced through another
+                                 * export name */
+  GList link;                   /* in engine.devices */
+  /* Atomic. */
+  struct speed read_speed, write_speed;
+  atomic_int lost;              /* written under the lock: the error of failed
+                                 * data that another device has replaced, until
+                                 * a flush returns it */
+  atomic_bool failing;          /* written under the lock: a deferred write
+                                 * failed, and no flush has succeeded since */
+};
+
+/* A new connection's device: an export and a device without connections.  NULL:
+ * no memory.  device_join or device_discard it.
+ */
+extern struct device *device_new (struct engine *, const char *export_name);
+extern void device_discard (struct device *);
+/* Wants engine.lock.  Returns the device of the new connection: FRESH, or one
+ * that it shares; then FRESH is freed.
+ */
+extern struct device *device_join (struct device *fresh);
+/* A connection is freed.  Wants engine.lock. */
+extern void device_put (struct device *);
+/* Frees all exports. */
+extern void device_free_exports (struct engine *);
+
+/* The connection has changed the range.  Call it before the data that others
+ * have prefetched there is dropped.  Takes a leaf lock.
+ */
+extern void device_note_change (struct conn *, uint64_t offset, uint64_t end);
+/* Whether the connection has changed bytes there that no flush has shown to the
+ * others.  Wants engine.lock.
+ */
+extern bool device_has_unflushed (struct conn *, uint64_t offset, uint64_t end);
+/* Around each flush of the device.  When it has succeeded all connections see
+ * the changes that were answered before it began.
+ */
+extern void device_flush_begin (struct device *);
+extern void device_flush_end (struct device *, int err);
+
+#endif

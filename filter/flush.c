@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Flush, failed data, and the end of a connection: see flush.h.
+ */
+#include <errno.h>
+
+#include "clock.h"
+#include "dispatch.h"
+#include "flush.h"
+
+/* Failed data. */
+
+bool
+flush_has_failed (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  for (struct buf *b = buffers_first (e, offset, end); b;
+       b = buffers_next (b, offset, end))
+    if (b->state == BUF_FAILED && b->device == c->device)
+      return true;
+  return false;
+}
+
+/* Whether this connection could write the buffer itself: the first one of its
+ * device may have had other limits.
+ */
+static bool
+can_write (const struct conn *c, const struct buf *b)
+{
+  const struct backend *k = &c->backend;
+  uint32_t mask = k->min_block - 1;
+
+  return k->can_write && buf_limit (b) <= k->size
+    && ((buf_start (b) | buf_end (b)) & mask) == 0
+    && b->hi - b->lo <= k->max_block;
+}
+
+/* An error that another try cannot change. */
+static bool
+is_permanent (int err)
+{
+  return err == EPERM || err == EROFS || err == EINVAL;
+}
+
+/* Failed data of a device, not younger than SEQ: the oldest FAILED buffer, or a
+ * dirty one that is being tried again.
+ */
+static struct buf *
+find_failed (const struct device *d, uint64_t seq)
+{
+  for (GList *l = d->export->engine->buffers.failed.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->device == d && b->seq <= seq)
+      return b;
+  }
+  for (GList *l = d->export->dirty.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->device == d && b->seq <= seq && b->failed_seq > 0)
+      return b;
+  }
+  return NULL;
+}
+
+static bool
+is_of_device (const struct conn *c, const struct buf *b)
+{
+  return b->device == c->device;
+}
+
+/* Takes a FAILED buffer over if its connection has ended or is about to: that
+ * end does not wait for the buffer then.  False: this connection cannot write
+ * it.
+ */
+static bool
+take_over (struct conn *c, struct buf *b)
+{
+  if (b->conn == c
+      || (b->conn && atomic_load (&b->conn->backend.gone_ns) == 0))
+    return true;
+  if (!can_write (c, b))
+    return false;
+  b->conn = c;
+  return true;
+}
+
+/* Has workers try failed data again, except data that no connection can write.
+ */
+static void
+retry_all (struct conn *c,
+           bool (*is_meant) (const struct conn *, const struct buf *))
+{
+  struct engine *e = c->engine;
+
+  for (GList *l = e->buffers.failed.head, *next; l; l = next) {
+    struct buf *b = l->data;
+
+    next = l->next;
+    /* The flush itself tries data that has to wait: its wait has a bound. */
+    if (is_meant (c, b) && take_over (c, b) && order_can_dispatch_locked (b))
+      buffers_set_state (b, BUF_READY);
+  }
+  order_dispatch_locked (e, 0, UINT64_MAX);
+}
+
+/* Waits until a claimed READY buffer may be written.  False: it could not, with
+ * the reason in *ERR, or newer data has replaced it, with *ERR 0.
+ */
+static bool
+wait_for_turn (struct conn *c, struct buf *b, int *err)
+{
+  struct engine *e = c->engine;
+  uint64_t until_ns = clock_ns () + e->config.others_ns;
+  bool is_replaced;
+
+  *err = 0;
+  buffers_pin (b);
+  while (!b->dropped && !order_can_dispatch_locked (b) && *err == 0)
+    *err = order_wait_progress_locked (c, until_ns);
+  is_replaced = b->dropped;
+  buffers_unpin (b);
+  if (is_replaced)
+    *err = 0;
+  else if (*err) {
+    order_fail_locked (b);
+    order_dispatch_locked (e, buf_start (b), buf_limit (b));
+    cond_broadcast (&e->order.progress);
+    if (*err == ETIMEDOUT)
+      *err = b->err;
+  }
+  return !is_replaced && *err == 0;
+}
+
+/* Tries a piece of a FAILED buffer again, through the connection that wrote
+ * the data: before a flush that may be the only one to see it.  The calling
+ * thread does it, because it is nbdkit's: there the plugin's error is not
+ * lost.  But a hook is not called on another connection's thread; the
+ * operation is dispatched then, and its error is the plugin's in any case.
+ *  Releases the lock meanwhile.
+ */
+static int
+try_again (struct conn *c, struct buf *b)
+{
+  struct engine *e = c->engine;
+  struct conn *via = b->conn;
+  uint64_t offset, end;
+  int err;
+
+  /* READY: new direct operations wait for it, and it waits for those that run.
+   * The bytes that these change leave the buffer.
+   */
+  b->claimed = true;
+  buffers_set_state (b, BUF_READY);
+  if (!wait_for_turn (c, b, &err))
+    return err;
+  b->claimed = false;
+  if (via != c && via->backend.hooks) {
+    order_write_locked (b);
+    return 0;
+  }
+  buffers_set_state (b, BUF_WRITING);
+  offset = buf_start (b);
+  end = buf_end (b);
+  engine_unlock_and_dispatch (e);
+  err = backend_pwrite (&via->backend, b->data + (offset - b->base),
+                        end - offset, offset, 0);
+  engine_lock (e);
+  order_written_locked (b, offset, end, err);
+  return err;
+}
+
+/* The log lines of a buffer: one for each piece. */
+struct report {
+  struct engine *engine;
+  const char *name;
+  uint64_t base;
+  int err;
+  GArray *pieces;               /* struct span */
+};
+
+static struct report
+report_of (const struct buf *b)
+{
+  struct report r = {
+    b->engine, b->device->export->name, b->base, b->err,
+    g_array_new (FALSE, FALSE, sizeof (struct span))
+  };
+
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span p = buf_piece (b, i);
+
+    g_array_append_val (r.pieces, p);
+  }
+  return r;
+}
+
+/* Releases the lock meanwhile, as a log may be slow.  The export stays. */
+static void
+log_report (struct report r, bool kept)
+{
+  engine_unlock_and_dispatch (r.engine);
+  for (unsigned i = 0; i < r.pieces->len; i++) {
+    struct span p = g_array_index (r.pieces, struct span, i);
+
+    r.engine->config.log_unwritten (r.name, r.base + p.lo, p.hi - p.lo, r.err,
+                                    kept);
+  }
+  g_array_unref (r.pieces);
+  engine_lock (r.engine);
+}
+
+/* Gives a FAILED buffer up.  Releases the lock meanwhile. */
+static void
+lose (struct buf *b)
+{
+  struct report r = report_of (b);
+
+  if (!b->reported)
+    atomic_store (&b->device->export->lost, b->err);
+  buffers_remove (b);
+  log_report (r, false);
+}
+
+/* Flush. */
+
+/* The dirty data of the export name that a flush waits for: not data that has
+ * failed since the flush began, and not data of other devices that has ever
+ * failed.
+ */
+static unsigned
+dirty_for_flush (struct conn *c, const void *what)
+{
+  uint64_t seq = *(const uint64_t *) what;
+  unsigned kinds = 0;
+
+  for (GList *l = c->device->export->dirty.head; l && !(kinds & DIRTY_OWN);
+       l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->seq > seq)
+      break;
+    if (b->device == c->device && b->failed_seq <= seq)
+      kinds |= DIRTY_OWN;
+    else if (b->device != c->device && b->failed_seq == 0)
+      kinds |= DIRTY_OTHERS;
+  }
+  return kinds;
+}
+
+static void
+submit_export (const struct export *x)
+{
+  for (GList *l = x->engine->buffers.open.head, *next; l; l = next) {
+    struct buf *b = l->data;
+
+    next = l->next;
+    if (b->device->export == x)
+      order_submit_locked (b);
+  }
+}
+
+/* Whether a flush that began at SEQ tries a FAILED buffer again.  It gives a
+ * buffer once to the hook of another connection: that error is the plugin's.
+ */
+static bool
+may_try (struct conn *c, struct buf *b, uint64_t seq)
+{
+  return take_over (c, b)
+    && (b->conn == c || b->conn->backend.hooks == NULL || b->failed_seq <= seq);
+}
+
+int
+flush_begin (struct conn *c)
+{
+  struct engine *e = c->engine;
+  bool is_side_by_side = false;
+  int err, first = 0;
+  struct buf *b;
+  uint64_t seq, until_ns = 0;   /* one bound for all waits for other devices */
+
+  if (atomic_load (&e->buffers.deferring) == 0)
+    return 0;
+  ENGINE_DISPATCH_SCOPE (e);
+  seq = e->buffers.seq;
+  submit_export (c->device->export);
+  err = order_wait_locked (c, dirty_for_flush, &seq, 0, UINT64_MAX, &until_ns);
+  while (err == 0 && (b = find_failed (c->device, seq)) != NULL) {
+    if (b->state == BUF_FAILED && may_try (c, b, seq))
+      err = try_again (c, b);
+    else if (b->state == BUF_FAILED || b->failed_seq > seq)
+      err = b->err;
+    if (err && err != ESHUTDOWN && b->state == BUF_FAILED
+        && is_permanent (b->err)) {
+      first = first ? first : err;
+      err = 0;
+      b->reported = true;
+      lose (b);
+    }
+    else if (err == 0 && !is_side_by_side) {    /* it takes writes again */
+      is_side_by_side = true;
+      retry_all (c, is_of_device);
+    }
+    if (err == 0)
+      err = order_wait_locked (c, dirty_for_flush, &seq, 0, UINT64_MAX,
+                               &until_ns);
+  }
+  return first ? first : err;
+}
+
+/* The error of lost data, which this flush returns. */
+static int
+take_lost (struct device *d)
+{
+  int by_device = atomic_exchange (&d->lost, 0);
+  int by_export = atomic_exchange (&d->export->lost, 0);
+
+  d->lost_by_name = false;
+  return by_device ? by_device : by_export;
+}
+
+int
+flush_end (struct conn *c, int err)
+{
+  struct device *d = c->device;
+  int lost;
+
+  if (!atomic_load (&d->failing) && atomic_load (&d->export->lost) == 0)
+    return err;
+  /* The client may have gone: the next flush returns the error. */
+  if (err == ESHUTDOWN)
+    return err;
+  ENGINE_DISPATCH_SCOPE (c->engine);
+  lost = take_lost (d);
+  if (err == 0)
+    err = lost;
+  if (err == 0 && find_failed (d, UINT64_MAX) == NULL)
+    atomic_store (&d->failing, false);
+  for (GList *l = c->engine->buffers.failed.head; err && l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (b->device == d)
+      b->reported = true;
+  }
+  return err;
+}
+
+/* The end of a connection. */
+
+/* Failed data that the end of a connection has to care for. */
+static bool
+is_for_end (const struct conn *c, const struct buf *b)
+{
+  return b->conn == c || (b->device == c->device && c->device->conns == 1);
+}
+
+static struct buf *
+find_for_end (const struct conn *c)
+{
+  for (GList *l = c->engine->buffers.failed.head; l; l = l->next) {
+    struct buf *b = l->data;
+
+    if (is_for_end (c, b))
+      return b;
+  }
+  return NULL;
+}
+
+void
+flush_close (struct conn *c)
+{
+  struct engine *e = c->engine;
+  struct device *d = c->device;
+  bool is_given_up = false;
+  struct buf *b;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  submit_export (d->export);
+  /* Workers first: on this thread, whose client has gone, filters below that
+   * sleep fail at once.
+   */
+  retry_all (c, is_for_end);
+  for (;;) {
+    /* Each time: another connection may have tried this one's failed data again
+     * during the log.
+     */
+    while (c->n_dirty > 0) {
+      pool_wake_idle (e->pool);
+      is_given_up |= engine_wait_end (c, &e->order.progress);
+    }
+    b = find_for_end (c);
+    if (b == NULL)
+      break;
+    if (!is_given_up && take_over (c, b) && try_again (c, b) == 0)
+      continue;
+    if (b->state != BUF_FAILED)         /* newer data has replaced it */
+      continue;
+    if (d->conns == 1)
+      lose (b);
+    else {
+      b->conn = NULL;
+      log_report (report_of (b), true);
+    }
+  }
+  /* A client of another name has replaced data here: the next client of this
+   * name is to hear of it.
+   */
+  if (--d->conns == 0 && d->lost_by_name && atomic_load (&d->lost))
+    atomic_store (&d->export->lost, atomic_load (&d->lost));
+}

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The layer below the filter, as a backend: see next.h.
+ */
+#include <errno.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-filter.h>
+
+#include "next.h"
+
+/* nbdkit's functions return -1 and an error that is never 0; be sure of that.
+ */
+static int
+result (int r, int err)
+{
+  return r == 0 ? 0 : err > 0 ? err : EIO;
+}
+
+static uint32_t
+nbdkit_flags (unsigned flags)
+{
+  return (flags & BACKEND_FUA ? NBDKIT_FLAG_FUA : 0)
+    | (flags & BACKEND_MAY_TRIM ? NBDKIT_FLAG_MAY_TRIM : 0)
+    | (flags & BACKEND_FAST_ZERO ? NBDKIT_FLAG_FAST_ZERO : 0);
+}
+
+unsigned
+next_flags (uint32_t flags)
+{
+  return (flags & NBDKIT_FLAG_FUA ? BACKEND_FUA : 0)
+    | (flags & NBDKIT_FLAG_MAY_TRIM ? BACKEND_MAY_TRIM : 0)
+    | (flags & NBDKIT_FLAG_FAST_ZERO ? BACKEND_FAST_ZERO : 0);
+}
+
+/* The server exports it, nbdkit-filter.h does not declare it. */
+extern void nbdkit_set_error (int err);
+
+/* nbdkit clears the plugin's nbdkit_set_error before each request.  One request
+ * may make several calls, and each has its own error: so clear it here, too.
+ */
+static nbdkit_next *
+begin (void *handle)
+{
+  nbdkit_set_error (0);
+  return handle;
+}
+
+static int
+next_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
+{
+  nbdkit_next *next = begin (handle);
+  int err = 0;
+  int r = next->pread (next, buf, count, offset, 0, &err);
+
+  return result (r, err);
+}
+
+static int
+next_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
+             unsigned flags)
+{
+  nbdkit_next *next = begin (handle);
+  int err = 0;
+  int r = next->pwrite (next, buf, count, offset, nbdkit_flags (flags), &err);
+
+  return result (r, err);
+}
+
+static int
+next_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
+{
+  nbdkit_next *next = begin (handle);
+  int err = 0;
+  int r = next->zero (next, count, offset, nbdkit_flags (flags), &err);
+
+  return result (r, err);
+}
+
+static int
+next_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
+{
+  nbdkit_next *next = begin (handle);
+  int err = 0;
+  int r = next->trim (next, count, offset, nbdkit_flags (flags), &err);
+
+  return result (r, err);
+}
+
+static int
+next_flush (void *handle)
+{
+  nbdkit_next *next = begin (handle);
+  int err = 0;
+  int r = next->flush (next, 0, &err);
+
+  return result (r, err);
+}
+
+/* nbdkit_nanosleep fails if the client of the calling thread has gone, or the
+ * server shuts down.
+ */
+static bool
+is_gone (void *handle)
+{
+  (void) handle;
+  return nbdkit_nanosleep (0, 1) == -1;
+}
+
+static const struct backend_ops ops = {
+  .pread = next_pread, .pwrite = next_pwrite, .zero = next_zero,
+  .trim = next_trim, .flush = next_flush, .is_gone = is_gone,
+};
+
+int
+next_backend (nbdkit_next *next, struct backend *b)
+{
+  uint32_t minimum, preferred, maximum;
+  int64_t size = next->get_size (next);
+  int can_write, can_flush, can_multi_conn;
+
+  if (size == -1 || (can_write = next->can_write (next)) == -1
+      || (can_flush = next->can_flush (next)) == -1
+      || next->can_fua (next) == -1 || next->can_zero (next) == -1
+      || next->can_fast_zero (next) == -1 || next->can_trim (next) == -1
+      || next->can_extents (next) == -1 || next->can_cache (next) == -1
+      || (can_multi_conn = next->can_multi_conn (next)) == -1
+      || next->block_size (next, &minimum, &preferred, &maximum) == -1)
+    return -1;
+  *b = (struct backend) {
+    .ops = &ops, .handle = next, .size = size,
+    .min_block = minimum > 0 ? minimum : 1,
+    .max_block = maximum > 0 ? maximum : UINT32_MAX,
+    .can_write = can_write, .can_flush = can_flush, .shared = can_multi_conn
+  };
+  return 0;
+}

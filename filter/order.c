@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The order of writes, zeroes and trims: see order.h.
+ */
+#include <errno.h>
+
+#include "clock.h"
+#include "debug.h"
+#include "dispatch.h"
+#include "order.h"
+
+int
+order_wait_progress_locked (struct conn *c, uint64_t until_ns)
+{
+  struct engine *e = c->engine;
+  int err;
+
+  pool_wake_idle (e->pool);
+  e->order.waiters++;
+  err = engine_wait_plugin (c, &e->order.progress, until_ns);
+  e->order.waiters--;
+  return err;
+}
+
+/* Completion. */
+
+/* The plugin has taken a write, zero or trim of DEVICE: those bytes leave all
+ * waiting data that is not younger than SEQ.  Such data of DEVICE has failed
+ * before.  Data of another device has failed too, or was still dirty when the
+ * wait for it ended; that device's next flush returns an error.
+ */
+static void
+supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
+{
+  struct engine *e = device->export->engine;
+  struct buf *b, *next;
+
+  for (b = buffers_first (e, offset, end); b; b = next) {
+    uint64_t from = buf_start (b), to = buf_limit (b);
+
+    next = buffers_next (b, offset, end);
+    if (!buf_is_waiting (b) || b->seq > seq)
+      continue;
+    if (b->device != device) {
+      atomic_store (&b->device->lost, b->err ? b->err : EIO);
+      atomic_store (&b->device->failing, true);
+      b->device->lost_by_name |= b->device->export != device->export;
+      buffers_wake_writers (e);
+    }
+    buffers_cut (b, offset, end);
+    order_dispatch_locked (e, from, to);        /* what has waited for it */
+  }
+}
+
+void
+order_fail_locked (struct buf *b)
+{
+  struct engine *e = b->engine;
+
+  b->claimed = false;
+  b->failed_seq = ++e->buffers.seq;
+  atomic_store (&b->device->failing, true);
+  buffers_set_state (b, BUF_FAILED);
+  buffers_wake_writers (e);     /* they must not wait for failed data */
+}
+
+void
+order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
+{
+  struct engine *e = b->engine;
+  struct device *device = b->device;
+  /* Newer data may have replaced some bytes meanwhile. */
+  uint64_t from = MIN (offset, buf_start (b)), to = MAX (end, buf_limit (b));
+  uint64_t seq = b->seq;
+
+  debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": error %d", offset, end,
+                 err);
+  b->err = err;
+  if (err)
+    stats_add (e->stats, STATS_DEFERRED_ERRORS, 1);
+  if (b->dropped) {
+    buffers_set_state (b, BUF_TAKEN);
+    buffers_put_if_unused (b);
+  }
+  else if (err)
+    order_fail_locked (b);
+  else {
+    buffers_set_state (b, BUF_READY);   /* for the other pieces */
+    /* Long ago: a flush waits for the next try of the other pieces. */
+    b->failed_seq = MIN (b->failed_seq, 1);
+    buffers_cut (b, offset, end);
+    supersede (device, seq, offset, end);
+  }
+  order_dispatch_locked (e, from, to);
+  cond_broadcast (&e->order.progress);
+}
+
+/* Dispatch. */
+
+static void
+write_done (struct backend_io *io, int err)
+{
+  struct buf *b = buf_of_io (io);
+  struct engine *e = b->engine;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  b->hooked = false;
+  order_written_locked (b, io->hook.offset, io->hook.offset + io->hook.count,
+                        err);
+}
+
+bool
+order_can_dispatch_locked (const struct buf *b)
+{
+  struct engine *e = b->engine;
+  uint64_t offset = buf_start (b), end = buf_end (b);
+
+  if (b->fillers > 0)
+    return false;
+  for (struct buf *o = buffers_first (e, offset, end); o;
+       o = buffers_next (o, offset, end))
+    if (o != b && (o->state == BUF_WRITING
+                   || (buf_is_dirty (o) && o->seq < b->seq)))
+      return false;
+  for (GList *l = e->order.directs.head; l; l = l->next) {
+    struct direct *d = l->data;
+
+    if (d->running && ranges_overlap (d->offset, d->end, offset, end))
+      return false;
+  }
+  return true;
+}
+
+void
+order_write_locked (struct buf *b)
+{
+  struct engine *e = b->engine;
+
+  buffers_set_state (b, BUF_WRITING);
+  dispatch_buf (b, true, POOL_WRITE, write_done);
+  if (e->order.waiters + e->buffers.writers.length > 0)
+    pool_wake_idle (e->pool);
+}
+
+void
+order_dispatch_locked (struct engine *e, uint64_t offset, uint64_t end)
+{
+  for (struct buf *b = buffers_first (e, offset, end); b;
+       b = buffers_next (b, offset, end))
+    if (b->state == BUF_READY && !b->claimed && order_can_dispatch_locked (b))
+      order_write_locked (b);
+}
+
+void
+order_submit_locked (struct buf *b)
+{
+  buffers_set_state (b, BUF_READY);
+  order_dispatch_locked (b->engine, buf_start (b), buf_end (b));
+}
+
+void
+order_submit_range_locked (struct engine *e, const struct buf *but,
+                           uint64_t offset, uint64_t end)
+{
+  struct buf *b, *next;
+
+  for (b = buffers_first (e, offset, end); b; b = next) {
+    next = buffers_next (b, offset, end);
+    if (b->state == BUF_OPEN && b != but)
+      order_submit_locked (b);
+  }
+}
+
+bool
+order_do_queued_locked (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+
+  if (!pool_has_queued (e->pool, POOL_WRITE))
+    return false;
+  for (struct buf *b = buffers_first (e, offset, end); b;
+       b = buffers_next (b, offset, end))
+    if (b->device == c->device && b->state == BUF_WRITING && !b->hooked
+        && pool_cancel (e->pool, &b->job)) {
+      engine_unlock_and_dispatch (e);
+      backend_io_do (&b->io);
+      engine_lock (e);
+      return true;
+    }
+  return false;
+}
+
+/* Draining. */
+
+int
+order_wait_locked (struct conn *c,
+                   unsigned (*dirty) (struct conn *, const void *),
+                   const void *what, uint64_t offset, uint64_t end,
+                   uint64_t *until_ns)
+{
+  struct engine *e = c->engine;
+  bool is_logged = false;
+  unsigned kinds;
+  int err = 0;
+
+  while ((kinds = dirty (c, what)) != 0) {
+    if (err == ETIMEDOUT && kinds == DIRTY_OTHERS) {
+      if (is_logged)
+        break;
+      is_logged = true;
+      engine_unlock_and_dispatch (e);
+      e->config.log_overdue (c->device->export->name);
+      engine_lock (e);
+      continue;
+    }
+    if (*until_ns == 0) {
+      stats_add (e->stats, STATS_BARRIERS, 1);
+      *until_ns = clock_ns () + e->config.others_ns;
+    }
+    if ((kinds & DIRTY_OWN) && order_do_queued_locked (c, offset, end))
+      continue;
+    err = order_wait_progress_locked (c, kinds & DIRTY_OWN ? UINT64_MAX
+                                      : *until_ns);
+    if (err == ESHUTDOWN)
+      return err;
+  }
+  return 0;
+}
+
+struct drained {
+  uint64_t seq, offset, end;
+};
+
+/* Dirty data in the range that is not younger than seq. */
+static unsigned
+dirty_in_range (struct conn *c, const void *what)
+{
+  const struct drained *d = what;
+  struct engine *e = c->engine;
+  unsigned kinds = 0;
+
+  for (struct buf *b = buffers_first (e, d->offset, d->end); b;
+       b = buffers_next (b, d->offset, d->end))
+    if (buf_is_dirty (b) && b->seq <= d->seq)
+      kinds |= b->device == c->device ? DIRTY_OWN : DIRTY_OTHERS;
+  return kinds;
+}
+
+int
+order_drain_locked (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+  struct drained d = { e->buffers.seq, offset, end };
+  uint64_t until_ns = 0;
+
+  order_submit_range_locked (e, NULL, offset, end);
+  return order_wait_locked (c, dirty_in_range, &d, offset, end, &until_ns);
+}
+
+int
+order_drain (struct conn *c, uint64_t offset, uint64_t end)
+{
+  ENGINE_DISPATCH_SCOPE (c->engine);
+  return order_drain_locked (c, offset, end);
+}
+
+/* Direct operations. */
+
+/* READY data of another device in the range was not dispatched in time.  It has
+ * failed: so it does not wait for the direct operation that runs now, which may
+ * hang in its turn.
+ */
+static void
+fail_others (const struct device *d, uint64_t offset, uint64_t end)
+{
+  struct engine *e = d->export->engine;
+
+  for (struct buf *b = buffers_first (e, offset, end); b;
+       b = buffers_next (b, offset, end))
+    if (b->device != d && b->state == BUF_READY && !b->claimed
+        && b->fillers == 0) {
+      b->err = b->err ? b->err : EIO;
+      order_fail_locked (b);
+      cond_broadcast (&e->order.progress);
+    }
+}
+
+bool
+direct_overlaps_locked (struct engine *e, uint64_t offset, uint64_t end)
+{
+  if (atomic_load (&e->order.unregistered) > 0)
+    return true;
+  for (GList *l = e->order.directs.head; l; l = l->next) {
+    struct direct *d = l->data;
+
+    if (ranges_overlap (d->offset, d->end, offset, end))
+      return true;
+  }
+  return false;
+}
+
+int
+direct_begin (struct conn *c, struct direct *d, uint32_t count,
+              uint64_t offset)
+{
+  struct engine *e = c->engine;
+  int err;
+
+  *d = (struct direct) {
+    .device = c->device, .offset = offset, .end = offset + count,
+    .link.data = d
+  };
+  /* The common case, no connection may defer writes: no lock.  Sequentially
+   * consistent with direct_overlaps_locked: either this thread sees a
+   * connection that defers, or that one sees this operation and defers nothing.
+   */
+  atomic_fetch_add (&e->order.unregistered, 1);
+  if (atomic_load (&e->buffers.deferring) == 0)
+    return 0;
+  atomic_fetch_sub (&e->order.unregistered, 1);
+
+  ENGINE_DISPATCH_SCOPE (e);
+  g_queue_push_tail_link (&e->order.directs, &d->link);
+  err = order_drain_locked (c, d->offset, d->end);
+  d->running = err == 0;
+  if (err)
+    g_queue_unlink (&e->order.directs, &d->link);
+  else
+    fail_others (c->device, offset, d->end);
+  return err;
+}
+
+void
+direct_end (struct conn *c, struct direct *d, int err)
+{
+  struct engine *e = c->engine;
+
+  device_note_change (c, d->offset, d->end);
+  if (!d->running) {            /* it is unregistered */
+    /* The plugin's data has changed.  A prefetch that began before is seen
+     * here, one that begins now reads the new data.
+     */
+    atomic_thread_fence (memory_order_seq_cst);
+    if (atomic_load (&e->buffers.in_tree) > 0) {
+      ENGINE_DISPATCH_SCOPE (e);
+      buffers_drop (e, d->offset, d->end);
+    }
+    atomic_fetch_sub (&e->order.unregistered, 1);
+    return;
+  }
+  ENGINE_DISPATCH_SCOPE (e);
+  if (err == 0)
+    supersede (c->device, UINT64_MAX, d->offset, d->end);
+  buffers_drop (e, d->offset, d->end);
+  g_queue_unlink (&e->order.directs, &d->link);
+  order_dispatch_locked (e, d->offset, d->end);
+  cond_broadcast (&e->order.progress);
+}

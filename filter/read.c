@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Serving one read: see read.h.
+ *
+ * 1. Under the lock, pin every buffer that holds a part of the request.
+ * 2. Read what no buffer holds from the plugin.
+ * 3. Copy from the pinned buffers, by place and age: newer data overwrites.
+ * 4. Under the lock, unpin.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "dispatch.h"
+#include "fanout.h"
+#include "read.h"
+#include "readahead.h"
+
+/* Prefetched data is not served any longer than this: the device may change
+ * beside the server, and without the filter a client would see that.
+ */
+#define AHEAD_MAX_AGE_NS UINT64_C (5000000000)
+
+struct pin {
+  struct buf *b;
+  uint64_t from, to;            /* the part of the request that it serves */
+  bool reading;                 /* it was READING when it was pinned */
+};
+
+struct read {
+  struct conn *c;
+  struct stream *covered;       /* to tell that a buffer is missing, once */
+  char *buf;
+  uint64_t offset, end;
+  bool whole;                   /* refusable: the plugin gets the whole request,
+                                 * and waiting data is copied over its answer */
+  unsigned n;
+  struct pin *pins, few[32];
+};
+
+/* Whether the request may be served from this buffer. */
+static bool
+may_read (const struct read *r, const struct buf *b)
+{
+  struct conn *c = r->c;
+
+  if (b->device != c->device)
+    return false;
+  if (buf_is_waiting (b))
+    return true;
+  if (r->whole)
+    return false;
+  if (b->conn == c)
+    return true;
+  return c->shares
+    && !(c->backend.can_flush
+         && device_has_unflushed (c, MAX (buf_start (b), r->offset),
+                                  MIN (buf_end (b), r->end)));
+}
+
+static void
+pin_pieces (struct read *r, struct buf *b)
+{
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span s = buf_piece (b, i);
+    struct pin p = {
+      .b = b, .from = MAX (b->base + s.lo, r->offset),
+      .to = MIN (b->base + s.hi, r->end), .reading = b->state == BUF_READING
+    };
+
+    if (p.from >= p.to)
+      continue;
+    buffers_pin (b);
+    r->pins[r->n++] = p;
+  }
+}
+
+/* Pins every buffer that holds a part of the request, by place and age.
+ *  EAGAIN: it had to wait.  ENOMEM.  Wants the lock, may release it meanwhile.
+ */
+static int
+try_pin_all (struct read *r, uint64_t now_ns)
+{
+  struct engine *e = r->c->engine;
+  struct buf *b, *next;
+  unsigned n = 0;
+
+  for (b = buffers_first (e, r->offset, r->end); b; b = next) {
+    next = buffers_next (b, r->offset, r->end);
+    if (!may_read (r, b))
+      continue;
+    if (b->fillers > 0) {
+      engine_wait (e, &b->changed);
+      return EAGAIN;
+    }
+    if (b->state == BUF_CLEAN && now_ns > b->since_ns + AHEAD_MAX_AGE_NS)
+      buffers_remove (b);
+    else
+      n += buf_n_pieces (b);
+  }
+  if (n > G_N_ELEMENTS (r->few)) {
+    r->pins = g_try_new (struct pin, n);
+    if (r->pins == NULL)
+      return ENOMEM;
+  }
+  for (b = buffers_first (e, r->offset, r->end); b;
+       b = buffers_next (b, r->offset, r->end))
+    if (may_read (r, b))
+      pin_pieces (r, b);
+  return 0;
+}
+
+/* Dirty data of another device in the range.  That may be the same device: then
+ * the plugin must have the data before this read.  Wants the lock.
+ */
+static bool
+others_are_dirty (struct read *r)
+{
+  struct engine *e = r->c->engine;
+
+  for (struct buf *b = buffers_first (e, r->offset, r->end); b;
+       b = buffers_next (b, r->offset, r->end))
+    if (b->device != r->c->device && buf_is_dirty (b))
+      return true;
+  return false;
+}
+
+static int
+pin_all (struct read *r, uint64_t now_ns)
+{
+  int err = 0;
+
+  ENGINE_DISPATCH_SCOPE (r->c->engine);
+  if (others_are_dirty (r))
+    err = order_drain_locked (r->c, r->offset, r->end);
+  if (err)
+    return err;
+  while ((err = try_pin_all (r, now_ns)) == EAGAIN)
+    ;
+  return err;
+}
+
+/* A part of the request, from the plugin. */
+static int
+read_device (struct read *r, uint64_t from, uint64_t to)
+{
+  struct conn *c = r->c;
+  char *buf = r->buf + (from - r->offset);
+  uint32_t count = to - from;
+  int err;
+
+  if (r->covered) {
+    readahead_missed (c, r->covered);
+    r->covered = NULL;
+  }
+  atomic_fetch_add_explicit (&c->direct_reads, 1, memory_order_relaxed);
+  if (conn_gains (c, c->backend.read_speed)
+      && !conn_is_refusable (c, count, from))
+    err = fanout_pread (c->engine->pool, &c->backend, c->unit, buf, count,
+                        from);
+  else
+    err = backend_pread (&c->backend, buf, count, from);
+  atomic_fetch_sub_explicit (&c->direct_reads, 1, memory_order_relaxed);
+  return err;
+}
+
+/* The first pin at or after I that alone holds all bytes wanted of its unit.
+ * Where waiting data holds a part only, it is copied over the plugin's data.
+ */
+static unsigned
+next_whole (const struct read *r, unsigned i)
+{
+  uint64_t unit = r->c->device->unit;
+
+  if (r->whole)
+    return r->n;
+  for (; i < r->n; i++) {
+    uint64_t base = r->pins[i].b->base;
+
+    if (r->pins[i].from == MAX (base, r->offset)
+        && r->pins[i].to == MIN (base + unit, r->end))
+      break;
+  }
+  return i;
+}
+
+/* From the plugin, what no buffer holds. */
+static int
+read_gaps (struct read *r, bool *waited)
+{
+  uint64_t from = r->offset;
+  int err = 0;
+
+  for (unsigned i = next_whole (r, 0); err == 0 && i < r->n;
+       i = next_whole (r, i + 1)) {
+    if (from < r->pins[i].from) {
+      *waited = true;
+      err = read_device (r, from, r->pins[i].from);
+    }
+    from = MAX (from, r->pins[i].to);
+  }
+  if (err == 0 && from < r->end) {
+    *waited = true;
+    err = read_device (r, from, r->end);
+  }
+  return err;
+}
+
+/* From the buffers.  Where a prefetch fails the plugin is asked after all. */
+static int
+copy_pins (struct read *r, bool *waited)
+{
+  int err = 0;
+
+  for (unsigned i = 0; i < r->n && err == 0; i++) {
+    struct pin *p = &r->pins[i];
+    struct buf *b = p->b;
+    bool is_good = true;
+
+    if (p->reading) {
+      ENGINE_DISPATCH_SCOPE (r->c->engine);
+      *waited |= b->state == BUF_READING;
+      err = readahead_wait (r->c, b);
+      is_good = b->err == 0;
+    }
+    if (err)
+      break;
+    if (is_good)
+      memcpy (r->buf + (p->from - r->offset), b->data + (p->from - b->base),
+              p->to - p->from);
+    else
+      err = read_device (r, p->from, p->to);
+  }
+  return err;
+}
+
+/* A stream does not read the same bytes again, so a prefetched buffer that is
+ * read is better used for the next ones.
+ */
+static void
+unpin_all (struct read *r)
+{
+  struct engine *e = r->c->engine;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  for (unsigned i = 0; i < r->n; i++) {
+    struct pin *p = &r->pins[i];
+
+    if (p->b->state == BUF_CLEAN && !p->b->dropped) {
+      p->b->used += p->to - p->from;
+      stats_add (e->stats, STATS_AHEAD_USED, p->to - p->from);
+      if (p->b->used >= p->b->hi)
+        buffers_remove (p->b);
+    }
+    buffers_unpin (p->b);
+  }
+}
+
+static int
+serve_buffered (struct read *r, uint64_t now_ns, bool *waited)
+{
+  int err = pin_all (r, now_ns);
+
+  if (err)
+    return err;
+  err = read_gaps (r, waited);
+  if (err == 0)
+    err = copy_pins (r, waited);
+  unpin_all (r);
+  if (r->pins != r->few)
+    g_free (r->pins);
+  return err;
+}
+
+int
+read_serve (struct conn *c, struct stream *covered, void *buf, uint32_t count,
+            uint64_t offset, uint64_t now_ns, bool *waited)
+{
+  struct read r;                /* few is large: not initialized */
+
+  r.c = c;
+  r.covered = covered;
+  r.buf = buf;
+  r.offset = offset;
+  r.end = offset + count;
+  r.whole = conn_is_refusable (c, count, offset);
+  r.n = 0;
+  r.pins = r.few;
+  if (atomic_load (&c->engine->buffers.in_tree) > 0)
+    return serve_buffered (&r, now_ns, waited);
+  *waited = true;
+  return read_device (&r, r.offset, r.end);
+}

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Serving one read: from the buffers that hold a part of it, and from the
+ * plugin for the rest.
+ *
+ * Not its job: to prefetch (readahead.h).
+ */
+#ifndef ASYNCPOOL_READ_H
+#define ASYNCPOOL_READ_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct conn;
+struct stream;
+
+/* COVERED: the stream whose prefetches should hold all of it, or NULL.
+ *  *WAITED is set if the read had to wait for the plugin.  Wants no lock.
+ *  Returns 0 or a positive errno.
+ */
+extern int read_serve (struct conn *, struct stream *covered, void *buf,
+                       uint32_t count, uint64_t offset, uint64_t now_ns,
+                       bool *waited);
+
+#endif

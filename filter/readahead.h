@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Read-ahead: prefetches into buffers, for streams of reads.
+ *
+ * Not its job: which bytes to prefetch (stream.h), how reads use them (read.h).
+ */
+#ifndef ASYNCPOOL_READAHEAD_H
+#define ASYNCPOOL_READAHEAD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct buf;
+struct conn;
+struct stream;
+
+/* Before a client's read: notes the stream that the read continues, and may
+ * start to prefetch for it.  Returns the stream for readahead_answered, or NULL
+ * if the read continues none.  *COVERED: the read takes the stream further, and
+ * all of it should have been prefetched.  Wants no lock.
+ */
+extern struct stream *readahead_note (struct conn *, uint32_t count,
+                                      uint64_t offset, uint64_t now_ns,
+                                      bool *covered);
+/* After that read, with its result: prefetches on.  WAITED: the read had to
+ * wait for the plugin.  Wants no lock.
+ */
+extern void readahead_answered (struct conn *, struct stream *,
+                                uint32_t count, int err, bool waited,
+                                uint64_t now_ns);
+/* The read was covered, but a buffer is missing, because a write needed it.
+ * There may be more such holes up to the end of the stream's prefetches: starts
+ * to fill them.  Wants no lock.
+ */
+extern void readahead_missed (struct conn *, struct stream *);
+/* Waits, for a request of this connection, until a READING buffer that the
+ * caller has pinned is read.  Reads it on the calling thread if no worker has
+ * begun.  Returns 0, also where the prefetch failed (buf.err); ESHUTDOWN as
+ * engine_wait_plugin.  Wants engine.lock, releases it meanwhile.
+ */
+extern int readahead_wait (struct conn *, struct buf *);
+
+#endif

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Two questions that decide whether other threads can help a client, answered
+ * from recent measurements.
+ *
+ * struct speed: does the device wait, or does it copy?  To hand a request to
+ * another thread costs a wake-up, about 10 us.  An operation counts as a copy
+ * if it takes no longer than SPEED_COPY_NS plus its bytes at 1 GB/s: another
+ * thread could not do it sooner.  A longer one is slow.  A device waits if more
+ * than one operation in SPEED_SLOW was slow lately, because some blocks of a
+ * slow device may be fast, as holes or in a cache.  An operation of a fast
+ * device may look slow if its thread lost the processor: at most one in 280 did
+ * on two busy cores with 16 threads.  The very first operation decides alone.
+ *
+ * struct depth: how many requests does this client keep in flight by itself?
+ * The peak of the last two epochs.  An epoch is some device latencies long, so
+ * that a client counts as deep between the bursts that it sends.  It counts the
+ * buffers that all clients' writes in flight would fill, too.
+ *
+ * Both are advice.  All fields are atomics without order: a lost update costs
+ * speed for a moment, never correctness.
+ */
+#ifndef ASYNCPOOL_SPEED_H
+#define ASYNCPOOL_SPEED_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* The score: a slow operation adds SPEED_SLOW to it, a fast one takes 1 away.
+ */
+enum {
+  SPEED_SLOW = 64, SPEED_WAITS = 3 * SPEED_SLOW, SPEED_MOST = 4 * SPEED_SLOW
+};
+#define SPEED_COPY_NS UINT64_C (100000)
+
+struct speed {
+  atomic_uint score;            /* 0 to SPEED_MOST; the device waits from
+                                 * SPEED_WAITS on */
+  atomic_bool known;            /* there was a first operation */
+  atomic_uint_fast64_t wait_ns; /* of the latest slow operation: its time beyond
+                                 * that of a copy */
+};
+
+/* A successful operation of COUNT bytes took TOOK_NS. */
+extern void speed_note (struct speed *, uint64_t took_ns, uint32_t count);
+/* How long the device waits, in ns; 0: it copies, or that is unknown. */
+extern uint64_t speed_wait_ns (struct speed *);
+
+struct depth {
+  atomic_uint in_flight;
+  atomic_uint peak, last_peak;
+  atomic_uint_fast64_t epoch_ns;
+};
+
+/* MORE requests, or whatever is counted; 0 only looks at the clock. */
+extern void depth_begin (struct depth *, unsigned more, uint64_t now_ns,
+                         uint64_t epoch_ns);
+extern void depth_end (struct depth *, unsigned more);
+extern unsigned depth_peak (struct depth *);
+
+#endif

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Deferred writes until they are submitted: see writeback.h.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "clock.h"
+#include "dispatch.h"
+#include "writeback.h"
+
+/* The thread. */
+
+void
+writeback_init (struct engine *e)
+{
+  e->writeback.queued_since_ns = UINT64_MAX;
+}
+
+static struct buf *
+oldest_open (const struct engine *e)
+{
+  GList *l = e->buffers.open.head;
+
+  return l ? l->data : NULL;
+}
+
+/* When the thread has something to do next: the oldest OPEN buffer has waited
+ * for more, or a queued write for a worker, for linger_ns.  UINT64_MAX: never.
+ */
+static uint64_t
+next_due_ns (const struct engine *e)
+{
+  const struct buf *open = oldest_open (e);
+  uint64_t since = MIN (open ? open->since_ns : UINT64_MAX,
+                        e->writeback.queued_since_ns);
+
+  return since == UINT64_MAX ? since : since + e->config.linger_ns;
+}
+
+static void
+do_due (struct engine *e, uint64_t now_ns)
+{
+  struct buf *open = oldest_open (e);
+
+  if (open && open->since_ns + e->config.linger_ns <= now_ns)
+    order_submit_locked (open);
+  e->writeback.queued_since_ns = UINT64_MAX;
+  pool_wake_idle (e->pool);
+}
+
+static void *
+run (void *vp)
+{
+  struct engine *e = vp;
+  struct writeback *w = &e->writeback;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  while (!e->stopping) {
+    uint64_t due_ns = next_due_ns (e), now_ns;
+
+    if (due_ns == UINT64_MAX) {
+      w->is_idle = true;
+      engine_wait (e, &w->wake);
+      w->is_idle = false;
+      continue;
+    }
+    now_ns = clock_ns ();
+    if (now_ns < due_ns)
+      engine_wait_until (e, &w->wake, due_ns);
+    else
+      do_due (e, now_ns);
+  }
+  return NULL;
+}
+
+int
+writeback_start (struct engine *e)
+{
+  return pthread_create (&e->writeback.thread, NULL, run, e);
+}
+
+void
+writeback_stop (struct engine *e)
+{
+  {
+    ENGINE_DISPATCH_SCOPE (e);
+    cond_signal (&e->writeback.wake);
+  }
+  pthread_join (e->writeback.thread, NULL);
+}
+
+static void
+wake_thread (struct engine *e)
+{
+  if (e->writeback.is_idle)
+    cond_signal (&e->writeback.wake);
+}
+
+void
+writeback_note_queued (struct engine *e)
+{
+  if (e->writeback.queued_since_ns != UINT64_MAX)
+    return;
+  e->writeback.queued_since_ns = clock_ns ();
+  wake_thread (e);
+}
+
+/* Holding a write. */
+
+/* Whether there is waiting data of another device in the range. */
+static bool
+others_wait (const struct device *d, uint64_t offset, uint64_t end)
+{
+  struct engine *e = d->export->engine;
+
+  for (struct buf *b = buffers_first (e, offset, end); b;
+       b = buffers_next (b, offset, end))
+    if (b->device != d && buf_is_waiting (b))
+      return true;
+  return false;
+}
+
+/* Whether the write can join a buffer of its connection: an OPEN one that it
+ * touches, or a READY one that it only overwrites.  Bytes that a read copies
+ * out, or another write copies in, must not change meanwhile.
+ */
+static bool
+can_join (const struct writer *w, const struct buf *b)
+{
+  if (b->conn != w->conn || b->base != w->base
+      || (buf_overlaps (b, w->offset, w->end) && b->pins + b->fillers > 0))
+    return false;
+  if (b->state == BUF_OPEN)
+    return buf_start (b) <= w->end && w->offset <= buf_end (b);
+  return b->state == BUF_READY && !b->claimed
+    && buf_start (b) <= w->offset && w->end <= buf_end (b);
+}
+
+/* The buffer to join.  No younger waiting data may overlap the write. */
+static struct buf *
+find_join (const struct writer *w)
+{
+  struct engine *e = w->conn->engine;
+  uint64_t unit_end = w->base + w->conn->unit, youngest = 0;
+  struct buf *found = NULL;
+
+  for (struct buf *b = buffers_first (e, w->base, unit_end); b;
+       b = buffers_next (b, w->base, unit_end)) {
+    if (buf_is_waiting (b) && buf_overlaps (b, w->offset, w->end))
+      youngest = MAX (youngest, b->seq);
+    if (can_join (w, b))
+      found = b;
+  }
+  return found && found->seq >= youngest ? found : NULL;
+}
+
+static bool
+may_defer (const struct writer *w)
+{
+  struct device *d = w->conn->device;
+
+  return !atomic_load (&d->failing)
+    && !direct_overlaps_locked (w->conn->engine, w->offset, w->end)
+    && !others_wait (d, w->offset, w->end);
+}
+
+/* The buffer for a write that may be deferred, new or joined, its range widened
+ * for it; it has one filler more.  NULL if there is none.
+ */
+static struct buf *
+reserve (const struct writer *w, uint64_t now_ns)
+{
+  struct conn *c = w->conn;
+  struct engine *e = c->engine;
+  uint32_t lo = w->offset - w->base, hi = w->end - w->base;
+  struct buf *b = find_join (w);
+
+  if (b)
+    stats_add (e->stats, STATS_COALESCED, 1);
+  else if ((b = buffers_take_for_write (e)) == NULL)
+    return NULL;
+  /* Older data that it overlaps must not wait for more. */
+  order_submit_range_locked (e, b, w->offset, w->end);
+  if (b->state == BUF_TAKEN) {
+    buffers_enter (b, BUF_OPEN, c, w->base, lo, hi);
+    b->since_ns = now_ns;
+  }
+  b->lo = MIN (b->lo, lo);
+  b->hi = MAX (b->hi, hi);
+  b->fillers++;
+  device_note_change (c, w->offset, w->end);
+  buffers_drop (e, w->offset, w->end);
+  return b;
+}
+
+/* A copy into the buffer has ended. */
+static void
+filled (struct buf *b)
+{
+  struct engine *e = b->engine;
+
+  if (--b->fillers > 0)
+    return;
+  cond_broadcast (&b->changed);
+  if (b->dropped) {
+    buffers_put_if_unused (b);
+    return;
+  }
+  if (b->state != BUF_OPEN) {
+    order_dispatch_locked (e, buf_start (b), buf_limit (b));
+    return;
+  }
+  if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
+    order_submit_locked (b);
+  else if (e->buffers.writers.length > 0)
+    order_submit_locked (oldest_open (e));
+  if (oldest_open (e))
+    wake_thread (e);
+}
+
+/* Releases the lock meanwhile. */
+static void
+fill (struct buf *b, const struct writer *w)
+{
+  struct engine *e = b->engine;
+
+  engine_unlock_and_dispatch (e);
+  memcpy (b->data + (w->offset - w->base), w->data, w->end - w->offset);
+  engine_lock (e);
+  filled (b);
+  stats_add (e->stats, STATS_DEFERRED, 1);
+}
+
+/* Back-pressure. */
+
+/* How long a writer waits while only other devices use buffers.  Its own device
+ * would do the write in about half of that.
+ */
+static uint64_t
+others_wait_ns (struct conn *c)
+{
+  return 2 * speed_wait_ns (&c->device->write_speed);
+}
+
+/* Waits until a buffer may have become free.  EAGAIN if there is nothing to
+ * wait for.  Releases the lock meanwhile.
+ */
+static int
+wait_for_buffer (struct writer *w, uint64_t now_ns)
+{
+  struct conn *c = w->conn;
+  struct engine *e = c->engine;
+  uint64_t until_ns;
+  struct buf *open;
+  int err;
+
+  while ((open = oldest_open (e)) != NULL)
+    order_submit_locked (open);
+  if (!w->waits || c->device->n_dirty > 0)
+    w->until_ns = now_ns + others_wait_ns (c);
+  if (e->buffers.failed.length == e->buffers.n || now_ns >= w->until_ns)
+    return EAGAIN;
+  pool_wake_idle (e->pool);
+  buffers_add_writer (w);
+  /* In 1 ms at the earliest: a pinned idle buffer may be due already. */
+  until_ns = MIN (w->until_ns, MAX (buffers_idle_ns (e), now_ns + 1000000));
+  err = engine_wait_plugin (c, &w->woken, until_ns);
+  e->buffers.writer_called = false;
+  if (err == ETIMEDOUT)
+    order_do_queued_locked (c, 0, UINT64_MAX);
+  return err == ESHUTDOWN ? err : 0;
+}
+
+int
+writeback_hold (struct conn *c, const void *buf, uint32_t count,
+                uint64_t offset, uint64_t *now_ns)
+{
+  struct engine *e = c->engine;
+  struct writer w = {
+    .conn = c, .base = offset / c->unit * c->unit, .offset = offset,
+    .end = offset + count, .data = buf
+  };
+  uint64_t start_ns = *now_ns;
+  struct buf *b = NULL;
+  int err = 0;
+
+  ENGINE_DISPATCH_SCOPE (e);
+  while (err == 0 && b == NULL) {
+    if (!may_defer (&w))
+      err = EAGAIN;
+    else if ((b = reserve (&w, *now_ns)) == NULL) {
+      err = wait_for_buffer (&w, *now_ns);
+      *now_ns = clock_ns ();
+    }
+  }
+  buffers_remove_writer (&w);
+  if (*now_ns > start_ns)
+    stats_note (e->stats, STATS_SPACE_WAIT, *now_ns - start_ns, count);
+  if (b)
+    fill (b, &w);
+  return err;
+}
