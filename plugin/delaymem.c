@@ -27,10 +27,10 @@
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
+#include <nbdkit-async.h>
 
 #include "clock.h"
 #include "latency.h"
-#include "nbdkit-async.h"
 #include "service.h"
 #include "store.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Unit tests of plugin/nbdkit-async.c: what a filter does with it, giving up, memory that runs out.
+ * Unit tests of plugin/async/nbdkit-async.c: what a filter does with it, giving up, memory that runs out.
  * It is included, with functions of this file in the place of nbdkit's; the test is the plugin too.
  */
 #include <glib.h>
@@ -31,7 +31,7 @@ static bool test_wait_until (struct cond *cond, pthread_mutex_t *mutex, uint64_t
 #define memcpy test_memcpy
 #define clock_ns test_clock_ns
 #define cond_wait_until test_wait_until
-#include "../plugin/nbdkit-async.c"
+#include "../plugin/async/nbdkit-async.c"
 #undef malloc
 #undef calloc
 #undef memcpy
