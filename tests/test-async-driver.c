@@ -31,6 +31,7 @@ static bool test_wait_until (struct cond *cond, pthread_mutex_t *mutex, uint64_t
 #define memcpy test_memcpy
 #define clock_ns test_clock_ns
 #define cond_wait_until test_wait_until
+#include "../plugin/async/requests.c"
 #include "../plugin/async/nbdkit-async.c"
 #undef malloc
 #undef calloc

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * How a filter drives the hooks of a plugin that was made with
- * nbdkit-async.h.  Plugin authors need nothing of this file.
+ * How a filter calls the hooks of a plugin that was made with nbdkit-async.h.
+ * Plugin authors need nothing of this file.
  *
- * The plugin exports nbdkit_async_driver_v1.  It must be called only by a
- * filter that sits directly on the plugin: hooks that are driven go past any
- * filter in between.
+ * The plugin exports nbdkit_async_driver_v1.  Only a filter directly above the
+ * plugin may call it, because these operations go past any filter in between.
  */
 #ifndef NBDKIT_ASYNC_DRIVER_H
 #define NBDKIT_ASYNC_DRIVER_H
@@ -13,46 +12,50 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* One read or write on its way.  The caller's from before start until done is
- * called.
+/* One read or write.  It belongs to the library from start until done is called
+ * or give_up returns true.
  */
 struct nbdkit_async_io {
-  /* The caller's; constant while it runs. */
+  /* The filter's; constant meanwhile. */
   void *handle;                 /* from claim */
-  void *buf;                    /* a write only reads it */
-  uint32_t count;               /* bytes */
-  uint64_t offset;
+  void *buf;                    /* COUNT bytes; a write only reads them */
+  uint32_t count;               /* bytes, 1 to 64 MiB */
+  uint64_t offset;              /* bytes */
   bool is_write;
-  /* Called once, from any thread, also before start has returned, but not
-   * before the hook has.  ERR: 0 or a positive errno.
+  /* Called once, on any thread.  The call may come before start has returned,
+   * but not before the hook has.  ERR: 0 or a positive errno.
    */
   void (*done) (struct nbdkit_async_io *, int err);
-  /* The plugin's side. */
+  /* The library's. */
   uint64_t reqid;
 };
 
 /* Constant from the plugin's .get_ready on, which nbdkit calls before that of
- * any filter.  Neither struct has a size: when one of them changes, the symbol
+ * any filter.  Neither struct has a size: if one of them changes, the symbol
  * gets another number.
  */
 struct nbdkit_async_driver {
   bool can_read, can_write;     /* which hooks are there */
-  /* Without it, start nothing: what the plugin does not reply to could not be
-   * ended.
-   */
+  /* False: start nothing, because a missing reply could not be ended. */
   bool can_cancel;
-  uint64_t grace_ns;
-  /* The handle of the connection that was opened last on this thread, once: a
-   * second call says false.  A filter asks right after its next_open.
+  uint64_t grace_ns;            /* struct nbdkit_async's grace_ms */
+
+  /* The handle of the connection that this thread opened last.  Returns false
+   * the second time.  A filter calls it right after its next_open.
    */
   bool (*claim) (void **handle);
-  /* Starts an operation.  Called with no lock held that done takes. */
+
+  /* Starts an operation.  Every error goes to done: ENOMEM, or the plugin's.
+   * The caller holds no lock that done takes.
+   */
   void (*start) (struct nbdkit_async_io *);
-  /* Ends one that the plugin does not reply to, and logs that.  True: done
-   * will not be called, and the plugin is through with the buffer.  False:
-   * done was called, is being called or will be called, or start was not
-   * called.  The io must be there meanwhile.  Called with no lock held that done takes.  Waits
-   * for a hook that is still running.
+
+  /* Ends an operation without a reply, and logs that.  Returns true when done
+   * will not be called, and the plugin no longer touches the buffer.  Returns
+   * false when done was or will be called, or start was not called.
+   *
+   * The io must exist during the call.  The call waits for a hook that is still
+   * running.  The caller holds no lock that done takes.
    */
   bool (*give_up) (struct nbdkit_async_io *);
 };

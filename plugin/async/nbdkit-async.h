@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * nbdkit-async: asynchronous hooks for nbdkit plugins, on a stock nbdkit (1.24
- * or later).
+ * or later).  nbdkit-async-plugin(3) is the manual.
  *
- * The idea, and the names of async_pread, async_pwrite and the three replies,
- * come from a patch to nbdkit of 2017 that was never merged.  A hook starts an
- * operation and returns.  The plugin owes a reply, which it gives later, from
- * any thread.  nbdkit-async-plugin(3) says where this departs from the patch,
- * and why.
+ * A hook starts an operation and returns.  The plugin owes a reply, which it
+ * gives later, from any thread.
  *
  *   #define NBDKIT_API_VERSION 2
  *   #include <nbdkit-plugin.h>
@@ -23,9 +20,9 @@
  *   NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)
  *
  * Link with libnbdkit-async.a (pkg-config nbdkit-async).  The result is an
- * ordinary plugin.  Without asyncpool nbdkit's worker threads wait for the
- * replies (in flight: nbdkit -t).  With the asyncpool filter directly above,
- * the filter drives the hooks and no thread waits.
+ * ordinary plugin.  Without asyncpool each request occupies a thread of nbdkit
+ * until the reply, so nbdkit -t is the queue depth.  With the asyncpool filter
+ * directly above the plugin, the filter calls the hooks and no thread waits.
  */
 #ifndef NBDKIT_ASYNC_H
 #define NBDKIT_ASYNC_H
@@ -46,61 +43,62 @@
 extern "C" {
 #endif
 
-/* The thread model of a plugin with hooks: for nbdkit the parallel one, as
- * hooks are called from several threads at once.
+/* The thread model of a plugin with hooks.  nbdkit sees the parallel model,
+ * because several threads call hooks at the same time.
  */
 #define NBDKIT_THREAD_MODEL_ASYNC NBDKIT_THREAD_MODEL_PARALLEL
 
-/* Compatibility: fields are only added at the end of this struct, from the old
- * sizeof on (not in its padding), and none is removed or changes its meaning.
- * The plugin passes the size that it was compiled with, and the library reads
- * no byte behind it.  So an object file that was compiled with an older header
- * works with a newer library: fields that it does not know are zero.  Fields
- * that the library does not know are ignored.
+/* The hooks.
  *
- * The variable may be changed in .config and .config_complete.  The library
- * copies it for the last time before it calls .get_ready; later changes have no
- * effect.  A hook that is NULL in plugin_init stays unused by nbdkit.  A hook
- * is set to NULL only where there is a callback of the same name.
- */
-
-/* The hooks.  All may be NULL.  A hook that is left out is done by the callback
- * of the same name in struct nbdkit_plugin, if there is one.  Where both are
- * there the hook is used (but see prefer_callbacks).
+ * Each may be NULL.  nbdkit's callback of the same name then does the work, if
+ * the plugin has it.  Where both are there, the library uses the hook (but see
+ * prefer_callbacks).
  *
- * conn, reqid: to be handed back with the reply.  They mean nothing to the
- *   plugin.  reqid never repeats.
- * handle: what .open returned.  .close is called when all requests on it were
- *   replied to or given up.
- * count, offset: bytes, inside the device.  count is at least 1, below 4 GiB.
- * buf: COUNT bytes, the plugin's until it has replied.  A read fills them, a
- *   write only reads them.
- * flush: write through to permanent storage (FUA), as far as .can_fua says
- *   NBDKIT_FUA_NATIVE.
- * flags: NBDKIT_FLAG_* as for the callback of the same name.
+ * Arguments:
+ *   conn, reqid   name the request; the reply hands them back.  They have no
+ *                 other meaning.  No reqid comes twice.
+ *   handle        the result of .open.  nbdkit calls .close when every request
+ *                 on it has its reply or is given up.
+ *   count         bytes: 1 to 64 MiB for a read or write, else below 4 GiB
+ *   offset        bytes; offset + count is at most the size of the device
+ *   buf           COUNT bytes, which the plugin may use until its reply.  A
+ *                 read fills them.  A write only reads them.
+ *   flush         the write must be on permanent storage before the reply
+ *                 (FUA).  Only where .can_fua returns NBDKIT_FUA_NATIVE.
+ *   flags         NBDKIT_FLAG_* as for the callback of the same name
  *
- * Hooks are called from any thread, several at a time, with no lock held, after
- * .open and before .close.  A hook must not wait for another reply.  It returns
- * 0 when the plugin owes exactly one reply (it may have given it already).  It
- * returns -1 when it has failed, and there will be no reply.  The error is what
- * nbdkit_set_error or (with .errno_is_preserved) errno says, else EIO.
+ * Result: 0 when the plugin owes exactly one reply, or has given it already.
+ * -1 when the operation has failed and no reply follows.  The error is the one
+ * that nbdkit_set_error or, with .errno_is_preserved, errno says; else EIO.
  *
- * A hook must not call what asks nbdkit about this thread's connection:
- * nbdkit_export_name, nbdkit_peer_name and all other nbdkit_peer_*,
- * nbdkit_is_tls, nbdkit_nanosleep, nbdkit_disconnect, nbdkit_strdup_intern and
- * the other *_intern.  asyncpool calls hooks from threads that nbdkit does not
- * know: from its pool, from its linger thread, and inside a reply from the
- * plugin's own threads.  There these calls fail, or do not see the
- * connection.  What a plugin needs to know of a connection it keeps in its
- * handle from .open.  asyncpool never calls a hook for one connection on
- * nbdkit's thread of another one.
+ * Threads: any thread calls hooks, several at a time, with no lock held, after
+ * .open and before .close of the handle.  A hook must not wait for the reply to
+ * another request.
+ *
+ * asyncpool calls hooks on threads that nbdkit does not know, and on the
+ * plugin's own threads inside a reply.  So a hook must not ask nbdkit about the
+ * connection: nbdkit_export_name, nbdkit_is_tls, nbdkit_peer_*,
+ * nbdkit_nanosleep, nbdkit_disconnect and nbdkit_*_intern do not work there.  A
+ * plugin asks in .open and keeps the result in its handle.  asyncpool never
+ * calls a hook for one connection on nbdkit's thread of another one.
+ *
+ * Compatibility: new fields are added only behind the old sizeof, and no field
+ * is removed or changes its meaning.  The plugin passes the size that it was
+ * compiled with, and the library reads no byte behind it.  So an object file
+ * that was compiled with an older header works with a newer library: fields
+ * that it does not know are zero.  The library ignores fields that it does not
+ * know itself.
+ *
+ * .config and .config_complete may change the variable.  The library copies it
+ * for the last time before .get_ready.  A hook that is NULL at registration
+ * stays unused by nbdkit.  A hook may be set to NULL only where there is a
+ * callback of the same name.
  */
 struct nbdkit_async {
   int (*async_pread) (void *conn, uint64_t reqid, bool flush, void *handle,
                       void *buf, uint32_t count, uint64_t offset);
   int (*async_pwrite) (void *conn, uint64_t reqid, bool flush, void *handle,
                        const void *buf, uint32_t count, uint64_t offset);
-  /* Not in the patch. */
   int (*async_flush) (void *conn, uint64_t reqid, void *handle, uint32_t flags);
   int (*async_zero) (void *conn, uint64_t reqid, void *handle,
                      uint32_t count, uint64_t offset, uint32_t flags);
@@ -108,37 +106,38 @@ struct nbdkit_async {
                      uint32_t count, uint64_t offset, uint32_t flags);
   int (*async_cache) (void *conn, uint64_t reqid, void *handle,
                       uint32_t count, uint64_t offset, uint32_t flags);
-  /* The library waits for this reply no longer.  The plugin may give it now,
-   * from inside this hook, and then it counts.  When the hook returns, the
-   * plugin does not touch the request's buf, and a write, zero or trim has
-   * taken effect or never will.  A reply that still comes is ignored.  The
-   * library calls this hook after the request's hook has returned, from any
-   * thread, and only for requests that were not replied to when the call began.
+
+  /* The library stops waiting for this reply.  The plugin may give it from
+   * inside this hook, and then it counts.  When the hook returns, the plugin no
+   * longer touches the request's buf.  A write, zero or trim has then taken
+   * effect, or never will.  The library ignores a reply that still comes.
    *
-   * Without this hook nbdkit's requests run on copies of their data, and
-   * asyncpool does not drive the hooks.  A copy is kept until the reply comes,
-   * however late.  So that clients that break off do not fill the memory with
-   * them, copies that only wait for a late reply have a bound of 256 MiB, as
-   * much as four of NBD's largest requests.  A read or write whose copy would
-   * exceed it fails with ENOMEM, until the plugin has replied to some of what
-   * it owes.  nbdkit's log says so.  Requests that are under way when the bound
-   * is reached may come on top when they are given up.
+   * Any thread calls this hook, after the request's own hook has returned, and
+   * only for requests that had no reply when the call began.
+   *
+   * Without this hook, nbdkit's requests run on copies of their data, and
+   * asyncpool does not call hooks.  A copy stays until the reply comes, however
+   * late.  Copies that only wait for a late reply take 256 MiB at most, as much
+   * as four of NBD's largest requests.  A read or write whose copy would exceed
+   * that fails with ENOMEM until the plugin has replied to some of them, and
+   * nbdkit's log says so.  Requests that are in flight when the bound is
+   * reached may exceed it when they are given up.
    */
   void (*async_cancel) (void *conn, uint64_t reqid, void *handle);
 
-  /* How long, in ms, the library waits for replies when the client has gone
-   * or the server shuts down.  The time begins then, and anew at each reply to
-   * a request that was in flight then.  A reply that is given while
-   * async_cancel runs does not count.  0: 30000.  A client that has closed its
-   * sending side has gone, but replies within this time reach it.
+  /* How long the library waits for replies when the client has gone or the
+   * server shuts down, in ms.  0: 30000.  The time begins then, and anew at
+   * each reply to a request that was in flight then.  A reply that comes while
+   * async_cancel runs does not count.  A client that has closed its sending
+   * side counts as gone, but replies within this time reach it.
    */
   uint32_t grace_ms;
 
-  /* True: where both are there, nbdkit's own requests use the callback.  The
-   * hooks are for asyncpool, which starts reads and writes.  A thread of
-   * nbdkit's waits for each of its own requests in any case, and this saves
-   * the way through another thread.  Callbacks and hooks run side by side
-   * then, also on one handle, and what runs in a callback is not cancelled.
+  /* True: where both are there, nbdkit's own requests use the callback, and the
+   * hook is for asyncpool, which starts reads and writes.  A thread of nbdkit's
+   * waits for each of its own requests in any case, and this saves the way
+   * through another thread.  Callbacks and hooks then run side by side, also on
+   * one handle.  An operation in a callback is not cancelled.
    */
   bool prefer_callbacks;
 };
@@ -148,52 +147,62 @@ struct nbdkit_async {
  */
 #pragma GCC visibility push(hidden)
 
-/* The replies.  They are given from any thread, also before the hook has
- * returned, and with any lock of the plugin's held, as no reply calls a hook.
- * Each request gets exactly one.  A second one, or one to an unknown request,
- * is reported in nbdkit's log and does nothing.  They never block for a client.
+/* The replies.
+ *
+ * Each request gets exactly one.  A second reply, or one to an unknown request,
+ * does nothing but write a line to nbdkit's log.
+ *
+ * Threads: any, also before the hook has returned, and with any lock of the
+ * plugin's held, because no reply calls a hook.  A reply never waits for a
+ * client.  No reply is allowed after .unload.
  */
 
-/* Done.  Of a read: BUF of the hook has been filled. */
+/* Success.  For a read: the plugin has filled the hook's buf. */
 extern void nbdkit_async_reply (void *conn, uint64_t reqid);
-/* A read is done.  Copies the COUNT bytes at BUF, which are the plugin's again
- * on return.  COUNT must be what the hook was given: anything else is answered
- * with EIO and reported.
+
+/* Success of a read.  The library copies COUNT bytes from BUF, which is the
+ * plugin's again on return.  COUNT must be the hook's.  Otherwise, and for a
+ * request that is not a read, the request fails with EIO and the log says so.
  */
 extern void nbdkit_async_reply_read (void *conn, uint64_t reqid,
                                      uint32_t count, const void *buf);
-/* Failed.  The error is what this thread said last with nbdkit_set_error, or
- * (with .errno_is_preserved) errno; EIO where there is none.
+
+/* Failure.  The error is the last one that this thread gave nbdkit_set_error
+ * since its last reply; else, with .errno_is_preserved, errno; else EIO.
  */
 extern void nbdkit_async_reply_error (void *conn, uint64_t reqid);
-/* Failed with ERR, a positive errno.  Not in the patch. */
+
+/* Failure with ERR, a positive errno.  Any other number counts as EIO, and the
+ * log says so.
+ */
 extern void nbdkit_async_reply_errno (void *conn, uint64_t reqid, int err);
 
-/* nbdkit keeps what nbdkit_set_error says for its own threads only.  This keeps
- * it for any thread.  A source file that calls nbdkit_set_error for a hook or a
- * reply and does not include this header calls nbdkit's: the error becomes EIO,
- * as if nothing had been said.
+/* Sets the error of this thread's next reply or failed hook: a positive errno.
+ * It works on any thread.  nbdkit's own function works on nbdkit's threads
+ * only.  A source file that does not include this header calls nbdkit's, and
+ * the error becomes EIO.
  */
 extern void nbdkit_async_set_error (int err);
 #define nbdkit_set_error(err) nbdkit_async_set_error (err)
 
-/* From now on the callbacks are used and not the hooks, also by asyncpool.
- * Only from .config or .config_complete.  Returns -1, having said why, where a
- * hook has no callback of the same name.
+/* From now on nbdkit and asyncpool use the callbacks and no hook.  Call it only
+ * in .config or .config_complete.  Returns 0; or -1, with a line in the log,
+ * if a hook has no callback of the same name.
  */
 extern int nbdkit_async_disable (void);
 
-/* NBDKIT_REGISTER_ASYNC_PLUGIN calls these.  The size is that of struct
- * nbdkit_async in the header that the plugin was compiled with.
+/* For NBDKIT_REGISTER_ASYNC_PLUGIN only.  SIZE: that of struct nbdkit_async in
+ * the header that the plugin was compiled with.  Returns NULL, with a line in
+ * the log, if the plugin's API version is not 2.
  */
 extern struct nbdkit_plugin *
 nbdkit_async_register (struct nbdkit_plugin *, const struct nbdkit_async *,
-                       size_t);
+                       size_t size);
 extern const struct nbdkit_async_driver *nbdkit_async_get_driver (void);
 
 #pragma GCC visibility pop
 
-/* What the macro below defines.  nbdkit 1.24 has no name for this attribute. */
+/* The macro below defines these.  nbdkit 1.24 has no name for the attribute. */
 #define NBDKIT_ASYNC_PUBLIC __attribute__ ((visibility ("default")))
 NBDKIT_ASYNC_PUBLIC extern struct nbdkit_plugin *plugin_init (void);
 NBDKIT_ASYNC_PUBLIC extern const struct nbdkit_async_driver *
@@ -203,7 +212,7 @@ nbdkit_async_driver_v1 (void);
 }
 #endif
 
-/* In place of NBDKIT_REGISTER_PLUGIN.  Both arguments are variables, not
+/* Use it in place of NBDKIT_REGISTER_PLUGIN.  Both arguments are variables, not
  * pointers.  The macro defines plugin_init, as that one does, and the symbol by
  * which asyncpool finds the hooks.
  */
