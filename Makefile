@@ -35,17 +35,17 @@ NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
 GLIB_CFLAGS = $(shell $(PKG_CONFIG) --cflags glib-2.0)
 GLIB_LIBS = $(shell $(PKG_CONFIG) --libs glib-2.0)
 NBD_LIBS = $(shell $(PKG_CONFIG) --libs libnbd)
-COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) $(DEBUG) -pthread -fPIC -fvisibility=hidden -Ifilter -Iplugin \
-  -Iplugin/common \
+COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) $(DEBUG) -pthread -fPIC \
+  -fvisibility=hidden -Ifilter -Iplugin -Iplugin/common -Iplugin/async \
   $(NBDKIT_CFLAGS) $(GLIB_CFLAGS) -MMD -MP
 
 COMPILE_CXX = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -std=c++17 -Wall -Wextra -Werror $(SAN) -pthread -fPIC \
-  -fvisibility=hidden -Iplugin $(NBDKIT_CFLAGS) -MMD -MP
+  -fvisibility=hidden -Iplugin/async $(NBDKIT_CFLAGS) -MMD -MP
 
 FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))
 # What every plugin with async hooks is linked with.
 ASYNC_LIB := $(B)/libnbdkit-async.a
-PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(filter-out plugin/nbdkit-async.c,$(wildcard plugin/*.c)))
+PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard plugin/*.c))
 # All that does not call nbdkit, for the unit tests.
 CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o filter/config.o filter/next.o plugin/delaymem.o),\
   $(FILTER_OBJ) $(PLUGIN_OBJ))
@@ -69,7 +69,7 @@ $(B)/%.o: %.cpp Makefile
 $(B)/asyncpool.so: $(FILTER_OBJ)
 	$(CC) $(LDFLAGS) $(SAN) -pthread -shared -Wl,-z,nodelete $^ -o $@ $(GLIB_LIBS)
 
-$(ASYNC_LIB): $(B)/plugin/nbdkit-async.o
+$(ASYNC_LIB): $(patsubst %.c,$(B)/%.o,$(wildcard plugin/async/*.c))
 	rm -f $@
 	$(AR) rcs $@ $^
 
@@ -128,7 +128,7 @@ $(B)/%.1: %.pod
 	$(MANUAL)
 $(B)/%.3: %.pod
 	$(MANUAL)
-vpath %.pod filter plugin
+vpath %.pod filter plugin plugin/async
 
 INSTALL ?= install
 # nbdkit's own prefix, unless another one is given.
@@ -147,10 +147,10 @@ install: all
 	for m in $(MAN); do \
 	  $(INSTALL) -D -m 644 $$m $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/} || exit 1; done
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(includedir) \
-	  plugin/nbdkit-async.h plugin/nbdkit-async-driver.h
+	  plugin/async/nbdkit-async.h plugin/async/nbdkit-async-driver.h
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(libdir) $(ASYNC_LIB)
 	$(INSTALL) -d $(DESTDIR)$(libdir)/pkgconfig
-	sed $(ASYNC_PC) plugin/nbdkit-async.pc.in >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
+	sed $(ASYNC_PC) plugin/async/nbdkit-async.pc.in >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
 
 DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
   python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \

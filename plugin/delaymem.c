@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * delaymem: an in-memory device where every operation takes a while.
+ * delaymem: a device in memory with a latency per operation.
  *
- * This file is the glue: options, what waits for how long, and nbdkit's
- * callbacks.  The bytes are in store, times and clock in latency, operations
- * that wait in service.
+ * This file has the parameters, the latency of each operation and nbdkit's
+ * callbacks.  store has the bytes, latency the times and the clock, service the
+ * operations that wait in a queue.
  *
- * An operation of nbdkit's own is applied on arrival, and the thread that
- * nbdkit called sleeps for the rest of its time.  One that asyncpool starts is
- * queued on arrival, applied by a service thread near the end of its time, and
- * answered then.  Either way the time counts from the arrival, and copying is
- * part of the latency, not added to it; and what ends a wait early applies the
- * operation if that is still to do, so nothing that was taken is lost.
+ * An operation of nbdkit is applied when it arrives, and its thread sleeps for
+ * the rest of the latency.  An operation of asyncpool goes to the queue.  A
+ * service thread applies it near the end of its latency and then replies.
+ * Either way the latency counts from the arrival and includes the copying.  An
+ * early end of the wait still applies the operation, so that no accepted write
+ * is lost.
  *
- * State: the options, the store and the service are written before the first
- * connection and constant from then on.  No locks here.
+ * State: parameters, store and service are constant from the first connection
+ * on.  There are no locks here.
  */
 
 #include <errno.h>
@@ -27,10 +27,10 @@
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
+#include <nbdkit-async.h>
 
 #include "clock.h"
 #include "latency.h"
-#include "nbdkit-async.h"
 #include "service.h"
 #include "store.h"
 
@@ -43,9 +43,9 @@
 #define FAST_BLOCK (128 * 1024)
 #define MAX_FAST 1000000
 
-/* The end of every wait is a plain sleep, because nbdkit_nanosleep logs an
- * error per call when the server shuts down.  So only longer waits are cut
- * short, and shutdown takes up to this long: less than a person notices.
+/* The last part of every wait is a plain sleep, because nbdkit_nanosleep logs
+ * an error per call when the server shuts down.  Only the part before it is cut
+ * short, so shutdown takes up to this long.
  */
 #define PLAIN_SLEEP_NS UINT64_C (250000000)
 
@@ -53,44 +53,42 @@ static int64_t size = DEFAULT_SIZE;
 static uint64_t delay_ns = DEFAULT_DELAY_NS;
 static uint64_t rdelay_ns = NOT_GIVEN;
 static uint64_t wdelay_ns = NOT_GIVEN;
-static unsigned fast;           /* one block in so many has no delay; 0: none */
+static unsigned fast;           /* one block in FAST has no delay; 0: none */
 static bool populate;
 static unsigned io_threads = DEFAULT_IO_THREADS;
 
 static struct store *store;
 static struct service *service; /* NULL without io-threads */
 
-/* Options. */
+/* Parameters. */
 
 static int
 config_size (const char *value)
 {
   int64_t r = nbdkit_parse_size (value);
 
-  if (r > 0)
+  if (r > 0) {
     size = r;
-  else                          /* for r < 0 nbdkit has said why */
-    nbdkit_error ("size=%s: must be a number greater than 0, "
-                  "with one of the suffixes b, s, k, M, G, T, P, E or none",
-                  value);
-  return r > 0 ? 0 : -1;
+    return 0;
+  }
+  nbdkit_error ("size=%s: must be a number greater than 0, "
+                "with one of the suffixes b, s, k, M, G, T, P, E or none",
+                value);
+  return -1;
 }
 
 static int
 config_delay (const char *key, const char *value, uint64_t *ns)
 {
-  switch (latency_parse (value, ns)) {
-  case 0:
-    return 0;
-  case ERANGE:
+  int err = latency_parse (value, ns);
+
+  if (err == ERANGE)
     nbdkit_error ("%s=%s: must be at most 3600s (one hour)", key, value);
-    return -1;
-  default:
+  else if (err)
     nbdkit_error ("%s=%s: must be a time such as 64ms, 250us, 10ns, 1.5s "
                   "or 1.5 (seconds), from 0 to 3600s in steps of 1ns",
                   key, value);
-    return -1;
-  }
+  return err ? -1 : 0;
 }
 
 static int
@@ -98,7 +96,7 @@ config_populate (const char *value)
 {
   int r = nbdkit_parse_bool (value);
 
-  if (r == -1) {                /* nbdkit's line does not name the parameter */
+  if (r == -1) {                /* nbdkit does not name the parameter */
     nbdkit_error ("populate=%s: must be true or false", value);
     return -1;
   }
@@ -106,7 +104,7 @@ config_populate (const char *value)
   return 0;
 }
 
-/* Not nbdkit_parse_unsigned, whose line does not name the parameter. */
+/* nbdkit_parse_unsigned does not name the parameter. */
 static int
 config_number (const char *key, const char *value, unsigned most, unsigned *to)
 {
@@ -144,7 +142,7 @@ delaymem_config (const char *key, const char *value)
   return -1;
 }
 
-/* Here, not in config, so that the order on the command line is free. */
+/* Here, so that the order of the parameters does not matter. */
 static int
 delaymem_config_complete (void)
 {
@@ -155,15 +153,17 @@ delaymem_config_complete (void)
   return io_threads > 0 ? 0 : nbdkit_async_disable ();
 }
 
-#define delaymem_config_help                                            \
-  "[size=]<SIZE>   (default 1G) Size of the device.\n"                  \
-  "delay=<TIME>    (default 64ms) How long each operation takes.\n"     \
-  "rdelay=<TIME>   (default: delay) The same for reads only.\n"         \
+#define delaymem_config_help \
+  "[size=]<SIZE>   (default 1G) Size of the device.\n" \
+  "delay=<TIME>    (default 64ms) How long each operation takes.\n" \
+  "rdelay=<TIME>   (default: delay) The same for reads only.\n" \
   "wdelay=<TIME>   (default: delay) The same for writes, zeroes, trims.\n" \
-  "fast=<N>        (default 0) One block of 128 KiB in N takes no time. 0: none.\n" \
-  "populate=<BOOL> (default false) Take all memory at the start.\n"     \
-  "io-threads=<N>  (default 2) Threads that serve what asyncpool starts, 64\n" \
-  "                at most. 0: no hooks, each operation sleeps on a thread.\n" \
+  "fast=<N>        (default 0) One block of 128 KiB in N takes no time.\n" \
+  "                0: none.\n" \
+  "populate=<BOOL> (default false) Take all memory at the start.\n" \
+  "io-threads=<N>  (default 2) Threads that serve the operations of\n" \
+  "                asyncpool, 64 at most.  0: no hooks, each operation\n" \
+  "                sleeps on a thread.\n" \
   "<TIME> is 64ms, 250us, 10ns, 1.5s or 1.5 (seconds), 3600s at most."
 
 static void
@@ -180,46 +180,40 @@ delaymem_dump_plugin (void)
 
 /* Memory. */
 
-/* The number after PREFIX in a line of FILE, times SCALE; UINT64_MAX if there
- * is none.
- */
+/* The number after PREFIX in FILE; UINT64_MAX: none. */
 static uint64_t
-number_in_file (const char *file, const char *prefix, uint64_t scale)
+number_in_file (const char *file, const char *prefix)
 {
+  const size_t n = strlen (prefix);
   uint64_t r = UINT64_MAX;
-  const char *number;
   char line[128];
   FILE *fp = fopen (file, "re");
 
   if (fp == NULL)
     return UINT64_MAX;
-  while (r == UINT64_MAX && fgets (line, sizeof line, fp)) {
-    if (strncmp (line, prefix, strlen (prefix)) != 0)
-      continue;
-    number = line + strlen (prefix);
-    number += strspn (number, " ");
-    if (*number >= '0' && *number <= '9')
-      r = strtoull (number, NULL, 10);
-  }
+  while (r == UINT64_MAX && fgets (line, sizeof line, fp))
+    if (strncmp (line, prefix, n) == 0)
+      sscanf (&line[n], "%" SCNu64, &r);
   fclose (fp);
-  return r > UINT64_MAX / scale ? UINT64_MAX : r * scale;
+  return r;
 }
 
-/* What can be taken before the kernel kills someone, as far as it says. */
+static uint64_t
+min_u64 (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+/* How much the kernel says it can give before it kills a process. */
 static uint64_t
 available_bytes (void)
 {
-  const uint64_t limits[] = {
-    number_in_file ("/proc/meminfo", "MemAvailable:", 1024),
-    number_in_file ("/sys/fs/cgroup/memory.max", "", 1),
-    number_in_file ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "", 1),
-  };
-  uint64_t r = UINT64_MAX;
+  uint64_t r = number_in_file ("/proc/meminfo", "MemAvailable:");
 
-  for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++)
-    if (limits[i] < r)
-      r = limits[i];
-  return r;
+  r = r > UINT64_MAX / 1024 ? UINT64_MAX : r * 1024;
+  r = min_u64 (r, number_in_file ("/sys/fs/cgroup/memory.max", ""));
+  return min_u64 (r, number_in_file
+                  ("/sys/fs/cgroup/memory/memory.limit_in_bytes", ""));
 }
 
 static int
@@ -242,11 +236,11 @@ delaymem_get_ready (void)
   return 0;
 }
 
-/* What an operation is. */
+/* Operations. */
 
 enum kind { READ, WRITE, ZERO, TRIM, CACHE };
 
-/* Where an operation begins decides whether it is fast. */
+/* The block in which an operation begins decides whether it is fast. */
 static uint64_t
 delay_of (const struct service_op *op)
 {
@@ -255,9 +249,7 @@ delay_of (const struct service_op *op)
   return op->kind == READ || op->kind == CACHE ? rdelay_ns : wdelay_ns;
 }
 
-/* What is written is at once as durable as it will ever be, so FUA asks for
- * nothing more.
- */
+/* FUA needs nothing more: memory is as durable as this device gets. */
 static void
 apply (const struct service_op *op)
 {
@@ -275,12 +267,12 @@ apply (const struct service_op *op)
   case TRIM:
     store_zero (store, op->count, op->offset, true);
     break;
-  case CACHE:     /* it would read, but has no faster place to put it */
+  case CACHE:                   /* there is no faster place */
     break;
   }
 }
 
-/* Where pages must stay, zeroing fills them as a write would. */
+/* Zeroing pages that must stay is as slow as a write. */
 static bool
 is_refused (const struct service_op *op)
 {
@@ -303,7 +295,7 @@ reply (const struct service_op *op)
   nbdkit_async_reply (op->conn, op->reqid);
 }
 
-/* The shortest sleep fails when the server shuts down; it logs that. */
+/* The shortest sleep fails when the server shuts down, and logs that. */
 static bool
 is_shutting_down (void)
 {
@@ -331,8 +323,8 @@ start_threads (void)
   return 0;
 }
 
-/* After the fork: pages taken before it would be copied at the first write,
- * for as long as the parent lives (nbdkit --run), and threads would be gone.
+/* After the fork, because threads do not survive it, and pages that are taken
+ * before it are copied at the first write while the parent lives.
  */
 static int
 delaymem_after_fork (void)
@@ -348,7 +340,7 @@ delaymem_after_fork (void)
   return io_threads > 0 ? start_threads () : 0;
 }
 
-/* Before nbdkit 1.26 there is no .cleanup, and .unload ends the threads. */
+/* nbdkit before 1.26 has no .cleanup.  .unload ends the threads then. */
 #define HAS_CLEANUP (NBDKIT_VERSION_MAJOR > 1 || NBDKIT_VERSION_MINOR >= 26)
 
 #if HAS_CLEANUP
@@ -369,33 +361,23 @@ delaymem_unload (void)
 
 /* Waiting. */
 
-/* Without a delay, no clock is asked. */
-static uint64_t
-arrival (uint64_t delay)
-{
-  return delay ? clock_ns () : 0;
-}
-
-/* The operation is done already; if the server shuts down or the client is
- * gone, it is only answered sooner.
+/* The operation is done already.  If the server shuts down or the client is
+ * gone, only the reply comes sooner.
  */
 static void
 wait_for_the_rest (uint64_t arrival_ns, uint64_t delay)
 {
-  uint64_t now, long_part;
+  const uint64_t end_ns = arrival_ns + delay;
+  uint64_t now, ns;
 
-  if (delay == 0)
-    return;
   if (delay > PLAIN_SLEEP_NS) {
     now = clock_ns ();
-    long_part = arrival_ns + delay - PLAIN_SLEEP_NS;
-    long_part = long_part > now ? long_part - now : 0;
-    if (long_part > 0 &&
-        nbdkit_nanosleep ((unsigned) (long_part / LATENCY_NS_PER_S),
-                          (unsigned) (long_part % LATENCY_NS_PER_S)) == -1)
+    ns = end_ns - PLAIN_SLEEP_NS > now ? end_ns - PLAIN_SLEEP_NS - now : 0;
+    if (ns > 0 && nbdkit_nanosleep ((unsigned) (ns / LATENCY_NS_PER_S),
+                                    (unsigned) (ns % LATENCY_NS_PER_S)) == -1)
       return;
   }
-  latency_sleep_until (arrival_ns + delay);
+  latency_sleep_until (end_ns);
 }
 
 /* Connections. */
@@ -435,18 +417,19 @@ delaymem_can_cache (void *handle)
   return NBDKIT_CACHE_NATIVE;
 }
 
-/* Data, synchronously. */
+/* Data, on nbdkit's threads. */
 
 static int
 do_sync (const struct service_op *op)
 {
   const uint64_t delay = delay_of (op);
-  const uint64_t start = arrival (delay);
+  const uint64_t start = delay ? clock_ns () : 0;
 
   if (is_refused (op))
     return fail (EOPNOTSUPP);
   apply (op);
-  wait_for_the_rest (start, delay);
+  if (delay)
+    wait_for_the_rest (start, delay);
   return 0;
 }
 
@@ -454,52 +437,40 @@ static int
 delaymem_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
                 uint32_t flags)
 {
-  (void) handle;
-  (void) flags;
   return do_sync (&(struct service_op) {
-      .kind = READ, .buf.to = buf, .count = count, .offset = offset,
-    });
+      handle, 0, READ, flags, count, offset, { .to = buf } });
 }
 
 static int
 delaymem_pwrite (void *handle, const void *buf, uint32_t count,
                  uint64_t offset, uint32_t flags)
 {
-  (void) handle;
-  (void) flags;
   return do_sync (&(struct service_op) {
-      .kind = WRITE, .buf.from = buf, .count = count, .offset = offset,
-    });
+      handle, 0, WRITE, flags, count, offset, { .from = buf } });
 }
 
 static int
 delaymem_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  (void) handle;
   return do_sync (&(struct service_op) {
-      .kind = ZERO, .count = count, .offset = offset, .flags = flags,
-    });
+      handle, 0, ZERO, flags, count, offset, { NULL } });
 }
 
 static int
 delaymem_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  (void) handle;
   return do_sync (&(struct service_op) {
-      .kind = TRIM, .count = count, .offset = offset, .flags = flags,
-    });
+      handle, 0, TRIM, flags, count, offset, { NULL } });
 }
 
 static int
 delaymem_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  (void) handle;
   return do_sync (&(struct service_op) {
-      .kind = CACHE, .count = count, .offset = offset, .flags = flags,
-    });
+      handle, 0, CACHE, flags, count, offset, { NULL } });
 }
 
-/* What does not wait. */
+/* Callbacks that do not wait. */
 
 static int
 delaymem_flush (void *handle, uint32_t flags)
@@ -529,7 +500,7 @@ delaymem_extents (void *handle, uint32_t count, uint64_t offset,
   return 0;
 }
 
-/* Data, asynchronously. */
+/* Data, for asyncpool. */
 
 /* Without a delay there is nothing to queue for. */
 static int
@@ -554,9 +525,7 @@ hook_pread (void *conn, uint64_t reqid, bool flush, void *handle,
   (void) flush;
   (void) handle;
   return do_async (&(struct service_op) {
-      .conn = conn, .reqid = reqid, .kind = READ,
-      .buf.to = buf, .count = count, .offset = offset,
-    });
+      conn, reqid, READ, 0, count, offset, { .to = buf } });
 }
 
 static int
@@ -566,12 +535,10 @@ hook_pwrite (void *conn, uint64_t reqid, bool flush, void *handle,
   (void) flush;
   (void) handle;
   return do_async (&(struct service_op) {
-      .conn = conn, .reqid = reqid, .kind = WRITE,
-      .buf.from = buf, .count = count, .offset = offset,
-    });
+      conn, reqid, WRITE, 0, count, offset, { .from = buf } });
 }
 
-/* What was taken is done, and answered, only sooner. */
+/* A cancelled operation is done all the same, only sooner. */
 static void
 hook_cancel (void *conn, uint64_t reqid, void *handle)
 {
@@ -580,14 +547,14 @@ hook_cancel (void *conn, uint64_t reqid, void *handle)
   (void) handle;
   if (service && service_cancel (service, conn, reqid, &op)) {
     apply (&op);
-    nbdkit_async_reply (conn, reqid);
+    reply (&op);
   }
 }
 
 static struct nbdkit_plugin plugin = {
   .name              = "delaymem",
   .longname          = "nbdkit in-memory device with latency",
-  .description       = "A device in memory where each operation takes a while.",
+  .description       = "A device in memory with a latency per operation.",
   .unload            = delaymem_unload,
 #if HAS_CLEANUP
   .cleanup           = delaymem_cleanup,
@@ -619,7 +586,7 @@ static struct nbdkit_async hooks = {
   .async_pread       = hook_pread,
   .async_pwrite      = hook_pwrite,
   .async_cancel      = hook_cancel,
-  .grace_ms          = 1,       /* cancelled is done, so there is nothing to wait for */
+  .grace_ms          = 1,       /* hook_cancel leaves nothing to wait for */
   .prefer_callbacks  = true,
 };
 

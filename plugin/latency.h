@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * latency: times as the command line writes them, and waiting for a moment
- * on the monotonic clock.
+ * latency: times as the command line writes them, and a sleep until a moment.
  *
- * Not its job: which operations wait, and shutdown (delaymem.c).
- * No state, no locks.
+ * Which operations wait, and for how long, is up to delaymem.c.  There is no
+ * state and there are no locks.
  */
 
 #ifndef DELAYMEM_LATENCY_H
@@ -14,16 +13,16 @@
 
 #define LATENCY_NS_PER_S UINT64_C (1000000000)
 
-/* An hour: longer than any device, and small enough that no sum overflows. */
+/* One hour: no device is slower, and no sum of two times overflows. */
 #define LATENCY_MAX_NS (3600 * LATENCY_NS_PER_S)
 
-/* Reads DIGITS[.DIGITS][s|ms|us|ns], seconds without a unit, exactly.
- * Returns 0, EINVAL (not such a time, or finer than 1 ns) or
- * ERANGE (more than LATENCY_MAX_NS).
+/* Reads DIGITS[.DIGITS][s|ms|us|ns], seconds without a unit, exactly.  Returns
+ * 0, EINVAL (not such a time, or finer than 1 ns) or ERANGE (more than
+ * LATENCY_MAX_NS).
  */
 extern int latency_parse (const char *str, uint64_t *ns);
 
-/* Waits until the monotonic clock shows WHEN_NS; signals do not end it. */
+/* WHEN_NS is a time of clock_ns.  Signals do not end the sleep. */
 extern void latency_sleep_until (uint64_t when_ns);
 
 #endif /* DELAYMEM_LATENCY_H */

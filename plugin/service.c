@@ -1,10 +1,12 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * See service.h for states, invariants and locks.
+ */
 
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "clock.h"
 #include "cond.h"
@@ -12,29 +14,28 @@
 #include "lock.h"
 #include "service.h"
 
-/* An operation is taken so early that copying lies within its delay, by
- * this much per byte: 10 GB/s, what one CPU copies at best.
+/* A thread takes an operation early by this much per byte, so that the copy
+ * lies within the delay: 10 GB/s, the best that one CPU reaches.
  */
 #define COPY_BYTES_PER_NS 10
 
-/* It may well take ten times that, where memory is new.  From this size on
- * nobody is left to wait for it.
+/* The copy may take ten times that if the memory is new.  From this size on
+ * other threads expect it to.
  */
 #define LONG_BYTES (UINT32_C (1) << 20)
 
-/* A thread may wake late by this part of the delay: one wake-up then serves
- * all that has become due meanwhile, and with it go a timer, two context
- * switches and some 10 us each.  At 64 ms it is 250 us: less than the
- * scheduler adds on a busy machine, and 0.4 % of the throughput.  At most
- * 1 ms, as a second would otherwise be late by more than one can see of it.
+/* A thread may wake late by this part of the delay.  One wake-up then serves
+ * all operations that are due meanwhile, which saves a timer and two context
+ * switches for each.  At 64 ms it is 250 us, less than a busy scheduler adds,
+ * and 0.4 % of the throughput.
  */
 #define SLACK_PART 256
 #define MAX_SLACK_NS UINT64_C (1000000)
 
-/* What waking another thread takes.  To be late by less is no reason to. */
+/* The cost of waking another thread.  A smaller delay is no reason to. */
 #define CALL_NS UINT64_C (50000)
 
-/* How often it is asked for a shutdown: as the library's own waits do. */
+/* How often a thread calls is_shutting_down, as often as requests.c asks. */
 #define ASK_NS UINT64_C (250000000)
 
 #define FIRST_CAPACITY 64
@@ -42,16 +43,16 @@
 struct queued {
   uint64_t latest_ns;           /* a thread must take it by then */
   uint64_t earliest_ns;         /* a thread may take it from then on */
-  uint64_t deadline_ns;         /* the reply */
+  uint64_t deadline_ns;         /* of the reply */
   struct service_op op;
 };
 
-/* A thread and the operation it serves. */
+/* A thread and the operation that it serves. */
 struct slot {
   struct service *sv;           /* constant */
   pthread_t thread;             /* constant */
   struct queued q;              /* written by the thread under the lock */
-  bool is_serving;              /* under the lock: q was not replied to */
+  bool is_serving;              /* under the lock: q has no reply yet */
 };
 
 struct service {
@@ -63,32 +64,36 @@ struct service {
   struct slot slots[SERVICE_MAX_THREADS];
 
   pthread_mutex_t lock;
-  struct cond lead;             /* for who leads */
-  struct cond called;           /* for who is idle */
-  struct cond replied;          /* for who cancels */
+  struct cond lead;             /* the leading thread waits */
+  struct cond called;           /* idle threads wait */
+  struct cond replied;          /* service_cancel waits */
 
   /* Under the lock. */
-  struct queued *heap;
+  struct queued *heap;          /* by latest_ns */
   size_t n, capacity;
   uint64_t look_ns;
   bool leading;
-  unsigned idle;                /* threads that wait and are not called */
-  unsigned calls_pending;       /* threads called that have not woken yet */
-  unsigned cancelling;          /* who waits for a reply */
+  unsigned idle;                /* idle threads that are not called */
+  unsigned calls_pending;       /* called threads that have not woken yet */
+  unsigned cancelling;          /* threads that wait for a reply */
   bool hurry;                   /* everything is due */
   bool stopping;
 };
 
-/* The heap, by latest_ns. */
+static uint64_t
+min_ns (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+/* The heap. */
 
 static void
-put_up (struct service *sv, size_t i, const struct queued *q)
+put_up_locked (struct service *sv, size_t i, const struct queued *q)
 {
-  for (; i > 0; i = (i - 1) / 2) {
-    if (sv->heap[(i - 1) / 2].latest_ns <= q->latest_ns)
-      break;
+  for (; i > 0 && sv->heap[(i - 1) / 2].latest_ns > q->latest_ns;
+       i = (i - 1) / 2)
     sv->heap[i] = sv->heap[(i - 1) / 2];
-  }
   sv->heap[i] = *q;
 }
 
@@ -106,12 +111,12 @@ add_locked (struct service *sv, const struct queued *q)
     sv->heap = heap;
     sv->capacity = capacity;
   }
-  put_up (sv, sv->n++, q);
+  put_up_locked (sv, sv->n++, q);
   return 0;
 }
 
-/* The hole goes down to the end, where the last one is put and goes up: it
- * mostly belongs there, having come late.
+/* The gap goes down to the end.  The last operation goes there and then up: it
+ * mostly stays there, as it came late.
  */
 static void
 remove_locked (struct service *sv, size_t i, struct queued *q)
@@ -128,7 +133,7 @@ remove_locked (struct service *sv, size_t i, struct queued *q)
     i = child;
   }
   if (i < n)
-    put_up (sv, i, &sv->heap[n]);
+    put_up_locked (sv, i, &sv->heap[n]);
 }
 
 /* Threads. */
@@ -139,7 +144,9 @@ has_due_locked (const struct service *sv, uint64_t now)
   return sv->n > 0 && (sv->hurry || sv->heap[0].earliest_ns <= now);
 }
 
-/* True: who waits is to be signalled.  Best without the lock, as he wants it. */
+/* Returns true if the caller is to signal CALLED.  It does so best without the
+ * lock, which the woken thread needs.
+ */
 static bool
 call_idle_locked (struct service *sv)
 {
@@ -150,7 +157,7 @@ call_idle_locked (struct service *sv)
   return true;
 }
 
-/* When who serves it looks at the queue again. */
+/* When a thread that serves OP looks at the queue again. */
 static uint64_t
 back_ns (const struct service_op *op, uint64_t now)
 {
@@ -188,40 +195,26 @@ serve_locked (struct service *sv, struct slot *me, uint64_t now)
     cond_broadcast (&sv->replied);
 }
 
-/* Still leading while it asks: a signal is lost then, but the queue is
- * looked at right after.
- */
-static void
-ask_locked (struct service *sv)
-{
-  bool r;
-
-  pthread_mutex_unlock (&sv->lock);
-  r = sv->calls->is_shutting_down ();
-  pthread_mutex_lock (&sv->lock);
-  if (r)
-    sv->hurry = true;
-}
-
 static void
 lead_locked (struct service *sv, uint64_t now)
 {
   bool ask = false;
 
   sv->leading = true;
-  sv->look_ns = UINT64_MAX;
-  if (sv->n == 0)
-    cond_wait (&sv->lead, &sv->lock);
-  else {
-    sv->look_ns = sv->heap[0].latest_ns;
-    if (sv->calls->is_shutting_down && sv->look_ns > now + ASK_NS) {
-      sv->look_ns = now + ASK_NS;
-      ask = true;
-    }
-    now = sv->look_ns;
-    cond_wait_until (&sv->lead, &sv->lock, now);
-    if (ask && !sv->stopping && clock_ns () >= now)
-      ask_locked (sv);
+  sv->look_ns = sv->n > 0 ? sv->heap[0].latest_ns : UINT64_MAX;
+  if (sv->n > 0 && sv->calls->is_shutting_down &&
+      sv->look_ns > now + ASK_NS) {
+    sv->look_ns = now + ASK_NS;
+    ask = true;
+  }
+  now = sv->look_ns;
+  cond_wait_until (&sv->lead, &sv->lock, now);
+  if (ask && !sv->stopping && clock_ns () >= now) {
+    /* A signal is lost meanwhile, but this thread looks at the queue next. */
+    pthread_mutex_unlock (&sv->lock);
+    ask = sv->calls->is_shutting_down ();
+    pthread_mutex_lock (&sv->lock);
+    sv->hurry |= ask;
   }
   sv->leading = false;
 }
@@ -250,7 +243,7 @@ run (void *slot)
     now = clock_ns ();
     if (has_due_locked (sv, now))
       serve_locked (sv, me, now);
-    else if (sv->stopping)      /* all is due then, so there is nothing */
+    else if (sv->stopping)      /* everything is due then, so nothing is left */
       break;
     else if (!sv->leading)
       lead_locked (sv, now);
@@ -284,7 +277,7 @@ service_free (struct service *sv)
   free (sv);
 }
 
-/* Signals are the server's: they go to its threads. */
+/* The threads block all signals, which are for the server's own threads. */
 int
 service_start (struct service *sv, unsigned threads)
 {
@@ -321,20 +314,14 @@ service_stop (struct service *sv)
 
 /* The caller's side. */
 
-static uint64_t
-min_ns (uint64_t a, uint64_t b)
-{
-  return a < b ? a : b;
-}
-
-/* Who is to be signalled, if anyone, so that a thread looks at the queue by
- * WHEN.  In a hurry too: then who leads has an empty queue, and anything is
- * before UINT64_MAX.
+/* Sees to it that a thread looks at the queue by WHEN.  Returns the condition
+ * that the caller is to signal, or NULL.  In a hurry the leading thread has an
+ * empty queue, so any time is before look_ns.
  */
 static struct cond *
-see_to_it_locked (struct service *sv, uint64_t when, uint64_t now)
+call_by_locked (struct service *sv, uint64_t when, uint64_t now)
 {
-  /* Who serves should be back by look_ns, but may be held up. */
+  /* A serving thread should be back by look_ns, but may be late. */
   if (when >= sv->look_ns && (sv->leading || sv->look_ns >= now))
     return NULL;
   if (!sv->leading && !call_idle_locked (sv))
@@ -349,8 +336,7 @@ service_submit (struct service *sv, const struct service_op *op,
 {
   const uint64_t now = clock_ns ();
   const uint64_t slack_ns = min_ns (delay_ns / SLACK_PART, MAX_SLACK_NS);
-  const uint64_t copy_ns =
-    min_ns (op->count / COPY_BYTES_PER_NS, delay_ns);
+  const uint64_t copy_ns = min_ns (op->count / COPY_BYTES_PER_NS, delay_ns);
   struct queued q = {
     .deadline_ns = now + delay_ns,
     .earliest_ns = now + delay_ns - copy_ns,
@@ -363,7 +349,7 @@ service_submit (struct service *sv, const struct service_op *op,
   pthread_mutex_lock (&sv->lock);
   r = add_locked (sv, &q);
   if (r == 0)
-    waiting = see_to_it_locked (sv, q.latest_ns, now);
+    waiting = call_by_locked (sv, q.latest_ns, now);
   pthread_mutex_unlock (&sv->lock);
   if (waiting)
     cond_signal (waiting);
@@ -376,24 +362,12 @@ is_named (const struct service_op *op, const void *conn, uint64_t reqid)
   return op->reqid == reqid && op->conn == conn;
 }
 
-/* Not for himself. */
-static void
-wait_replied_locked (struct service *sv, const struct slot *slot,
-                     const void *conn, uint64_t reqid)
-{
-  if (pthread_equal (slot->thread, pthread_self ()))
-    return;
-  sv->cancelling++;
-  while (slot->is_serving && is_named (&slot->q.op, conn, reqid))
-    cond_wait (&sv->replied, &sv->lock);
-  sv->cancelling--;
-}
-
-/* Looks at all there are: it is rare, and the queue is not long. */
+/* Looks at all operations: it is rare, and the queue is not long. */
 bool
 service_cancel (struct service *sv, void *conn, uint64_t reqid,
                 struct service_op *op)
 {
+  struct slot *slot;
   struct queued q;
   bool found = false;
 
@@ -404,9 +378,12 @@ service_cancel (struct service *sv, void *conn, uint64_t reqid,
       *op = q.op;
       found = true;
     }
-  for (unsigned i = 0; i < sv->threads && !found; i++)
-    if (is_named (&sv->slots[i].q.op, conn, reqid))
-      wait_replied_locked (sv, &sv->slots[i], conn, reqid);
+  sv->cancelling++;
+  for (slot = sv->slots; !found && slot < &sv->slots[sv->threads]; slot++)
+    while (slot->is_serving && is_named (&slot->q.op, conn, reqid) &&
+           !pthread_equal (slot->thread, pthread_self ()))
+      cond_wait (&sv->replied, &sv->lock);
+  sv->cancelling--;
   pthread_mutex_unlock (&sv->lock);
   return found;
 }

@@ -1,38 +1,40 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * service: a queue of operations that are due at a moment, and the threads
- * that serve them then.
+ * service: a queue of operations, each with a deadline, and the threads that
+ * serve them.
  *
- * Not its job: what serving an operation means and who is told (the calls
- * in struct service_calls), nbdkit.
+ * The meaning of an operation and the receiver of its reply are up to the
+ * caller (struct service_calls).
  *
  * An operation:
  *
  *   queued     in the heap            service_submit
  *   applying   in a thread's slot     a thread takes it near its deadline
- *   applied    in the slot, until it is due
- *   replied    gone; not before its deadline, unless stopping
+ *   applied    in the slot            until the deadline
+ *   replied    gone                   at the deadline, or sooner at the end
  *
  *   queued -> the caller's            service_cancel
  *
- * A thread is serving, leading (sleeps until the first operation must be
- * taken, or for as long as there is none), or idle (sleeps until called).
+ * A thread serves an operation, or leads, or is idle.  The leading thread
+ * sleeps until it must take the first operation.  An idle thread sleeps until
+ * it is called.
  *
  * Invariants:
- * 1. At most one thread leads.  When none does, at least one is serving, or
+ * 1. At most one thread leads.  If none leads, at least one serves, or is
  *    called and about to look at the queue.
- * 2. look_ns is when a thread looks at the queue next, UINT64_MAX where who
- *    leads waits for a first operation.  Who takes or submits what lets
- *    something be due before that, and only he, wakes a thread.
- * 3. The heap's first is the one that must be taken first.
- * 4. What was submitted is replied to or handed back by service_cancel.
+ * 2. look_ns is when a thread looks at the queue next.  It is UINT64_MAX while
+ *    the leading thread waits for a first operation.  A thread that makes an
+ *    operation due before look_ns wakes another one, and no thread does
+ *    otherwise.
+ * 3. The first of the heap is the operation that must be taken first.
+ * 4. Each submitted operation gets a reply, or service_cancel returns it.
  *
- * Who cancels an operation that is in a slot waits until it has been replied
- * to, and holds nothing that the reply may need.
+ * service_cancel waits for the reply of an operation that is in a slot.  It
+ * holds nothing meanwhile that the reply may need.
  *
- * Locks: one, short; no call is made and nothing is copied under it.
- * Memory: operations are kept by value in the heap, which grows to the most
- * that were ever queued.
+ * One lock covers everything.  No thread calls the caller or copies data while
+ * it holds the lock.  The heap holds operations by value, and grows to the
+ * largest number that was ever queued.
  */
 
 #ifndef DELAYMEM_SERVICE_H
@@ -43,53 +45,52 @@
 
 #define SERVICE_MAX_THREADS 64
 
-/* What the module needs to know of an operation is conn, reqid and count;
- * the rest is for who gave it.
- */
+/* The service uses conn, reqid and count.  The rest is the caller's. */
 struct service_op {
   void *conn;
   uint64_t reqid;
+  uint32_t kind;
+  uint32_t flags;
+  uint32_t count;               /* bytes to be copied */
+  uint64_t offset;
   union {
     void *to;                   /* a read */
     const void *from;           /* a write */
   } buf;
-  uint64_t offset;
-  uint32_t count;               /* of bytes to be copied */
-  uint32_t kind;
-  uint32_t flags;
 };
 
 struct service_calls {
-  /* Does what the operation is about.  Only here buf is touched. */
+  /* Does the operation.  Only this call touches buf. */
   void (*apply) (const struct service_op *op);
   void (*reply) (const struct service_op *op);
-  /* May be NULL.  Asked now and then while long delays are queued; once it
-   * has said yes, it is not asked again and everything is due.
+  /* May be NULL.  A thread calls it from time to time while long delays are
+   * queued.  Once it returns true, everything is due and it is not called
+   * again.
    */
   bool (*is_shutting_down) (void);
 };
 
 struct service;
 
-/* CALLS stays the caller's, and must stay.  NULL with errno set. */
+/* CALLS must stay valid.  Returns NULL with errno set on failure. */
 extern struct service *service_new (const struct service_calls *calls);
-/* Stops if that was not done. */
+/* Stops the threads first if they run. */
 extern void service_free (struct service *sv);
 
-/* Returns 0 or an errno, and then no thread runs. */
+/* Returns 0; or an errno, and then no thread runs. */
 extern int service_start (struct service *sv, unsigned threads);
-/* Serves everything that is queued at once, and ends the threads. */
+/* Serves everything in the queue at once, and ends the threads. */
 extern void service_stop (struct service *sv);
 
-/* Queues a copy of OP, to be replied to in DELAY_NS from now.  Returns 0 or
+/* Queues a copy of OP, whose reply is due in DELAY_NS from now.  Returns 0 or
  * ENOMEM.
  */
 extern int service_submit (struct service *sv, const struct service_op *op,
                            uint64_t delay_ns);
 
-/* Returns true if the operation was still queued: it is the caller's now, in
- * *OP.  Otherwise it has been replied to when this returns, or, where the reply
- * is what calls this, has been applied.
+/* Returns true if the operation was still queued: *OP is the caller's then.
+ * Returns false after the reply, or, if the reply itself calls this, after
+ * apply.
  */
 extern bool service_cancel (struct service *sv, void *conn, uint64_t reqid,
                             struct service_op *op);

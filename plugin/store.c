@@ -1,4 +1,7 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * See store.h for states, invariants and locks.
+ */
 
 #include <errno.h>
 #include <pthread.h>
@@ -13,8 +16,8 @@
 #define CHUNK_PAGES UINT64_C (16)
 #define CHUNK_BYTES (CHUNK_PAGES * STORE_PAGE_BYTES)
 
-/* Neighbouring chunks have different locks.  256 of them are far more than
- * threads that copy at the same time, and take 16 KiB.
+/* Neighbouring chunks have different locks.  There are far more locks than
+ * threads that copy at the same time.  They take 16 KiB.
  */
 #define STRIPES 256
 
@@ -58,13 +61,6 @@ map (uint64_t size)
   return p == MAP_FAILED ? NULL : p;
 }
 
-static void
-unmap (void *p, uint64_t size)
-{
-  if (p)
-    munmap (p, (size_t) size);
-}
-
 static uint64_t
 words_bytes (const struct store *st)
 {
@@ -75,13 +71,12 @@ static int
 init_stripes (struct store *st)
 {
   pthread_rwlockattr_t attr;
-  int r;
+  int r = pthread_rwlockattr_init (&attr);
 
-  r = pthread_rwlockattr_init (&attr);
   if (r != 0)
     return r;
-  /* By default readers go first, and a client that reads one place all the
-   * time keeps a writer out.  No thread takes a stripe twice.
+  /* By default readers go first, so a client that always reads one place would
+   * keep a writer out.  No thread takes a stripe twice.
    */
   r = pthread_rwlockattr_setkind_np
     (&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
@@ -98,14 +93,11 @@ init (struct store *st, uint64_t size)
   st->mapped = (size + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
   st->system_page_bytes = (uint64_t) sysconf (_SC_PAGESIZE);
   st->data = map (st->mapped);
-  if (st->data == NULL)
-    return errno;
-  st->words = map (words_bytes (st));
+  st->words = st->data ? map (words_bytes (st)) : NULL;
   if (st->words == NULL)
     return errno;
-  /* Where the system gives out huge pages unasked, 4 KiB written here and
-   * there would take 2 MiB each.  Kernels without them do not know the
-   * advice, so its failure means nothing.
+  /* With huge pages, 4 KiB written here and there would take 2 MiB each.
+   * Kernels without them do not know the advice, so a failure means nothing.
    */
   madvise (st->data, (size_t) st->mapped, MADV_NOHUGEPAGE);
   return init_stripes (st);
@@ -133,7 +125,7 @@ store_new (uint64_t size)
   return NULL;
 }
 
-/* Locks are not destroyed: nothing of glibc's rwlocks outlives their memory,
+/* Locks are not destroyed: glibc's rwlocks hold nothing outside their memory,
  * and after a failed store_new not all of them are initialized.
  */
 void
@@ -141,8 +133,10 @@ store_free (struct store *st)
 {
   if (st == NULL)
     return;
-  unmap (st->words, words_bytes (st));
-  unmap (st->data, st->mapped);
+  if (st->words)
+    munmap (st->words, (size_t) words_bytes (st));
+  if (st->data)
+    munmap (st->data, (size_t) st->mapped);
   free (st);
 }
 
@@ -152,7 +146,7 @@ store_populate (struct store *st)
   const size_t mapped = (size_t) st->mapped;
 
   st->populated = true;
-  /* Here every page is wanted, so large ones only make it quicker. */
+  /* Every page is taken here, so huge ones only make it faster. */
   madvise (st->data, mapped, MADV_HUGEPAGE);
 #ifdef MADV_POPULATE_WRITE
   if (madvise (st->data, mapped, MADV_POPULATE_WRITE) == 0)
@@ -160,7 +154,7 @@ store_populate (struct store *st)
   if (errno != EINVAL)
     return errno;
 #endif
-  /* Before Linux 5.14.  No other thread is at the store yet. */
+  /* Linux before 5.14.  No other thread uses the store yet. */
   for (size_t i = 0; i < mapped; i += st->system_page_bytes)
     *(volatile unsigned char *) &st->data[i] = 0;
   return 0;
@@ -173,7 +167,7 @@ bits (uint64_t from, uint64_t to)
   return from < to ? (uint16_t) ((1U << to) - (1U << from)) : 0;
 }
 
-/* Cuts the first piece off the range; false when nothing is left. */
+/* Cuts the first piece off the range.  Returns false if nothing is left. */
 static bool
 next_piece (const struct store *st, uint64_t *count, uint64_t *offset,
             struct piece *p)
@@ -194,7 +188,7 @@ next_piece (const struct store *st, uint64_t *count, uint64_t *offset,
   end = start + p->count;
   p->touched = bits (start / STORE_PAGE_BYTES,
                      (end + STORE_PAGE_BYTES - 1) / STORE_PAGE_BYTES);
-  /* The size may end within a page: there is nothing after it to keep. */
+  /* The size may end within a page.  Nothing after it needs to stay. */
   if (*offset == st->size)
     end = CHUNK_BYTES;
   p->whole = bits ((start + STORE_PAGE_BYTES - 1) / STORE_PAGE_BYTES,
@@ -228,8 +222,8 @@ store_read (struct store *st, void *buf, uint64_t count, uint64_t offset)
 
   while (next_piece (st, &count, &offset, &p)) {
     pthread_rwlock_rdlock (lock_of (st, &p));
-    /* Looking at memory that was never touched would map it.  Where all of it was
-     * taken, a hole takes as long as data, which is what measurements want.
+    /* A read of memory that was never touched would map it.  If all memory is
+     * taken, a hole takes as long as data: measurements want that.
      */
     if (st->populated || load_word (st, p.chunk) & p.touched)
       memcpy (to, &st->data[p.offset], p.count);
@@ -256,13 +250,15 @@ store_write (struct store *st, const void *buf, uint64_t count,
   }
 }
 
-/* Gives the memory of whole system pages back; what lies in others, or what
- * the kernel does not take (mlock), is zeroed in place.
+/* Makes COUNT bytes zero and gives the memory of whole system pages back.
+ * Bytes in other pages are set to zero, as are all if the kernel does not take
+ * the memory (mlock).
  */
 static void
-give_back_locked (struct store *st, uint64_t start, uint64_t end)
+give_back_locked (struct store *st, uint64_t start, uint64_t count)
 {
   const uint64_t page = st->system_page_bytes;
+  const uint64_t end = start + count;
   const uint64_t first = (start + page - 1) / page * page;
   const uint64_t last = end / page * page;
 
@@ -272,36 +268,25 @@ give_back_locked (struct store *st, uint64_t start, uint64_t end)
     memset (&st->data[last], 0, end - last);
   }
   else
-    memset (&st->data[start], 0, end - start);
+    memset (&st->data[start], 0, count);
 }
 
-/* Zeroes what of the piece lies in the given pages. */
+/* Makes the bytes of the piece zero that lie in PAGES. */
 static void
 zero_pages_locked (struct store *st, const struct piece *p, uint16_t pages)
 {
-  while (pages) {
-    const uint64_t page = (uint64_t) __builtin_ctz (pages);
-    uint64_t start = p->chunk * CHUNK_BYTES + page * STORE_PAGE_BYTES;
-    uint64_t end = start + STORE_PAGE_BYTES;
+  uint64_t start, end;
 
+  for (; pages; pages &= (uint16_t) (pages - 1)) {
+    start = p->chunk * CHUNK_BYTES +
+      (uint64_t) __builtin_ctz (pages) * STORE_PAGE_BYTES;
+    end = start + STORE_PAGE_BYTES;
     if (start < p->offset)
       start = p->offset;
     if (end > p->offset + p->count)
       end = p->offset + p->count;
     memset (&st->data[start], 0, end - start);
-    pages &= (uint16_t) (pages - 1);
   }
-}
-
-static void
-drop_pages_locked (struct store *st, const struct piece *p)
-{
-  const uint64_t base = p->chunk * CHUNK_BYTES;
-  const uint64_t first = (uint64_t) __builtin_ctz (p->whole);
-  const uint64_t n = (uint64_t) __builtin_popcount (p->whole);
-
-  give_back_locked (st, base + first * STORE_PAGE_BYTES,
-                    base + (first + n) * STORE_PAGE_BYTES);
 }
 
 void
@@ -311,8 +296,8 @@ store_zero (struct store *st, uint64_t count, uint64_t offset, bool give_back)
   uint16_t word;
 
   while (next_piece (st, &count, &offset, &p)) {
-    /* Without the lock, so that 4 GiB of hole take no time.  A write that
-     * is not yet answered may come after this as well as before.
+    /* Without the lock, so that 4 GiB of hole take no time.  A write without a
+     * reply may come before or after this.
      */
     if ((load_word (st, p.chunk) & p.touched) == 0)
       continue;
@@ -322,7 +307,10 @@ store_zero (struct store *st, uint64_t count, uint64_t offset, bool give_back)
     if (!give_back)
       p.whole = 0;
     if (word & p.whole)
-      drop_pages_locked (st, &p);
+      give_back_locked (st, p.chunk * CHUNK_BYTES +
+                        (uint64_t) __builtin_ctz (p.whole) * STORE_PAGE_BYTES,
+                        (uint64_t) __builtin_popcount (p.whole) *
+                        STORE_PAGE_BYTES);
     zero_pages_locked (st, &p, word & p.touched & (uint16_t) ~p.whole);
     store_word_locked (st, p.chunk, word & (uint16_t) ~p.whole);
     pthread_rwlock_unlock (lock_of (st, &p));
@@ -337,13 +325,13 @@ store_run (struct store *st, uint64_t count, uint64_t offset, bool *written)
   uint16_t flip, other;
   struct piece p;
 
-  /* Seen through flip, pages like the first are 0. */
+  /* After XOR with flip, pages like the first are 0. */
   *written = load_word (st, offset / CHUNK_BYTES) >> page & 1;
   flip = *written ? UINT16_MAX : 0;
 
   while (next_piece (st, &count, &offset, &p)) {
     other = (load_word (st, p.chunk) ^ flip) & p.touched;
-    /* The first page, if it has changed just now, still counts as it was. */
+    /* The first page counts as it was, if it changes meanwhile. */
     if (p.offset == start)
       other &= (uint16_t) ~(1U << page);
     if (other)

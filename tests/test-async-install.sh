@@ -5,7 +5,7 @@ top=$(dirname "$TESTS_DIR")
 EXAMPLE=$BUILD/tests/async-example.so
 
 # 1. The manual's example is the one that is compiled and run (by test-async).
-sed -n '/^=head1 EXAMPLE/,/^=head1 HOOKS/p' "$top/plugin/nbdkit-async-plugin.pod" |
+sed -n '/^=head1 EXAMPLE/,/^=head1 HOOKS/p' "$top/plugin/async/nbdkit-async-plugin.pod" |
   sed -n '/^ \/\*/,/^=/{/^=/d;s/^ //;p;}' | sed -e :a -e '/^\n*$/{$d;N;ba' -e '}' >listing.c
 check "the manual's listing is the example" diff -u "$TESTS_DIR/plugin-async-example.c" listing.c
 
