@@ -20,7 +20,7 @@ overhead_cells () {
 # filter that does nothing: what it costs is what any filter costs.
 rows_overhead () {
   local round kib depth rw done=0 all
-  make -s VARIANT=plain build/plain/benchmarks/alternate >&2 || die "benchmarks/alternate.c does not build"
+  make -s VARIANT=plain build/plain/benchmarks/interleave >&2 || die "benchmarks/interleave.c does not build"
   all=$((rounds * $(overhead_cells | wc -l)))
   case_started=$SECONDS
   for ((round = 1; round <= rounds; round++)); do
@@ -40,7 +40,7 @@ rows_overhead () {
 
 # What a cell is called in the CSV: "4 KiB depth 16" is the client, "randread" the workload.
 overhead_cell () { # ROUND KIB DEPTH RW
-  local i cpu=() server command="alternate $4 $(($2 * 1024)) $3 $seconds"
+  local i cpu=() server command="interleave $4 $(($2 * 1024)) $3 $seconds"
   for i in "${!overhead_contestants[@]}"; do server_select $i; cpu[i]=$(server_cpu); done
   # shellcheck disable=SC2086
   timeout $((seconds + 180)) build/plain/benchmarks/$command "${server_uris[@]}" >"$tmp/turns" &
@@ -121,7 +121,7 @@ table_overhead () { # MEDIANS
 notes_overhead () {
   cat <<'EOF'
 MB/s. Four servers, without a filter, with nbdkit's filter that does nothing (nofilter), with
-asyncpool, and without again, have turns of 30 ms of the same client (benchmarks/alternate.c, on libnbd:
+asyncpool, and without again, have turns of 30 ms of the same client (benchmarks/interleave.c, on libnbd:
 fio takes longer to start than this machine stays the same). They share the seconds that are the last
 word of a command below; each round has new servers. ratio: asyncpool / the mean of the two without,
 median of the rounds. empty: the same of nofilter. noise: the lesser of the two without / the greater,

@@ -1,22 +1,22 @@
 # Other ways to serve a client that waits for each reply.
 # shellcheck shell=bash disable=SC2034,SC2154
-title="Peers for a client that sends one request at a time, 64 ms per operation"
+title="Alternatives for a client that sends one request at a time, 64 ms per operation"
 rounds=3
 seconds=8
 
-peers=("nbdkit" "nbdkit -t 64" "readahead over cache" "readahead over cow" "cache writeback"
+alternatives=("nbdkit" "nbdkit -t 64" "readahead over cache" "readahead over cow" "cache writeback"
   "asyncpool 64 buffers")
 
-plan_peers () {
+plan_alternatives () {
   local client name
   for client in fio nbdcopy; do
-    for contestant in "${peers[@]}"; do peer_write $client "$contestant"; done
-    for contestant in "${peers[@]}"; do peer_read $client "$contestant"; done
+    for contestant in "${alternatives[@]}"; do alternative_write $client "$contestant"; done
+    for contestant in "${alternatives[@]}"; do alternative_read $client "$contestant"; done
   done
 }
 
-# peer_server CONTESTANT SIZE [PARAMETERS]
-peer_server () {
+# alternative_server CONTESTANT SIZE [PARAMETERS]
+alternative_server () {
   local device
   device=$(delaymem "$2" 64ms)${3:+ $3}
   case $1 in
@@ -31,7 +31,7 @@ peer_server () {
 
 # As much as a contestant moves in some seconds: time limits do not stop the flush of the cache
 # filter. What is written to cow never reaches the device, so it does not compete.
-peer_write () { # CLIENT CONTESTANT
+alternative_write () { # CLIENT CONTESTANT
   local size=1G job mib=16 parameters=""
   job=$(fio_write 128k 1)
   case $2 in
@@ -40,18 +40,18 @@ peer_write () { # CLIENT CONTESTANT
     asyncpool*) mib=256 parameters=asyncpool-write=behind;;
   esac
   [ "$1" = fio ] || size=${mib}M job="nbdcopy $mib write"
-  plan "$1" "$2" write+flush "$(limit 64 128)" "$(peer_server "$2" $size $parameters)" "$job"
+  plan "$1" "$2" write+flush "$(limit 64 128)" "$(alternative_server "$2" $size $parameters)" "$job"
 }
 
-peer_read () { # CLIENT CONTESTANT
+alternative_read () { # CLIENT CONTESTANT
   local size=1G job mib=16
   job=$(fio_read 128k 1 1)
   case $2 in asyncpool*) mib=256;; esac
   [ "$1" = fio ] || size=${mib}M job="nbdcopy $mib read"
-  plan "$1" "$2" read "$(limit 64 128)" "$(peer_server "$2" $size)" "$job"
+  plan "$1" "$2" read "$(limit 64 128)" "$(alternative_server "$2" $size)" "$job"
 }
 
-notes_peers () {
+notes_alternatives () {
   cat <<'EOF'
 limit: of 64 in flight, for all. fio sends 128 KiB, `nbdcopy --synchronous' 256 KiB, each one at a
 time. Amounts: fio as much as fits into the time, 16 MiB where the cache filter's writeback must
@@ -62,11 +62,11 @@ first flush.
 EOF
 }
 
-plot_peers () { # MEDIANS
+plot_alternatives () { # MEDIANS
   local contestant client name
   gnuplot_bars 900 480
   echo "\$data << EOD"
-  for contestant in "${peers[@]}"; do
+  for contestant in "${alternatives[@]}"; do
     echo "\"$(echo "$contestant" | sed 's/ over /\\nover /; s/ write/\\nwrite/; s/ 64 b/\\n64 b/')\"" \
       "$(for client in fio nbdcopy; do
         for name in write+flush read; do pick "$1" $client "$contestant" $name; done
