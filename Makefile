@@ -107,7 +107,7 @@ check-tsan:
 	$(MAKE) VARIANT=tsan check
 
 # fio's companion, of case overhead only.
-$(B)/benchmarks/alternate: $(B)/benchmarks/alternate.o
+$(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
 	$(CC) $(LDFLAGS) $(SAN) $^ -o $@ $(NBD_LIBS)
 
 demo: all

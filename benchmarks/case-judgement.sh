@@ -1,6 +1,8 @@
-# Devices that are fast here and there.
+# SPDX-License-Identifier: BSD-3-Clause
+# A device of which some blocks take no time.  The filter judges a device's
+# speed by its operations; fast ones must not mislead it.
 # shellcheck shell=bash disable=SC2034,SC2154
-title="Judgement: a device with fast blocks, one request of 128 KiB at a time, 64 ms"
+title="Some blocks take no time, the others 64 ms; 128 KiB, one at a time"
 rounds=2
 seconds=5
 
@@ -8,64 +10,63 @@ seconds=5
 judgement_fast=(0 64 8 4 2)
 
 plan_judgement () {
-  local n name job write
+  local n name job
   for name in write+flush read; do
-    job=$(fio_write 128k 1) write=asyncpool-write=behind
-    [ $name != read ] || job=$(fio_read 128k 1 1) write=""
+    job=$(fio_workload $name 128k 1)
     for n in "${judgement_fast[@]}"; do
-      plan "one at a time" "nbdkit fast=$n" $name "" "$(delaymem 256M 64ms) fast=$n" "$job"
+      plan "one at a time" "nbdkit fast=$n" $name "" \
+        "$(delaymem 256M 64ms) fast=$n" "$job"
       plan "one at a time" "asyncpool fast=$n" $name "" \
-        "$(asyncpool 64 2G 64ms "$write") fast=$n" "$job"
+        "$(asyncpool 64 2G 64ms "$(behind $name)") fast=$n" "$job"
     done
   done
 }
 
-# judgement_pick MEDIANS CONTESTANT NAME
-judgement_pick () { pick "$1" "one at a time" "$2" "$3"; }
+judgement_pick () { # CONTESTANT WORKLOAD
+  pick "one at a time" "$@"
+}
 
-summary_judgement () { # CSV MEDIANS
-  local n name
+summary_judgement () {
+  local n name none
   echo "asyncpool, one fast block in N / none fast:"
   for name in write+flush read; do
+    none=$(judgement_pick "asyncpool fast=0" $name)
     for n in "${judgement_fast[@]:1}"; do
-      check "$name, one in $n" "$(ratio "$(judgement_pick "$2" "asyncpool fast=$n" $name)" \
-        "$(judgement_pick "$2" "asyncpool fast=0" $name)")" 0.8
+      goal "$name, one in $n" \
+        "$(ratio "$(judgement_pick "asyncpool fast=$n" $name)" "$none")" \
+        ">=" 0.8
     done
   done
 }
 
 notes_judgement () {
-  cat <<'EOF'
-fast=N: one block of 128 KiB in N takes no time, the others 64 ms (fast=0: all of them). With 64 buffers
-the limit is 131 MB/s where none is fast.
-EOF
+  cat <<'END'
+fast=N: one block of 128 KiB in N takes no time, the others take 64 ms (fast=0:
+all of them).  With 64 buffers the limit is 131 MB/s where none is fast.
+END
 }
 
-plot_judgement () { # MEDIANS
-  local n name c
-  gnuplot_head 800 480
+plot_judgement () {
+  local n name contestant
+  gnuplot_bars 800 480
   echo "\$data << EOD"
   for n in "${judgement_fast[@]}"; do
     [ "$n" = 0 ] && printf none || printf '"one in %s"' "$n"
     for name in write+flush read; do
-      for c in nbdkit asyncpool; do
-        printf ' %s' "$(judgement_pick "$1" "$c fast=$n" $name)"
+      for contestant in nbdkit asyncpool; do
+        printf ' %s' "$(judgement_pick "$contestant fast=$n" $name)"
       done
     done
     echo
   done
-  cat <<'EOF'
+  cat <<'END'
 EOD
-set title "A device of which some blocks take no time, one request of 128 KiB at a time" font ",16"
+set title "A device of which some blocks take no time; 128 KiB, one at a time" \
+  font ",16"
 set ylabel "MB/s"
 set yrange [0:*]
-set style data histograms
-set style histogram clustered gap 1
-set style fill solid 1 border -1
 set key above horizontal Left reverse samplen 1.5
-plot $data using 2:xtic(1) title "nbdkit, write" lc rgb "#c06000", \
-  '' using 3 title "asyncpool, write" lc rgb "#f0c090", \
-  '' using 4 title "nbdkit, read" lc rgb "#1f6fb4", \
-  '' using 5 title "asyncpool, read" lc rgb "#8fc0e8"
-EOF
+END
+  plot data "nbdkit, write=#c06000" "asyncpool, write=#f0c090" \
+    "nbdkit, read=#1f6fb4" "asyncpool, read=#8fc0e8"
 }

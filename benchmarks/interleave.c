@@ -1,6 +1,6 @@
-/* alternate: one load on several servers, in turns of some milliseconds, for case-overhead.sh.
+/* interleave: one load on several servers, in turns of some milliseconds, for case-overhead.sh.
  *
- *   alternate RW BYTES DEPTH SECONDS URI...       RW: read, write, randread or randwrite
+ *   interleave RW BYTES DEPTH SECONDS URI...       RW: read, write, randread or randwrite
  *
  * For each URI a line: bytes, seconds.  fio cannot do this: it takes 0.3 s to start, and in that time
  * a shared machine becomes another one.  Whatever slows it down for longer than a turn slows all of the
@@ -49,7 +49,7 @@ static unsigned depth;
 static void
 die (const char *what)
 {
-  fprintf (stderr, "alternate: %s\n", what);
+  fprintf (stderr, "interleave: %s\n", what);
   exit (1);
 }
 
@@ -155,7 +155,7 @@ main (int argc, char **argv)
   char *bufs;
 
   if (n < 1 || n > MAX_SERVERS)
-    die ("usage: alternate read|write|randread|randwrite BYTES DEPTH SECONDS URI...");
+    die ("usage: interleave read|write|randread|randwrite BYTES DEPTH SECONDS URI...");
   is_write = strstr (argv[1], "write");
   is_random = strstr (argv[1], "rand");
   bytes = (uint32_t) atoi (argv[2]);
