@@ -123,9 +123,9 @@ log_overdue (const char *export_name)
 {
   g_autofree char *name = g_strescape (export_name, NULL);
 
-  nbdkit_error ("asyncpool: export \"%s\": a request goes on after %u "
-                "seconds, though another connection's acknowledged data there "
-                "is not written yet", name,
+  nbdkit_error ("warning: asyncpool: export \"%s\": a request goes on after "
+                "%u seconds, though another connection's acknowledged data "
+                "there is not written yet", name,
                 (unsigned) (config.engine.others_ns / 1000000000));
 }
 
@@ -167,8 +167,9 @@ check_stderr (void)
     return;
   if (fstat (early_stderr, &was) == 0 && fstat (STDERR_FILENO, &is) == 0
       && (was.st_dev != is.st_dev || was.st_ino != is.st_ino))
-    dprintf (early_stderr, "nbdkit: asyncpool-stats=-: goes nowhere, as nbdkit "
-             "in the background has no standard error: must be a file there\n");
+    dprintf (early_stderr, "nbdkit: warning: asyncpool-stats=-: goes nowhere, "
+             "as nbdkit in the background has no standard error: must be a "
+             "file there\n");
   close (early_stderr);
   early_stderr = -1;
 }
@@ -219,10 +220,9 @@ asyncpool_get_ready (int thread_model)
     return -1;
   pass_through = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
   if (pass_through) {
-    /* One line that is seen without -v too. */
-    fprintf (stderr, "nbdkit: asyncpool: the plugin or another filter does not "
-             "serve requests in parallel, so asyncpool passes all requests "
-             "through unchanged\n");
+    nbdkit_error ("warning: asyncpool: the plugin or another filter does not "
+                  "serve requests in parallel, so asyncpool passes all "
+                  "requests through unchanged");
     return 0;
   }
   if (engine) {
