@@ -110,12 +110,15 @@ log_unwritten (const char *export_name, uint64_t offset, uint32_t count,
   /* A client chose it. */
   g_autofree char *name = g_strescape (export_name, NULL);
 
-  nbdkit_error ("asyncpool: export \"%s\": acknowledged data at offset %" PRIu64
-                ", length %" PRIu32 ", could not be written %s: %s",
-                name, offset, count,
-                kept ? "before its connection ended: it is kept, and each "
-                "flush of the device tries it again, until its last connection "
-                "ends" : "and is lost", strerror (err));
+  if (kept)
+    nbdkit_error ("asyncpool: warning: export \"%s\": data at offset %" PRIu64
+                  ", length %" PRIu32 ", could not be written before its "
+                  "connection ended: %s: each flush of the device tries it "
+                  "again", name, offset, count, strerror (err));
+  else
+    nbdkit_error ("asyncpool: export \"%s\": data at offset %" PRIu64
+                  ", length %" PRIu32 ", could not be written and is lost: %s",
+                  name, offset, count, strerror (err));
 }
 
 static void
@@ -123,9 +126,9 @@ log_overdue (const char *export_name)
 {
   g_autofree char *name = g_strescape (export_name, NULL);
 
-  nbdkit_error ("warning: asyncpool: export \"%s\": a request goes on after "
-                "%u seconds, though another connection's acknowledged data "
-                "there is not written yet", name,
+  nbdkit_error ("asyncpool: warning: export \"%s\": a request has waited %u "
+                "seconds for dirty data of another connection, and does not "
+                "wait longer", name,
                 (unsigned) (config.engine.others_ns / 1000000000));
 }
 
@@ -148,8 +151,8 @@ open_stats (void)
   is_device = g_str_has_prefix (config.stats_file, "/dev/");
   stats_fp = fopen (config.stats_file, is_device ? "ae" : "we");
   if (stats_fp == NULL) {
-    nbdkit_error ("asyncpool-stats=%s: cannot be written: %m (must be a file, "
-                  "or - for standard error)", config.stats_file);
+    nbdkit_error ("asyncpool-stats=%s: cannot be opened: %m: must be a file, "
+                  "or - for standard error", config.stats_file);
     return -1;
   }
   return 0;
@@ -167,9 +170,9 @@ check_stderr (void)
     return;
   if (fstat (early_stderr, &was) == 0 && fstat (STDERR_FILENO, &is) == 0
       && (was.st_dev != is.st_dev || was.st_ino != is.st_ino))
-    dprintf (early_stderr, "nbdkit: warning: asyncpool-stats=-: goes nowhere, "
-             "as nbdkit in the background has no standard error: must be a "
-             "file there\n");
+    dprintf (early_stderr, "nbdkit: warning: asyncpool-stats=-: nothing is "
+             "written, because nbdkit in the background has no standard error: "
+             "must be a file\n");
   close (early_stderr);
   early_stderr = -1;
 }
@@ -190,7 +193,8 @@ write_stats (void)
     return;
   stats_print (engine->stats, stats_fp);
   if (close_stats () != 0)
-    nbdkit_error ("asyncpool-stats=%s: %m", config.stats_file);
+    nbdkit_error ("asyncpool-stats=%s: cannot be written: %m",
+                  config.stats_file);
 }
 
 static int
@@ -205,8 +209,8 @@ threads_error (int err)
     nbdkit_error ("asyncpool-buffers=%u: must be a number of threads that the "
                   "system allows, one for each buffer: %s", n, strerror (err));
   else
-    nbdkit_error ("asyncpool: the system must allow %u threads more: %s",
-                  n + 1, strerror (err));
+    nbdkit_error ("asyncpool: cannot start %u threads: %s: the system must "
+                  "allow them", n + 1, strerror (err));
   return -1;
 }
 
@@ -220,9 +224,9 @@ asyncpool_get_ready (int thread_model)
     return -1;
   pass_through = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
   if (pass_through) {
-    nbdkit_error ("warning: asyncpool: the plugin or another filter does not "
-                  "serve requests in parallel, so asyncpool passes all "
-                  "requests through unchanged");
+    nbdkit_error ("asyncpool: warning: the plugin or another filter does not "
+                  "serve requests in parallel: all requests are passed through "
+                  "unchanged");
     return 0;
   }
   if (engine) {
@@ -235,8 +239,9 @@ asyncpool_get_ready (int thread_model)
   config.engine.log_overdue = log_overdue;
   err = engine_new (&config.engine, &engine);
   if (err) {
-    nbdkit_error ("asyncpool-buffers=%u, asyncpool-buffer-size=%" PRIu32
-                  ": the slab of %" PRIu64 " bytes must fit into memory: %s",
+    nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%" PRIu32
+                  ": cannot allocate %" PRIu64 " bytes: must fit into "
+                  "memory: %s",
                   config.engine.buffers, config.engine.buffer_size,
                   (uint64_t) config.engine.buffers * config.engine.buffer_size,
                   strerror (err));
@@ -313,7 +318,7 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
   is_hooked = hooks && hooks->claim (&plugin_handle);
   h = calloc (1, sizeof *h);
   if (h == NULL || (h->export_name = strdup (exportname)) == NULL) {
-    nbdkit_error ("asyncpool: %m");
+    nbdkit_error ("asyncpool: cannot open the connection: %m");
     free (h);
     return NULL;
   }
@@ -378,7 +383,7 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
                   "plugin's minimum block of %" PRIu32,
                   config.engine.buffer_size, b.min_block);
   else if (err)
-    nbdkit_error ("asyncpool: %s", strerror (err));
+    nbdkit_error ("asyncpool: cannot open the connection: %s", strerror (err));
   return err ? -1 : 0;
 }
 

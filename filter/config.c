@@ -138,9 +138,9 @@ config_set (struct config *c, const char *key, const char *value)
       c->engine.read = word;
     return r;
   }
-  nbdkit_error ("%s=%s: unknown parameter; asyncpool has asyncpool-buffers, "
+  nbdkit_error ("%s=%s: unknown parameter: must be asyncpool-buffers, "
                 "asyncpool-buffer-size, asyncpool-threads, asyncpool-write, "
-                "asyncpool-read and asyncpool-stats", key, value);
+                "asyncpool-read or asyncpool-stats", key, value);
   return -1;
 }
 

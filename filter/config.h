@@ -26,19 +26,16 @@ extern int config_set (struct config *, const char *key, const char *value);
 extern void config_complete (struct config *);
 extern void config_free (struct config *);
 
-#define CONFIG_HELP                                                     \
-  "asyncpool-buffers=N          Number of buffers (default 64).\n"      \
-  "asyncpool-buffer-size=SIZE   Size of a buffer, a power of two\n"     \
-  "                             (default 128K).\n"                      \
-  "asyncpool-threads=N          Number of threads (default: one per\n"  \
-  "                             buffer).\n"                             \
-  "asyncpool-write=auto|behind|through\n"                               \
-  "                             When a write is answered before the\n"  \
-  "                             plugin has it (default auto: after\n"   \
-  "                             the client's first flush).\n"           \
-  "asyncpool-read=ahead|direct  Whether to prefetch for sequential\n"   \
-  "                             readers (default ahead).\n"             \
-  "asyncpool-stats=FILE         Write statistics there at the end\n"    \
-  "                             (- is standard error).\n"
+#define CONFIG_HELP \
+  "asyncpool-buffers=N         Number of buffers (default 64).\n" \
+  "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K).\n" \
+  "asyncpool-threads=N         Number of threads (default as buffers).\n" \
+  "asyncpool-write=MODE        auto (default): defer writes after the\n" \
+  "                            first flush; behind: from the start;\n" \
+  "                            through: never.\n" \
+  "asyncpool-read=MODE         ahead (default): prefetch for sequential\n" \
+  "                            readers; direct: never.\n" \
+  "asyncpool-stats=FILE        Write statistics to FILE at the end; - is\n" \
+  "                            standard error.\n"
 
 #endif

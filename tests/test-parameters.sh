@@ -70,7 +70,7 @@ else
     asyncpool-buffers=300 asyncpool-buffer-size=64k
   few_threads "both given" "asyncpool-threads=300: $most" \
     asyncpool-buffers=200 asyncpool-buffer-size=64k asyncpool-threads=300
-  few_threads "none given" "asyncpool: the system must allow 65 threads more"
+  few_threads "none given" "asyncpool: cannot start 65 threads"
 fi
 
 # Good ones.

@@ -84,7 +84,8 @@ daemon ()
   kill "$(cat daemon.pid)"
 }
 daemon asyncpool-stats=-
-check "daemon: says that it goes nowhere" grep -q '^nbdkit: warning: asyncpool-stats=-: goes nowhere' \
+check "daemon: says that nothing is written" \
+  grep -q '^nbdkit: warning: asyncpool-stats=-: nothing is written' \
   <<<"$daemon_says"
 daemon asyncpool-stats=stats2.txt
 is "daemon with a file: says nothing" "$daemon_says" ""
