@@ -48,7 +48,7 @@ check "plugin wrote less often than the client" test "$(count 'plugin write ' 2)
 
 "$NBDKIT" -U - "--filter=$FILTER" memory 1M asyncpool-stats=- --run true >stderr.txt 2>&1
 check "to standard error" grep -q 'plugin write' stderr.txt
-is "to standard error: no warning" "$(grep -c nowhere stderr.txt)" 0
+is "to standard error: no warning" "$(grep -c warning stderr.txt)" 0
 
 # The file is opened once, at the start, as the command line names it.
 one () { timeout -k 1 100 "$NBDKIT" -U - "--filter=$FILTER" memory 1M "$@" --run true; }
