@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A plugin in C++, in the shape of the test device of 2017: a std::vector, and threads that complete
- * operations from a deadline queue.
+ * A plugin in C++: a device in a std::vector, and threads that reply from a
+ * deadline queue.
  */
 #include <algorithm>
 #include <cerrno>
@@ -33,10 +33,13 @@ struct Request {
 };
 
 struct Later {
-  bool operator() (const Request &a, const Request &b) const { return a.due > b.due; }
+  bool operator() (const Request &a, const Request &b) const
+  {
+    return a.due > b.due;
+  }
 };
 
-/* The device: bytes are copied on arrival, the reply comes when the time is over. */
+/* The device copies bytes on arrival.  The reply comes at the deadline. */
 class Device {
 public:
   explicit Device (unsigned n_threads) : bytes (16 << 20)
@@ -56,7 +59,10 @@ public:
       t.join ();
   }
 
-  std::int64_t size () const { return static_cast<std::int64_t> (bytes.size ()); }
+  std::int64_t size () const
+  {
+    return static_cast<std::int64_t> (bytes.size ());
+  }
 
   void read (void *buf, std::uint32_t count, std::uint64_t offset)
   {
@@ -67,13 +73,15 @@ public:
   void write (const void *buf, std::uint32_t count, std::uint64_t offset)
   {
     const std::lock_guard guard (data_lock);
-    std::copy_n (static_cast<const char *> (buf), count, bytes.data () + offset);
+    std::copy_n (static_cast<const char *> (buf), count,
+                 bytes.data () + offset);
   }
 
   void reply_later (void *conn, std::uint64_t reqid)
   {
     const std::lock_guard guard (lock);
-    requests.push ({ Clock::now () + std::chrono::milliseconds (2), conn, reqid });
+    requests.push ({ Clock::now () + std::chrono::milliseconds (2), conn,
+                     reqid });
     changed.notify_one ();
   }
 
@@ -130,8 +138,8 @@ guarded (Function function)
 }
 
 int
-cxx_pread (void *conn, std::uint64_t reqid, bool, void *, void *buf, std::uint32_t count,
-           std::uint64_t offset)
+cxx_pread (void *conn, std::uint64_t reqid, bool, void *, void *buf,
+           std::uint32_t count, std::uint64_t offset)
 {
   return guarded ([=] {
     device->read (buf, count, offset);
@@ -140,8 +148,8 @@ cxx_pread (void *conn, std::uint64_t reqid, bool, void *, void *buf, std::uint32
 }
 
 int
-cxx_pwrite (void *conn, std::uint64_t reqid, bool, void *, const void *buf, std::uint32_t count,
-            std::uint64_t offset)
+cxx_pwrite (void *conn, std::uint64_t reqid, bool, void *, const void *buf,
+            std::uint32_t count, std::uint64_t offset)
 {
   return guarded ([=] {
     device->write (buf, count, offset);

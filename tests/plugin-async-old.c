@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A plugin as of an older nbdkit-async.h, whose struct nbdkit_async ended
- * after async_pwrite, linked with today's library.  What is behind its struct
- * must not be taken for hooks: these bytes would crash it.
+ * A plugin that was compiled with an older nbdkit-async.h, whose struct
+ * nbdkit_async ends after async_pwrite.  It is linked with the present library.
+ * The bytes behind its struct are not hooks: a call of one would crash it.
  *
- * A disk in memory; requests are replied to at once.
+ * It is a disk in memory, and replies at once.
  */
 #include <string.h>
 

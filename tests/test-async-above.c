@@ -1,25 +1,32 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-/* asyncpool over a plugin whose replies come wrong, late or never. async-gate.so says by commands how
- * it replies; test-async.c has the same without asyncpool.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * asyncpool over a plugin whose replies are wrong, late or missing.  The gate
+ * tells async-gate.so how to reply.  test-async has the same without asyncpool.
  */
 #define GATE_MODULE "tests/async-gate.so"
 #include "client.h"
 
 #include "async-gate.h"
 
-#define BEHIND "asyncpool-buffers=16 asyncpool-buffer-size=64k asyncpool-write=behind "
+#define BEHIND "asyncpool-buffers=16 asyncpool-buffer-size=64k " \
+  "asyncpool-write=behind "
 #define BUFFERS 16
 #define UNITS 24                /* more than there are buffers */
 #define NOT_WRITTEN "could not be written"
-#define NOT_WRITTEN_AT_CLOSE "offset 131072, length 65536, " NOT_WRITTEN " before its connection ended"
-#define NOT_WRITTEN_AT_ALL "offset 131072, length 65536, " NOT_WRITTEN " and is lost"
+#define NOT_WRITTEN_AT_CLOSE "offset 131072, length 65536, " NOT_WRITTEN \
+  " before its connection ended"
+#define NOT_WRITTEN_AT_ALL "offset 131072, length 65536, " NOT_WRITTEN \
+  " and is lost"
 
-/* Starts over async-gate.so, whose operations take long enough to be handed over. */
+/* Starts over async-gate.so, whose operations are slow enough for the filter to
+ * dispatch them.
+ */
 static struct nbd_handle *
 start (struct server *s, const char *parameters)
 {
   g_autofree char *all = g_strconcat (BEHIND, parameters, NULL);
   g_autofree char *data = g_malloc0 (UNIT);
+  const char *message = "async hooks do the work of: reads writes";
   struct nbd_handle *nbd;
 
   alarm (CASE_SECONDS);
@@ -28,28 +35,30 @@ start (struct server *s, const char *parameters)
   nbd_ok (nbd_pwrite (nbd, data, UNIT, 60 * MIB, 0));
   nbd_ok (nbd_pread (nbd, data, UNIT, 60 * MIB, 0));
   gate_forget (s->gate);
-  g_assert_cmpuint (count_messages (s, strstr (parameters, "cancel=0")
-                                    ? "thread pool does the work: the plugin has no async_cancel"
-                                    : "async hooks do the work of: reads writes"), ==, 1);
+  if (strstr (parameters, "cancel=0"))
+    message = "thread pool does the work: the plugin has no async_cancel";
+  g_assert_cmpuint (count_messages (s, message), ==, 1);
   return nbd;
 }
 
 static void
-write_units (struct nbd_handle *nbd, const char *data, unsigned n, uint64_t offset)
+write_units (struct nbd_handle *nbd, const char *data, unsigned n,
+             uint64_t offset)
 {
   for (unsigned i = 0; i < n; i++)
     nbd_ok (nbd_pwrite (nbd, data + i * UNIT, UNIT, offset + i * UNIT, 0));
 }
 
-/* One at a time, which is a stream. */
+/* Reads one unit at a time, which is a stream. */
 static void
-read_units (struct nbd_handle *nbd, const char *data, unsigned n, uint64_t offset)
+read_units (struct nbd_handle *nbd, const char *data, unsigned n,
+            uint64_t offset)
 {
   for (unsigned i = 0; i < n; i++)
     assert_reads (nbd, data + i * UNIT, UNIT, offset + i * UNIT);
 }
 
-/* The replies are right, or one too many, or others as well: the data is right. */
+/* The data is right, also with second replies and replies to other requests. */
 static void
 strange_replies (const char *parameters, int command, const char *message)
 {
@@ -94,7 +103,7 @@ test_replies (void)
   }
 }
 
-/* Errors of what was deferred come with the flush, those of what was read ahead not at all. */
+/* A flush returns the error of a deferred write.  A prefetch has no error. */
 static void
 errors_arrive (const char *parameters)
 {
@@ -104,7 +113,8 @@ errors_arrive (const char *parameters)
   g_autofree char *data = filled (4 * UNIT, 1);
 
   for (unsigned i = 0; i < G_N_ELEMENTS (codes); i++) {
-    bool is_permanent = codes[i] == EPERM || codes[i] == EINVAL;      /* then it is dropped */
+    /* The filter drops the data then. */
+    bool is_permanent = codes[i] == EPERM || codes[i] == EINVAL;
     uint64_t at = i * MIB;
     int rule = gate_fail (s.gate, GATE_WRITE, at, MIB, codes[i], -1);
 
@@ -139,10 +149,12 @@ test_errors (void)
   errors_arrive ("errors=set cancel=0");
 }
 
-/* What is read ahead, with errors and with too little data: the client's own read has it, also one
- * that waits just then. */
+/* A prefetch fails or gets wrong data.  The client's own read gets the right
+ * data, also a read that waits for this prefetch.
+ */
 static void
-ahead_fails (struct server *s, struct nbd_handle *nbd, int command, bool is_waited_for, uint64_t at)
+ahead_fails (struct server *s, struct nbd_handle *nbd, int command,
+             bool is_waited_for, uint64_t at)
 {
   g_autofree char *data = filled (UNITS * UNIT, command + is_waited_for);
   g_autofree char *got = g_malloc0 (UNIT);
@@ -172,7 +184,7 @@ test_ahead_fails (void)
 {
   static const int commands[] = { ENOSPC, ASYNC_SHORT, ASYNC_LONG, ASYNC_NULL };
   struct server s;
-  /* By reply, or the buffer is filled in spite of a wrong one. */
+  /* With reads=reply, a wrong reply leaves the buffer unfilled. */
   struct nbd_handle *nbd = start (&s, "reads=reply");
 
   for (unsigned i = 0; i < 2 * G_N_ELEMENTS (commands); i++)
@@ -183,13 +195,22 @@ test_ahead_fails (void)
 
 /* Missing replies. */
 
-enum missing { AHEAD, WAITED_FOR, BEHIND_WRITE, FLUSHED, LARGE_READ, LARGE_WRITE, MISSING };
+enum missing {
+  AHEAD,                        /* a prefetch */
+  WAITED_FOR,                   /* a prefetch, and a read waits for it */
+  BEHIND_WRITE,                 /* a deferred write */
+  FLUSHED,                      /* a deferred write, and a flush waits for it */
+  LARGE_READ, LARGE_WRITE,      /* a part of a large request */
+  MISSING
+};
 
-/* Something whose reply does not come. */
+/* Starts an operation whose reply is missing. */
 static void
-begin_missing (struct server *s, struct nbd_handle *nbd, enum missing what, char *buf)
+begin_missing (struct server *s, struct nbd_handle *nbd, enum missing what,
+               char *buf)
 {
-  unsigned kind = what == AHEAD || what == WAITED_FOR || what == LARGE_READ ? GATE_READ : GATE_WRITE;
+  bool is_read = what == AHEAD || what == WAITED_FOR || what == LARGE_READ;
+  unsigned kind = is_read ? GATE_READ : GATE_WRITE;
 
   gate_fail (s->gate, kind, 2 * UNIT, 6 * UNIT, ASYNC_NEVER, -1);
   switch (what) {
@@ -213,14 +234,16 @@ begin_missing (struct server *s, struct nbd_handle *nbd, enum missing what, char
   case LARGE_WRITE:
     send_write (nbd, buf, 8 * UNIT, 0, 0);
     while (gate_log (s->gate, GATE_WRITE, 2 * UNIT, UNIT, NULL, 0) == 0)
-      nbd_ok (nbd_poll (nbd, 10));      /* sends what the socket did not take at once */
+      nbd_ok (nbd_poll (nbd, 10));      /* sends the rest of the request */
     break;
   case MISSING:
     g_assert_not_reached ();
   }
 }
 
-/* Its client goes, or the server ends: in bounded time, and another client is not disturbed. */
+/* The client goes or the server ends.  Both take a bounded time, and disturb no
+ * other client.
+ */
 static void
 missing_reply (enum missing what, const char *parameters, bool on_sigterm)
 {
@@ -245,7 +268,8 @@ missing_reply (enum missing what, const char *parameters, bool on_sigterm)
     gate_release_all (s.gate);
     nbd_ok (nbd_flush (other, 0));
     assert_same (server_device (&s) + 8 * MIB, data, UNITS * UNIT);
-    /* The acknowledged write was kept, and the other connection's flush has written it. */
+    /* The acknowledged write stays, and the other connection's flush writes it.
+     */
     if (is_deferred) {
       assert_reads (other, buf, UNIT, 2 * UNIT);
       assert_same (server_device (&s) + 2 * UNIT, buf, UNIT);
@@ -255,7 +279,7 @@ missing_reply (enum missing what, const char *parameters, bool on_sigterm)
     server_wait (&s);
   }
   g_assert_cmpuint (count_messages (&s, GIVEN_UP), >, 0);
-  /* With another client there it may have been written before it could be missed. */
+  /* Another client's flush may write it before the connection ends. */
   if (is_deferred && on_sigterm) {
     g_assert_cmpuint (count_messages (&s, NOT_WRITTEN_AT_CLOSE), ==, 0);
     g_assert_cmpuint (count_messages (&s, NOT_WRITTEN_AT_ALL), ==, 1);
@@ -268,27 +292,30 @@ missing_reply (enum missing what, const char *parameters, bool on_sigterm)
 static void
 test_missing (gconstpointer what)
 {
-  /* Only where writes go through is a large one cut into pieces that are waited for. */
-  const char *through = GPOINTER_TO_UINT (what) == LARGE_WRITE ? "asyncpool-write=through" : "";
-
+  /* Only with write-through does a large write wait for its parts. */
+  const char *through = GPOINTER_TO_UINT (what) == LARGE_WRITE
+    ? "asyncpool-write=through" : "";
   g_autofree char *cancels = g_strconcat ("grace=50 ", through, NULL);
   g_autofree char *cannot = g_strconcat ("grace=50 cancel=0 ", through, NULL);
 
   missing_reply (GPOINTER_TO_UINT (what), cancels, false);
   missing_reply (GPOINTER_TO_UINT (what), cancels, true);
-  /* On threads of the filter's own nbdkit tells of a shutdown only. */
+  /* On the filter's own threads nbdkit reports only a shutdown. */
   missing_reply (GPOINTER_TO_UINT (what), cannot, true);
 }
 
-/* What was given up replies in the end: that is ignored, and other data is where its buffer was, on its
- * way to the plugin: none of these buffers becomes free by it. */
+/* The filter gives up prefetch, and uses the buffers for deferred writes.  Then
+ * the late replies come.  They are ignored, and free none of these buffers.
+ */
 static void
 test_late (void)
 {
   struct server s;
   struct nbd_handle *nbd = start (&s, "grace=50"), *other;
-  g_autofree char *old = filled (16 * UNIT, 1), *data = filled (UNITS * UNIT, 2);
+  g_autofree char *old = filled (16 * UNIT, 1);
+  g_autofree char *data = filled (UNITS * UNIT, 2);
   g_autofree char *new = filled (UNITS * UNIT, 3);
+  const uint64_t rest = BUFFERS * UNIT;
   struct request one_more;
   int held, writing;
   unsigned late;
@@ -307,7 +334,7 @@ test_late (void)
   writing = gate_hold (s.gate, GATE_WRITE, EVERYTHING);
   write_units (other, new, BUFFERS, 8 * MIB);
   gate_wait_held (s.gate, writing, BUFFERS);
-  one_more = send_write (other, new + BUFFERS * UNIT, UNIT, 8 * MIB + BUFFERS * UNIT, 0);
+  one_more = send_write (other, new + rest, UNIT, 8 * MIB + rest, 0);
   late = gate_held (s.gate, held);
   gate_release (s.gate, held);
   gate_wait_ended (s.gate, GATE_READ, 2 * UNIT, 14 * UNIT, late);
@@ -315,7 +342,7 @@ test_late (void)
   g_assert_false (request_is_done (&one_more));
   gate_release (s.gate, writing);
   g_assert_cmpint (request_wait (&one_more), ==, 0);
-  write_units (other, new + BUFFERS * UNIT, UNITS - BUFFERS, 8 * MIB + BUFFERS * UNIT);
+  write_units (other, new + rest, UNITS - BUFFERS, 8 * MIB + rest);
   read_units (other, new, UNITS, 8 * MIB);
   nbd_ok (nbd_flush (other, 0));
   assert_same (server_device (&s) + 8 * MIB, new, UNITS * UNIT);

@@ -1,38 +1,54 @@
-# The async API as plugin authors get it: manual, installed files, what a plugin shows of itself.
 # SPDX-License-Identifier: BSD-3-Clause
+#
+# The async API as plugin authors get it: the manual's example, the lines of
+# --dump-plugin, the installed files, and the reports of mistakes.
 . "$TESTS_DIR/functions.sh"
 top=$(dirname "$TESTS_DIR")
 EXAMPLE=$BUILD/tests/async-example.so
+ASYNC_GATE=$BUILD/tests/async-gate.so
 
-# 1. The manual's example is the one that is compiled and run (by test-async).
-sed -n '/^=head1 EXAMPLE/,/^=head1 HOOKS/p' "$top/plugin/async/nbdkit-async-plugin.pod" |
-  sed -n '/^ \/\*/,/^=/{/^=/d;s/^ //;p;}' | sed -e :a -e '/^\n*$/{$d;N;ba' -e '}' >listing.c
-check "the manual's listing is the example" diff -u "$TESTS_DIR/plugin-async-example.c" listing.c
+# 1. The manual's example is the plugin that test-async runs.
+sed -n '/^=head1 EXAMPLE/,/^=head1 HOOKS/p' \
+    "$top/plugin/async/nbdkit-async-plugin.pod" |
+  sed -n '/^ \/\*/,/^=/{/^=/d;s/^ //;p;}' |
+  sed -e :a -e '/^\n*$/{$d;N;ba' -e '}' >listing.c
+check "the manual's listing is the example" \
+  diff -u "$TESTS_DIR/plugin-async-example.c" listing.c
 
 # 2. --dump-plugin.
-hooks () { "$NBDKIT" --dump-plugin "$@" | grep -E '^(has_async|gate_own|thread_model)' | tr '\n' ' '; }
+hooks ()
+{
+  "$NBDKIT" --dump-plugin "$@" |
+    grep -E '^(has_async|gate_own|thread_model)' | tr '\n' ' '
+}
 is "dump-plugin: example" "$(hooks "$EXAMPLE")" \
-  "thread_model=parallel has_async_pread=1 has_async_pwrite=1 has_async_cancel=1 "
-is "dump-plugin: all hooks, then the plugin's own lines" "$(hooks "$BUILD/tests/async-gate.so")" \
-  "thread_model=parallel has_async_pread=1 has_async_pwrite=1 has_async_flush=1 has_async_zero=1 \
+  "thread_model=parallel \
+has_async_pread=1 has_async_pwrite=1 has_async_cancel=1 "
+is "dump-plugin: all hooks, then the plugin's own lines" \
+  "$(hooks "$ASYNC_GATE")" \
+  "thread_model=parallel \
+has_async_pread=1 has_async_pwrite=1 has_async_flush=1 has_async_zero=1 \
 has_async_trim=1 has_async_cache=1 has_async_cancel=1 gate_own_line=1 "
-is "dump-plugin: as of an older header" "$(hooks "$BUILD/tests/async-old.so")" \
+is "dump-plugin: with an older header" "$(hooks "$BUILD/tests/async-old.so")" \
   "thread_model=parallel has_async_pread=1 has_async_pwrite=1 "
+ASYNC_GATE_WITHOUT="async_pread async_pwrite async_flush async_zero"
+ASYNC_GATE_WITHOUT+=" async_trim async_cache"
 is "dump-plugin: no hook" \
-  "$(ASYNC_GATE_WITHOUT="async_pread async_pwrite async_flush async_zero async_trim async_cache" \
-     hooks "$BUILD/tests/async-gate.so")" \
+  "$(export ASYNC_GATE_WITHOUT; hooks "$ASYNC_GATE")" \
   "thread_model=parallel has_async_cancel=1 gate_own_line=1 "
 
-# 3. Installed, and used from there.
+# 3. The installed files, and plugins that are built with them.
 if [ "$VARIANT" != plain ]; then
-  skip "installed" "what is installed is the plain build"
+  skip "installed" "make install takes the plain build"
   done_testing
 fi
 unset MAKEFLAGS MFLAGS MAKELEVEL
-check "make install" make -C "$top" install DESTDIR="$TEST_DIR/root" prefix=/opt/async
+check "make install" \
+  make -C "$top" install DESTDIR="$TEST_DIR/root" prefix=/opt/async
+is "manual page" "$(ls root/opt/async/share/man/man3)" nbdkit-async-plugin.3
 # shellcheck disable=SC2012
-is "manual page" "$(cd root && ls opt/async/share/man/man3)" nbdkit-async-plugin.3
-is "headers" "$(ls root/opt/async/include | tr '\n' ' ')" "nbdkit-async-driver.h nbdkit-async.h "
+is "headers" "$(ls root/opt/async/include | tr '\n' ' ')" \
+  "nbdkit-async-driver.h nbdkit-async.h "
 PKG_CONFIG_PATH=$(dirname "$(find "$TEST_DIR/root" -name nbdkit-async.pc)")
 export PKG_CONFIG_PATH PKG_CONFIG_SYSROOT_DIR=$TEST_DIR/root
 is "the library beside its pkg-config file" \
@@ -44,13 +60,16 @@ is "pkg-config" "$(pkg-config --libs-only-L nbdkit-async | sed 's/ *$//')" \
 compile ()
 {
   # shellcheck disable=SC2046
-  $1 -Wall -Wextra -Werror -shared -fPIC "$2" -o "$3.so" $(pkg-config --cflags --libs nbdkit-async)
+  $1 -Wall -Wextra -Werror -shared -fPIC "$2" -o "$3.so" \
+    $(pkg-config --cflags --libs nbdkit-async)
 }
 check "C" compile gcc "$TESTS_DIR/plugin-async-example.c" c
 check "C++" compile "g++ -std=c++17" "$TESTS_DIR/plugin-async-cxx.cpp" cxx
 unset PKG_CONFIG_SYSROOT_DIR
-# nbdkit loads plugins with RTLD_GLOBAL: two that are linked with the library must not meet.
-is "symbols that others see" "$(nm -D --defined-only c.so | awk '{ print $3 }' | tr '\n' ' ')" \
+# nbdkit loads plugins with RTLD_GLOBAL.  Two plugins that are linked with the
+# library must not share symbols.
+is "visible symbols" \
+  "$(nm -D --defined-only c.so | awk '{ print $3 }' | tr '\n' ' ')" \
   "nbdkit_async_driver_v1 plugin_init "
 random_file image 16
 for plugin in c cxx; do
@@ -61,7 +80,7 @@ for plugin in c cxx; do
   check "$plugin: ends" server_stop $plugin
 done
 
-# 4. Mistakes that are told.
+# 4. Mistakes of an author.
 export PKG_CONFIG_SYSROOT_DIR=$TEST_DIR/root
 cat >none.c <<'END'
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_ASYNC
@@ -72,8 +91,8 @@ cat >none.c <<'END'
 #include <nbdkit-async.h>
 static int64_t get_size (void *handle) { (void) handle; return 512; }
 static int
-no_pread (void *conn, uint64_t reqid, bool flush, void *handle, void *buf, uint32_t count,
-          uint64_t offset)
+no_pread (void *conn, uint64_t reqid, bool flush, void *handle, void *buf,
+          uint32_t count, uint64_t offset)
 {
   (void) flush, (void) handle, (void) buf, (void) count, (void) offset;
   nbdkit_async_reply (conn, reqid);
@@ -93,13 +112,22 @@ plugin_init (void)
 NBDKIT_REGISTER_ASYNC_PLUGIN (plugin, hooks)
 #endif
 END
-fails_with () { local text=$1; shift; ! "$@" >said 2>&1 && grep -q "$text" said || { cat said; return 1; }; }
+# fails_with TEXT COMMAND...: it must fail with this message.
+fails_with ()
+{
+  local text=$1
+  shift
+  ! "$@" >said 2>&1 && grep -q "$text" said || { cat said; return 1; }
+}
 check "without NBDKIT_API_VERSION" fails_with "define NBDKIT_API_VERSION as 2" \
   compile "gcc -DNO_VERSION" none.c none
-check "compile: no open" compile "gcc -Wno-missing-field-initializers" none.c none
-check "no open: nbdkit says so" fails_with '\.open' "$NBDKIT" -U - ./none.so --run true
+check "compile: no open" \
+  compile "gcc -Wno-missing-field-initializers" none.c none
+check "no open: nbdkit says so" \
+  fails_with '\.open' "$NBDKIT" -U - ./none.so --run true
 check "compile: registered as version 1" \
   compile "gcc -DOLD -Wno-missing-field-initializers" none.c old
-check "version 1: said so" fails_with "none: async hooks need NBDKIT_API_VERSION 2" \
+check "version 1: the library says so" \
+  fails_with "none: async hooks need NBDKIT_API_VERSION 2" \
   "$NBDKIT" -U - ./old.so --run true
 done_testing

@@ -12,17 +12,28 @@
 #define HOUR_MS (3600 * 1000)
 #define START_NS (1000 * MS)    /* of fake time */
 
-/* A plugin with async_cancel gets nbdkit's buffer, another one a copy. */
+/* A plugin with async_cancel gets nbdkit's buffer, another one a copy.  A read
+ * that fills it gets the data either way.
+ */
 static void
 test_buffers (void)
 {
+  static struct rig_call c;
   char buf[COUNT];
+  uint64_t reqid;
 
   for (int can_cancel = 0; can_cancel < 2; can_cancel++) {
     rig_begin (can_cancel);
     rig.hook_does = REPLY_AT_ONCE;
     g_assert_cmpint (rig.plugin.pwrite (HANDLE, buf, COUNT, 0, 0), ==, 0);
     g_assert_cmpint (rig.buf == buf, ==, can_cancel);
+
+    rig.hook_does = REPLY_LATER;
+    reqid = rig_call_start (&c);
+    g_assert_cmpint (rig.buf == c.buf, ==, can_cancel);
+    memset (rig.buf, 6, COUNT);
+    nbdkit_async_reply (HANDLE, reqid);
+    assert_call_reads (&c, 6);
     rig_end ();
   }
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Plugins with async hooks, black box, without asyncpool: nbdkit's own threads wait for the replies.
- * async-gate.so says by commands how and when it replies.
+ * Plugins with async hooks as a client sees them, without asyncpool: nbdkit's
+ * own threads wait for the replies.  The gate tells async-gate.so how and when
+ * to reply.  test-async-above has the same with asyncpool.
  */
 #include "client.h"
 
@@ -9,12 +10,14 @@
 
 #define N 12                    /* requests in flight, of nbdkit's 16 */
 
-/* PLUGIN NULL: async-gate.so, without what is named in WITHOUT. */
+/* PLUGIN NULL: async-gate.so, without the hooks and callbacks in WITHOUT. */
 static struct nbd_handle *
-start_with (struct server *s, const char *plugin, const char *without, const char *parameters)
+start_with (struct server *s, const char *plugin, const char *without,
+            const char *parameters)
 {
   g_autoptr (GPtrArray) arguments = g_ptr_array_new_with_free_func (g_free);
   const char *nbdkit = g_getenv ("NBDKIT");
+  const char *file = plugin ? plugin : "tests/async-gate.so";
 
   alarm (CASE_SECONDS);
   server_init (s);
@@ -23,7 +26,7 @@ start_with (struct server *s, const char *plugin, const char *without, const cha
   add_words (arguments, "-f --exit-with-parent");
   if (g_getenv ("TEST_VERBOSE"))
     add_words (arguments, "-v");
-  g_ptr_array_add (arguments, client_module ("ASYNC_PLUGIN", plugin ? plugin : "tests/async-gate.so"));
+  g_ptr_array_add (arguments, client_module ("ASYNC_PLUGIN", file));
   if (!plugin) {
     g_ptr_array_add (arguments, g_strdup_printf ("gate=%s", s->gate_path));
     g_ptr_array_add (arguments, g_strdup_printf ("device=%s", s->device_path));
@@ -47,7 +50,7 @@ stop (struct server *s, struct nbd_handle *nbd)
   server_stop (s);
 }
 
-/* All that the log has is by hooks, or by callbacks. */
+/* Hooks did all operations in the log, or callbacks did. */
 static void
 assert_by_hook (struct server *s, unsigned kinds, bool by_hook)
 {
@@ -62,7 +65,7 @@ assert_by_hook (struct server *s, unsigned kinds, bool by_hook)
 
 /* Replies. */
 
-/* libnbd sends what the socket does not take at once when it is called again. */
+/* libnbd sends the rest of a large request only when it is called again. */
 static void
 wait_sent_and_held (struct server *s, struct nbd_handle *nbd, int rule)
 {
@@ -70,7 +73,7 @@ wait_sent_and_held (struct server *s, struct nbd_handle *nbd, int rule)
     nbd_ok (nbd_poll (nbd, 10));
 }
 
-/* Each request is held by itself; they are let go in an order that is not theirs. */
+/* Holds each request, and releases them in another order. */
 static void
 replies_in_any_order (const char *parameters)
 {
@@ -84,7 +87,8 @@ replies_in_any_order (const char *parameters)
     gate_forget (s.gate);
     for (unsigned i = 0; i < N; i++) {
       held[i] = gate_hold (s.gate, GATE_ANY, i * UNIT, UNIT);
-      requests[i] = round == 0 ? send_write (nbd, data + i * UNIT, UNIT, i * UNIT, 0)
+      requests[i] = round == 0
+        ? send_write (nbd, data + i * UNIT, UNIT, i * UNIT, 0)
         : send_read (nbd, got + i * UNIT, UNIT, i * UNIT);
     }
     for (unsigned i = 0; i < N; i++)
@@ -114,14 +118,15 @@ test_any_order (void)
   replies_in_any_order ("delay=0 cancel=0 reads=reply");
 }
 
-/* Many at once, on two connections, by the plugin's 32 threads. */
+/* Many requests on two connections; the plugin's 32 threads reply. */
 static void
 replies_of_many (const char *plugin, const char *parameters)
 {
   const unsigned rounds = client_is_slow () ? 20 : 200;
   struct server s;
   struct nbd_handle *nbd[2] = { start_with (&s, plugin, NULL, parameters) };
-  g_autofree char *shadow = g_malloc0 (2 * N * UNIT), *got = g_malloc (2 * N * UNIT);
+  g_autofree char *shadow = g_malloc0 (2 * N * UNIT);
+  g_autofree char *got = g_malloc (2 * N * UNIT);
   struct request requests[2 * N];
 
   nbd[1] = client_connect (&s);
@@ -129,11 +134,13 @@ replies_of_many (const char *plugin, const char *parameters)
     bool is_write = round % 2 == 0;
 
     for (unsigned i = 0; i < 2 * N; i++) {
-      uint64_t at = i * UNIT, count = is_write ? 1 + (round * 7919 + i * 31) % UNIT : UNIT;
+      uint64_t at = i * UNIT;
+      uint64_t count = is_write ? 1 + (round * 7919 + i * 31) % UNIT : UNIT;
 
       if (is_write)
         fill (shadow + at, count, round * 100 + i);
-      requests[i] = is_write ? send_write (nbd[i % 2], shadow + at, count, at, 0)
+      requests[i] = is_write
+        ? send_write (nbd[i % 2], shadow + at, count, at, 0)
         : send_read (nbd[i % 2], got + at, count, at);
     }
     for (unsigned i = 0; i < 2 * N; i++)
@@ -163,7 +170,7 @@ test_documented_plugins (void)
   replies_of_many ("tests/async-cxx.so", NULL);
 }
 
-/* It has no hooks but those that its header knew. */
+/* The plugin has only the hooks that its header knew. */
 static void
 test_older_header (void)
 {
@@ -176,7 +183,8 @@ test_older_header (void)
   replies_of_many ("tests/async-old.so", NULL);
 }
 
-/* A reply too many, or to an unknown request: it is reported and ignored. */
+/* The library reports and ignores a second reply, or one to an unknown request.
+ */
 static void
 reply_too_many (const char *parameters, int command, unsigned messages)
 {
@@ -205,7 +213,8 @@ static void
 test_too_many (void)
 {
   static const char *const parameters[] = {
-    "delay=0", "delay=0 reads=reply", "delay=0 in=hook", "delay=0 cancel=0 reads=reply"
+    "delay=0", "delay=0 reads=reply", "delay=0 in=hook",
+    "delay=0 cancel=0 reads=reply"
   };
 
   for (unsigned i = 0; i < G_N_ELEMENTS (parameters); i++) {
@@ -216,22 +225,23 @@ test_too_many (void)
   }
 }
 
-/* nbdkit_async_reply_read of what was not asked for. */
+/* nbdkit_async_reply_read with a wrong length, or for a write or flush. */
 static void
 wrong_replies (const char *parameters)
 {
+  const unsigned kinds = GATE_READ | GATE_WRITE | GATE_FLUSH;
   struct server s;
   struct nbd_handle *nbd = start (&s, parameters);
   g_autofree char *data = filled (UNIT, 1);
 
   nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));
   for (int command = ASYNC_SHORT; command <= ASYNC_NULL; command++) {
-    gate_fail (s.gate, GATE_READ | GATE_WRITE | GATE_FLUSH, 0, UNIT, command, 3);
+    gate_fail (s.gate, kinds, 0, UNIT, command, 3);
     nbd_fails (nbd_pread (nbd, data, UNIT, 0, 0), EIO);
     nbd_fails (nbd_pwrite (nbd, data, UNIT, 0, 0), EIO);
     nbd_fails (nbd_flush (nbd, 0), EIO);
   }
-  gate_fail (s.gate, GATE_READ | GATE_WRITE | GATE_FLUSH, 0, UNIT, ASYNC_DATA, 3);
+  gate_fail (s.gate, kinds, 0, UNIT, ASYNC_DATA, 3);
   nbd_ok (nbd_pread (nbd, data, UNIT, 0, 0));
   nbd_fails (nbd_pwrite (nbd, data, UNIT, 0, 0), EIO);
   nbd_fails (nbd_flush (nbd, 0), EIO);
@@ -294,7 +304,9 @@ test_errors (void)
   errors_arrive ("errno", "delay=0 errors=set in=hook return=1");
 }
 
-/* Nothing said, or in a way that does not count: EIO; and what was said for another reply. */
+/* The error is EIO if the plugin set none, or set it in a way that does not
+ * count.
+ */
 static void
 is_eio (const char *without, const char *parameters)
 {
@@ -321,6 +333,7 @@ test_errors_unsaid (void)
   is_eio ("errno", "delay=0 errors=kept");
   is_eio ("errno", "delay=0 errors=kept in=hook return=1");
 
+  /* An error is for one reply. */
   nbd = start (&s, "delay=0 errors=set threads=1");
   gate_fail (s.gate, GATE_WRITE, EVERYTHING, ENOSPC, 1);
   nbd_fails (nbd_pwrite (nbd, sector, sizeof sector, 0, 0), ENOSPC);
@@ -329,7 +342,7 @@ test_errors_unsaid (void)
   stop (&s, nbd);
 }
 
-/* A hook that says both. */
+/* A hook replies and then fails. */
 static void
 test_error_after_reply (void)
 {
@@ -339,7 +352,8 @@ test_error_after_reply (void)
 
   gate_fail (s.gate, GATE_WRITE, EVERYTHING, ASYNC_RETURN_TOO, 1);
   nbd_ok (nbd_pwrite (nbd, sector, sizeof sector, 512, 0));
-  assert_messages (&s, "write, offset 512, length 512, failed after the reply", 1);
+  assert_messages (&s, "write, offset 512, length 512, failed after the reply",
+                   1);
   nbd_ok (nbd_pwrite (nbd, sector, sizeof sector, 0, 0));
   stop (&s, nbd);
 }
@@ -355,7 +369,8 @@ one_of_each (struct nbd_handle *nbd)
   nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, LIBNBD_CMD_FLAG_FUA));
   assert_reads (nbd, data, UNIT, 0);
   nbd_ok (nbd_flush (nbd, 0));
-  nbd_ok (nbd_zero (nbd, 4096, 0, LIBNBD_CMD_FLAG_FUA | LIBNBD_CMD_FLAG_NO_HOLE));
+  nbd_ok (nbd_zero (nbd, 4096, 0,
+                    LIBNBD_CMD_FLAG_FUA | LIBNBD_CMD_FLAG_NO_HOLE));
   nbd_ok (nbd_trim (nbd, 4096, 8192, LIBNBD_CMD_FLAG_FUA));
   nbd_ok (nbd_cache (nbd, UNIT, 0, 0));
   memset (data, 0, 4096);
@@ -389,7 +404,7 @@ test_hooks (void)
   stop (&s, nbd);
 }
 
-/* Each hook left out: the callback does it. */
+/* Without a hook, the callback does the operation. */
 static void
 test_callbacks (void)
 {
@@ -397,14 +412,17 @@ test_callbacks (void)
     const char *hook;
     unsigned kind;
   } hooks[] = {
-    { "async_pread", GATE_READ }, { "async_pwrite", GATE_WRITE }, { "async_flush", GATE_FLUSH },
-    { "async_zero", GATE_ZERO }, { "async_trim", GATE_TRIM }, { "async_cache", GATE_CACHE },
+    { "async_pread", GATE_READ }, { "async_pwrite", GATE_WRITE },
+    { "async_flush", GATE_FLUSH }, { "async_zero", GATE_ZERO },
+    { "async_trim", GATE_TRIM }, { "async_cache", GATE_CACHE },
   };
 
   for (unsigned i = 0; i < G_N_ELEMENTS (hooks); i++) {
+    char sector[512] = { 0 };
     struct server s;
-    /* Their errors by nbdkit_set_error, which is not nbdkit's own here. */
-    struct nbd_handle *nbd = start_with (&s, NULL, hooks[i].hook, "delay=0 errno_is_preserved=0");
+    /* The callbacks set errors by nbdkit_set_error, which is the library's. */
+    struct nbd_handle *nbd =
+      start_with (&s, NULL, hooks[i].hook, "delay=0 errno_is_preserved=0");
 
     one_of_each (nbd);
     assert_by_hook (&s, hooks[i].kind, false);
@@ -414,21 +432,22 @@ test_callbacks (void)
       nbd_fails (hooks[i].kind == GATE_ZERO ? nbd_zero (nbd, 512, 0, 0)
                  : hooks[i].kind == GATE_TRIM ? nbd_trim (nbd, 512, 0, 0)
                  : hooks[i].kind == GATE_CACHE ? nbd_cache (nbd, 512, 0, 0)
-                 : hooks[i].kind == GATE_READ ? nbd_pread (nbd, (char[512]) { 0 }, 512, 0, 0)
-                 : nbd_pwrite (nbd, (char[512]) { 0 }, 512, 0, 0), ENOSPC);
+                 : hooks[i].kind == GATE_READ
+                 ? nbd_pread (nbd, sector, 512, 0, 0)
+                 : nbd_pwrite (nbd, sector, 512, 0, 0), ENOSPC);
     }
     stop (&s, nbd);
   }
 }
 
-/* With no callbacks at all, and no other hooks: this aborted with the patch of 2017. */
+/* With async_pread and async_pwrite only, nbdkit writes zeroes by writes. */
 static void
 test_write_zeroes (void)
 {
   struct server s;
   struct nbd_handle *nbd =
-    start_with (&s, NULL, "pread pwrite zero trim flush cache async_zero async_trim async_flush "
-                "async_cache", "delay=0 fua=none");
+    start_with (&s, NULL, "pread pwrite zero trim flush cache async_zero "
+                "async_trim async_flush async_cache", "delay=0 fua=none");
   g_autofree char *data = filled (4 * UNIT, 1);
 
   nbd_ok (nbd_pwrite (nbd, data, 4 * UNIT, 0, 0));
@@ -445,13 +464,13 @@ test_write_zeroes (void)
   stop (&s, nbd);
 }
 
-/* Clients that do not read. */
-
+/* A client that does not read its replies does not delay another client. */
 static void
 test_slow_reader (void)
 {
   struct server s;
-  struct nbd_handle *nbd = start (&s, "delay=0 threads=2"), *slow = client_connect (&s);
+  struct nbd_handle *nbd = start (&s, "delay=0 threads=2");
+  struct nbd_handle *slow = client_connect (&s);
   const size_t count = 4 * MIB;
   g_autofree char *bufs = g_malloc (16 * count), *data = filled (UNIT, 1);
   struct request requests[16];
@@ -469,9 +488,11 @@ test_slow_reader (void)
   stop (&s, nbd);
 }
 
-/* Replies that are missing or late. */
+/* Missing and late replies. */
 
-/* What is held when its client goes is given up, and comes in later. */
+/* A client goes while its request is held.  The library gives it up, and the
+ * reply comes later.
+ */
 static void
 late_reply (const char *parameters)
 {
@@ -521,8 +542,8 @@ test_late (void)
   late_reply ("delay=0 grace=100 cancel=0 reads=reply");
 }
 
-/* A cancelled request does nothing any more.  Without async_cancel a write comes
- * through, from the copy of its data.
+/* A cancelled write has no effect.  Without async_cancel the write still takes
+ * effect, from the copy of its data.
  */
 static void
 test_cancel (void)
@@ -531,7 +552,8 @@ test_cancel (void)
 
   for (int cancel = 0; cancel < 2; cancel++) {
     struct server s;
-    struct nbd_handle *nbd = start (&s, cancel ? "grace=1" : "grace=1 cancel=0");
+    struct nbd_handle *nbd =
+      start (&s, cancel ? "grace=1" : "grace=1 cancel=0");
     struct nbd_handle *other = client_connect (&s);
     int held = gate_hold (s.gate, GATE_WRITE, EVERYTHING);
 
@@ -540,14 +562,16 @@ test_cancel (void)
     client_leave (nbd);
     wait_message (&s, GIVEN_UP, 1);
     gate_release (s.gate, held);
-    /* One thread, or the next write of another could come first. */
+    /* The read comes after the held write. */
     gate_wait_ended (s.gate, GATE_WRITE, EVERYTHING, 1);
     assert_reads (other, cancel ? zeroes : data, UNIT, 0);
     stop (&s, other);
   }
 }
 
-/* A client that waits for a reply that does not come, goes, and the server ends: in bounded time. */
+/* A client goes, or the server ends, while a reply is missing.  Both take a
+ * bounded time.
+ */
 static void
 missing_reply (const char *parameters, unsigned kind, bool on_sigterm)
 {
@@ -563,7 +587,7 @@ missing_reply (const char *parameters, unsigned kind, bool on_sigterm)
   else
     send_zero (nbd, UNIT, 0, 0);
   gate_wait_ended (s.gate, kind, EVERYTHING, 1);
-  /* On a signal nbdkit may still wait for its clients to go. */
+  /* After a signal nbdkit may still wait for its clients to go. */
   if (on_sigterm)
     server_terminate (&s);
   else
@@ -590,7 +614,7 @@ test_missing (void)
 }
 
 /* A client that has sent all of its requests may close its sending side and
- * still read.  It counts as gone, but gets what comes within the grace time.
+ * still read.  It counts as gone, but gets the replies of the grace time.
  */
 static void
 half_closed (const char *parameters)
@@ -608,7 +632,7 @@ half_closed (const char *parameters)
   gate_wait_held (s.gate, held, 2);
   g_assert_cmpint (shutdown (nbd_aio_get_fd (nbd), SHUT_WR), ==, 0);
   wait_message (&s, "aborting sleep because of connection close", 2);
-  g_usleep (1000 * 1000);       /* it is known to be gone, and waited for */
+  g_usleep (1000 * 1000);       /* the library knows, and waits for replies */
   g_assert_false (request_is_done (&read) || request_is_done (&write));
   gate_release (s.gate, held);
   g_assert_cmpint (request_wait (&read), ==, 0);
@@ -628,7 +652,7 @@ test_half_closed (void)
 }
 
 /* Clients that break off leave copies of their data with a plugin that cannot
- * cancel.  Their bound: new requests are refused, until the plugin replies.
+ * cancel.  At the bound new requests fail until the plugin replies.
  */
 static void
 test_bound (void)
@@ -649,7 +673,7 @@ test_bound (void)
     client_leave (gone);
     wait_message (&s, GIVEN_UP, i + 1);
   }
-  nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));  /* less than what is left */
+  nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));  /* fits into the rest */
   assert_messages (&s, line, 0);
   for (unsigned i = 0; i < 3; i++) {
     nbd_fails (nbd_pwrite (nbd, data, 5 * UNIT, 0, 0), ENOMEM);
@@ -668,7 +692,7 @@ test_bound (void)
   stop (&s, nbd);
 }
 
-/* A reply owed at the end is not lost: the server waits for it. */
+/* At its end the server waits for the replies that the plugin owes. */
 static void
 test_end_waits (void)
 {

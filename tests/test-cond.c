@@ -1,5 +1,7 @@
-/* Unit tests of plugin/common/cond.h.  A signal that is lost shows as a test that waits for ever: tests/run
- * ends it.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Unit tests of plugin/common/cond.h.  A lost signal makes a test hang, and
+ * tests/run ends it.
  */
 #include <glib.h>
 
@@ -12,13 +14,14 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* A ring of threads, each waits for its turn: the gap between letting go of the mutex and falling asleep
- * is met from all sides, by signals with the mutex and without.
+/* A ring of threads, each of which waits for its turn.  Signals arrive at every
+ * moment between the unlock and the sleep, with the mutex and without.
  */
 enum { THREADS = 4, ROUNDS = 5000 };
+enum { IS_SHARED = 1, IS_TIMED = 2 };
 
 static struct {
-  struct cond turned[THREADS];  /* or the first of them for all */
+  struct cond turned[THREADS];  /* is_shared: all use the first */
   bool is_shared, is_timed;
   /* Under the lock. */
   unsigned turn;
@@ -50,7 +53,8 @@ run_in_ring (void *vp)
     pthread_mutex_lock (&lock);
     while (ring.turn % THREADS != me)
       if (ring.is_timed)
-        g_assert_true (cond_wait_until (turned_to (me), &lock, clock_ns () + HOUR_NS));
+        g_assert_true (cond_wait_until (turned_to (me), &lock,
+                                        clock_ns () + HOUR_NS));
       else
         cond_wait (turned_to (me), &lock);
     ring.turn++;
@@ -69,16 +73,17 @@ test_ring (gconstpointer flags)
   pthread_t threads[THREADS];
 
   ring.turn = 0;
-  ring.is_shared = GPOINTER_TO_UINT (flags) & 1;
-  ring.is_timed = GPOINTER_TO_UINT (flags) & 2;
+  ring.is_shared = GPOINTER_TO_UINT (flags) & IS_SHARED;
+  ring.is_timed = GPOINTER_TO_UINT (flags) & IS_TIMED;
   for (unsigned i = 0; i < THREADS; i++)
-    g_assert_cmpint (pthread_create (&threads[i], NULL, run_in_ring, GUINT_TO_POINTER (i)), ==, 0);
+    g_assert_cmpint (pthread_create (&threads[i], NULL, run_in_ring,
+                                     GUINT_TO_POINTER (i)), ==, 0);
   for (unsigned i = 0; i < THREADS; i++)
     pthread_join (threads[i], NULL);
   g_assert_cmpuint (ring.turn, ==, THREADS * ROUNDS);
 }
 
-/* One signal wakes one of those that wait, whichever; a broadcast wakes all. */
+/* A signal wakes any one of the waiters; a broadcast wakes all. */
 static struct {
   struct cond came;
   unsigned tokens, taken;       /* under the lock */
@@ -115,7 +120,8 @@ test_wake (void)
   pthread_t threads[THREADS];
 
   for (unsigned i = 0; i < THREADS; i++)
-    g_assert_cmpint (pthread_create (&threads[i], NULL, take_token, NULL), ==, 0);
+    g_assert_cmpint (pthread_create (&threads[i], NULL, take_token, NULL),
+                     ==, 0);
   while (n_asleep < THREADS)
     g_usleep (1000);
   put_tokens (1);
@@ -130,7 +136,9 @@ test_wake (void)
   g_assert_cmpuint (taken (), ==, THREADS);
 }
 
-/* A deadline ends the wait, with the mutex; a signal that came before does not. */
+/* A deadline ends the wait, and the mutex is locked again.  An earlier signal
+ * does not end it.
+ */
 static void
 test_deadline (void)
 {
@@ -154,9 +162,12 @@ main (int argc, char **argv)
 {
   g_test_init (&argc, &argv, NULL);
   g_test_add_data_func ("/cond/ring/signal", GUINT_TO_POINTER (0), test_ring);
-  g_test_add_data_func ("/cond/ring/broadcast", GUINT_TO_POINTER (1), test_ring);
-  g_test_add_data_func ("/cond/ring/signal-until", GUINT_TO_POINTER (2), test_ring);
-  g_test_add_data_func ("/cond/ring/broadcast-until", GUINT_TO_POINTER (3), test_ring);
+  g_test_add_data_func ("/cond/ring/broadcast", GUINT_TO_POINTER (IS_SHARED),
+                        test_ring);
+  g_test_add_data_func ("/cond/ring/signal-until", GUINT_TO_POINTER (IS_TIMED),
+                        test_ring);
+  g_test_add_data_func ("/cond/ring/broadcast-until",
+                        GUINT_TO_POINTER (IS_SHARED | IS_TIMED), test_ring);
   g_test_add_func ("/cond/wake", test_wake);
   g_test_add_func ("/cond/deadline", test_deadline);
   return g_test_run ();

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Unit tests of delaymem's deadline queue and service threads.
+ * Unit tests of plugin/service: the deadline queue and the service threads.
  *
- * Times of an hour are never waited for: what has them is ended by stopping or cancelling.  A test
- * that fails by waiting for ever is ended by tests/run.
+ * No test waits for a delay of an hour: it stops the service, or cancels the
+ * operation.  tests/run ends a test that hangs.
  */
 
 #include <errno.h>
@@ -24,7 +24,7 @@
 
 /* An operation's conn points to one of these. */
 struct job {
-  uint64_t due_ns;              /* not to be replied to before */
+  uint64_t due_ns;              /* no reply before this time */
   bool may_be_early;
   unsigned char *buf;           /* set to the number of the job's reqid */
   size_t count;
@@ -161,11 +161,12 @@ start (unsigned threads)
 }
 
 static void
-submit_work (struct service *sv, struct job *job, uint64_t reqid, uint64_t delay_ns,
-             uint32_t count)
+submit_work (struct service *sv, struct job *job, uint64_t reqid,
+             uint64_t delay_ns, uint32_t count)
 {
   struct service_op op = {
-    .conn = job, .reqid = reqid, .kind = 7, .flags = 8, .count = count, .offset = 10,
+    .conn = job, .reqid = reqid, .kind = 7, .flags = 8,
+    .count = count, .offset = 10,
   };
 
   job->due_ns = clock_ns () + delay_ns;
@@ -179,17 +180,26 @@ submit (struct service *sv, struct job *job, uint64_t reqid, uint64_t delay_ns)
 }
 
 static void
-submit_long (struct service *sv, struct job *job, uint64_t reqid, uint64_t delay_ns)
+submit_long (struct service *sv, struct job *job, uint64_t reqid,
+             uint64_t delay_ns)
 {
   job->may_be_early = true;
   submit (sv, job, reqid, delay_ns);
 }
 
-/* 64 of them, in an order that a heap must sort, minutes apart. */
+/* 64 operations, minutes apart, in an order that the heap must sort. */
 static uint64_t
 mixed (unsigned i)
 {
   return (i * 37 + 11) % 64;
+}
+
+static void
+submit_mixed (struct service *sv, struct job *jobs)
+{
+  for (unsigned i = 0; i < 64; i++)
+    submit_long (sv, &jobs[i], mixed (i),
+                 HOUR_NS + mixed (i) * 60 * LATENCY_NS_PER_S);
 }
 
 static void
@@ -198,8 +208,7 @@ test_order (void)
   struct service *sv = start (1);
   struct job jobs[64] = { 0 };
 
-  for (unsigned i = 0; i < 64; i++)
-    submit_long (sv, &jobs[i], mixed (i), HOUR_NS + mixed (i) * 60 * LATENCY_NS_PER_S);
+  submit_mixed (sv, jobs);
   service_stop (sv);
   g_assert_cmpuint (n_replied, ==, 64);
   for (unsigned i = 0; i < 64; i++)
@@ -207,7 +216,7 @@ test_order (void)
   service_free (sv);
 }
 
-/* One with little delay overtakes, also where a thread sleeps for the first. */
+/* A short delay overtakes a long one, also while a thread leads for that. */
 static void
 test_overtake (void)
 {
@@ -233,8 +242,7 @@ test_cancel_queued (void)
   struct service_op op;
   unsigned n = 0;
 
-  for (unsigned i = 0; i < 64; i++)
-    submit_long (sv, &jobs[i], mixed (i), HOUR_NS + mixed (i) * 60 * LATENCY_NS_PER_S);
+  submit_mixed (sv, jobs);
   g_assert_false (service_cancel (sv, &jobs[0], mixed (1), &op));
   g_assert_false (service_cancel (sv, &jobs[1], mixed (0), &op));
   for (unsigned i = 0; i < 64; i += 3) {
@@ -256,11 +264,11 @@ test_cancel_queued (void)
   g_assert_cmpuint (n_replied, ==, n);
   service_free (sv);
 
-  /* What is left is still sorted, wherever one was taken out; one thread shows it. */
+  /* The rest is still sorted, wherever one was taken out.  One thread shows it.
+   */
   for (unsigned out = 0; out < 64; out++) {
     sv = start (1);
-    for (unsigned i = 0; i < 64; i++)
-      submit_long (sv, &jobs[i], mixed (i), HOUR_NS + mixed (i) * 60 * LATENCY_NS_PER_S);
+    submit_mixed (sv, jobs);
     g_assert_true (cancel (sv, &jobs[out], mixed (out)));
     service_free (sv);
     g_assert_cmpuint (n_replied, ==, 63);
@@ -284,7 +292,7 @@ run_canceller (void *arg)
   return NULL;
 }
 
-/* Cancelling waits for who serves it, until he has replied; two at once do. */
+/* Two threads cancel an operation that is served.  Both wait for the reply. */
 static void
 test_cancel_serving (gconstpointer in_reply)
 {
@@ -296,7 +304,8 @@ test_cancel_serving (gconstpointer in_reply)
   submit (sv, &job, 1, 1);
   wait_for (in_reply ? &job.replying : &job.applying, 1);
   for (unsigned i = 0; i < 2; i++)
-    g_assert_cmpint (pthread_create (&threads[i], NULL, run_canceller, &c), ==, 0);
+    g_assert_cmpint (pthread_create (&threads[i], NULL, run_canceller, &c),
+                     ==, 0);
   wait_asleep (2);
   set (in_reply ? &job.hold_reply : &job.hold_apply, false);
   for (unsigned i = 0; i < 2; i++)
@@ -306,7 +315,7 @@ test_cancel_serving (gconstpointer in_reply)
   g_assert_cmpuint (job.replied, ==, 1);
 }
 
-/* Only not for himself. */
+/* A thread that cancels from inside its own reply does not wait. */
 static void
 test_cancel_in_reply (void)
 {
@@ -318,7 +327,7 @@ test_cancel_in_reply (void)
   service_free (sv);
 }
 
-/* While one thread is held up, another one takes what comes. */
+/* While one thread is held up, another one serves new operations. */
 static void
 test_held_up (void)
 {
@@ -351,7 +360,9 @@ test_held_up (void)
   g_assert_cmpuint (stuck[1].replied, ==, 1);
 }
 
-/* What is due at the same time is shared: each of them is held until all are there. */
+/* Threads share operations that are due at the same time.  Each operation is
+ * held until all have begun.
+ */
 static void
 test_shared (void)
 {
@@ -388,7 +399,7 @@ test_stop (void)
   g_free (jobs);
 }
 
-/* Freed without stopping, stopped without starting, both without anything in it. */
+/* Free without stop, stop without start, both with an empty queue. */
 static void
 test_empty (void)
 {
@@ -419,7 +430,7 @@ test_shutdown (void)
   asked = get (&n_asked);
   submit_long (sv, &later, 50, HOUR_NS);
   wait_for (&later.replied, 1);
-  /* Who naps would ask again. */
+  /* A napping thread would ask again. */
   while (n_asleep + n_napping < 3)
     g_usleep (1000);
   g_assert_cmpuint (n_napping, ==, 0);
@@ -427,8 +438,8 @@ test_shutdown (void)
   service_free (sv);
 }
 
-/* Each job in turn is given to the threads, or taken back; its buffer goes as soon as it may.
- * Sanitizers see who touches it later.
+/* Submits one job after another, and cancels some.  Frees the buffer as soon as
+ * that is allowed, so that a sanitizer reports a later access.
  */
 struct client {
   struct service *sv;
@@ -448,7 +459,8 @@ run_client (void *arg)
     const uint64_t delay_ns = (uint64_t) rand_r (&c->seed) % (2 * MS_NS) + 1;
 
     job = (struct job) { .count = 1000, .buf = g_malloc0 (1000) };
-    submit_work (c->sv, &job, i, delay_ns, (uint32_t) rand_r (&c->seed) % (1 << 20));
+    submit_work (c->sv, &job, i, delay_ns,
+                 (uint32_t) rand_r (&c->seed) % (1 << 20));
     was_queued = false;
     if (i % 2) {
       if (i % 4 == 1)
@@ -477,7 +489,8 @@ test_many (gconstpointer data)
 
   for (unsigned i = 0; i < 16; i++) {
     c[i] = (struct client) { .sv = sv, .seed = i };
-    g_assert_cmpint (pthread_create (&threads[i], NULL, run_client, &c[i]), ==, 0);
+    g_assert_cmpint (pthread_create (&threads[i], NULL, run_client, &c[i]),
+                     ==, 0);
   }
   for (unsigned i = 0; i < 16; i++) {
     pthread_join (threads[i], NULL);
@@ -487,7 +500,7 @@ test_many (gconstpointer data)
   service_free (sv);
 }
 
-/* None early, with all sorts of delays and sizes queued at once. */
+/* No reply is early, with many delays and sizes in the queue. */
 static void
 test_never_early (void)
 {
@@ -510,8 +523,10 @@ main (int argc, char *argv[])
   g_test_add_func ("/service/order", test_order);
   g_test_add_func ("/service/overtake", test_overtake);
   g_test_add_func ("/service/cancel-queued", test_cancel_queued);
-  g_test_add_data_func ("/service/cancel-applying", NULL, test_cancel_serving);
-  g_test_add_data_func ("/service/cancel-replying", &calls, test_cancel_serving);
+  g_test_add_data_func ("/service/cancel-applying", NULL,
+                        test_cancel_serving);
+  g_test_add_data_func ("/service/cancel-replying", "in reply",
+                        test_cancel_serving);
   g_test_add_func ("/service/cancel-in-reply", test_cancel_in_reply);
   g_test_add_func ("/service/held-up", test_held_up);
   g_test_add_func ("/service/shared", test_shared);

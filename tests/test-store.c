@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Unit tests of delaymem's store and of the times it reads.
+ * Unit tests of plugin/store, the sparse device, and of plugin/latency, the
+ * times of the command line.
  */
 
 #include <errno.h>
@@ -22,7 +23,7 @@
 #define MIB (1024 * KIB)
 #define TIB (1024 * 1024 * MIB)
 
-/* Valgrind and sanitizers cannot map that much or count their own memory. */
+/* Valgrind and sanitizers cannot map terabytes, and use memory of their own. */
 static bool
 has_tool (void)
 {
@@ -119,8 +120,8 @@ test_fresh_is_hole (void)
   store_free (st);
 }
 
-/* Every operation against a plain array, on ranges that start and end on,
- * just before and just after pages and chunks.
+/* Compares every operation with a plain array.  Ranges start and end at, just
+ * before and just after pages and chunks.
  */
 #define MODEL_SIZE (260 * KIB + 77)
 struct model {
@@ -187,7 +188,7 @@ test_model (void)
     const uint64_t offset = MIN (at[0], at[1]);
     const uint64_t count = MAX (at[0], at[1]) - offset;
 
-    if (count == 0)             /* nbdkit sends no empty operations */
+    if (count == 0)             /* nbdkit sends no empty operation */
       continue;
     if (op == 0)
       fill (st, byte, count, offset);
@@ -229,7 +230,7 @@ test_last_page (void)
   assert_bytes (st, 7, PAGE, 0);
   assert_bytes (st, 0, 100, PAGE);
 
-  /* Not to the end: the page stays. */
+  /* This range does not reach the end, so the page stays. */
   fill (st, 7, 100, PAGE);
   store_zero (st, 99, PAGE, true);
   assert_run (st, 100, PAGE, true, 100);
@@ -297,14 +298,14 @@ test_mlocked (void)
     g_test_skip ("may not lock 1 MiB");
     return;
   }
-  /* The kernel takes no memory back here, and it must read as 0 anyway. */
+  /* The kernel does not take the memory back.  It must read as 0 anyway. */
   fill (st, 7, 1 * MIB, 0);
   mlockall (MCL_CURRENT);
   store_zero (st, 1 * MIB, 0, true);
   munlockall ();
   assert_run (st, 1 * MIB, 0, false, 1 * MIB);
   assert_bytes (st, 0, 1 * MIB, 0);
-  /* Holes are not looked at, so make data of one to see its memory. */
+  /* A read of a hole does not touch memory, so write to one. */
   fill (st, 7, 1, 64 * KIB);
   assert_bytes (st, 0, 4 * KIB - 1, 64 * KIB + 1);
   store_free (st);
@@ -322,7 +323,7 @@ test_populate (void)
     g_assert_cmpuint (resident_bytes (), >=, before + size - MIB);
   assert_run (st, size, 0, false, size);
   assert_bytes (st, 0, size, 0);
-  /* Here holes are looked at. */
+  /* A read of a hole touches memory here. */
   fill (st, 7, 3 * MIB, 1000);
   store_zero (st, 3 * MIB, 1000, true);
   assert_bytes (st, 0, size, 0);
@@ -352,9 +353,9 @@ test_huge (void)
   store_free (st);
 }
 
-/* Threads work on the same few chunks.  Each writer writes one byte value
- * into a range within a chunk; as an operation is atomic per chunk, a read
- * of such a range sees only one value.
+/* Threads work on the same few chunks.  Each writer fills a range within a
+ * chunk with one value.  An operation is atomic per chunk, so a read of
+ * such a range sees only one value.
  */
 struct worker {
   struct store *st;
@@ -416,8 +417,8 @@ test_threads (void)
   store_free (st);
 }
 
-/* Each thread owns pages next to those of others in the same chunk, so only
- * the chunk's word is shared: no bit may get lost.
+/* Each thread owns pages beside those of other threads in the same chunk.  They
+ * share only the chunk's word, and no bit may get lost.
  */
 static void *
 own_pages (void *arg)
@@ -479,8 +480,9 @@ test_times (void)
     { ".5", EINVAL }, { "5.", EINVAL }, { "5.ms", EINVAL },
     { "1.2.3", EINVAL }, { "ms", EINVAL }, { "64msx", EINVAL },
     { "64MS", EINVAL }, { "1m", EINVAL }, { "1h", EINVAL }, { "1ss", EINVAL },
-    { "0.5ns", EINVAL }, { "0.0000000001", EINVAL }, { "0.00000000001", EINVAL },
-    { "10.01ns", EINVAL }, { "1.0000000001us", EINVAL }, { "1.00000000009s", EINVAL },
+    { "0.5ns", EINVAL }, { "0.0000000001", EINVAL },
+    { "0.00000000001", EINVAL }, { "10.01ns", EINVAL },
+    { "1.0000000001us", EINVAL }, { "1.00000000009s", EINVAL },
     { "3601", ERANGE }, { "3600.000000001", ERANGE },
     { "3600000000001ns", ERANGE }, { "18446744073709551616ns", ERANGE },
     { "99999999999999999999999999999999999999", ERANGE },
