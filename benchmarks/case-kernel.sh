@@ -104,8 +104,9 @@ kernel_is_ours () {
 # Progress: each row as it comes, until $follower is killed.
 kernel_follow () {
   tail -f --pid=$$ -n +1 "$tmp/console" > >(awk -F, '/^@ row,/ {
-      printf "  %s, %s: %s %s\n", $2, $3, $4, ($5 > 0 ?
-        sprintf ("%.1f MB/s", $5 / $6 / 1000) : sprintf ("%.1f s", $6 / 1000))
+      mbs = sprintf ("%.1f MB/s", $5 / $6 / 1000)
+      printf "  %s, %s: %s %s\n", $2, $3, $4,
+        ($5 > 0 ? mbs : sprintf ("%.1f s", $6 / 1000))
       fflush ()
     }' >&2) 2>/dev/null &
   follower=$!

@@ -1,9 +1,14 @@
 #!/bin/sh
-# The guest's part of test-kernel.sh. On the kernel's command line: job=, port=, connections=.
+# SPDX-License-Identifier: BSD-3-Clause
+# The guest's part of test-kernel.sh.  The kernel's command line has job=, port=
+# and connections=.  The jobs:
 #   plain     write, fsync, unmount, e2fsck, mount again, compare
-#   reset     the first time: write, fsync, go on writing, reset; the second time as `compare'
-#   cut       write, fsync, say so, go on writing until somebody pulls the plug
-#   compare   mount what is there, compare with what `reset' and `cut' had fsynced, e2fsck
+#   reset     the first time: write, fsync, go on writing, reset; the second
+#             time as `compare'
+#   cut       write, fsync, print `@ synced', go on writing until the guest is
+#             killed
+#   compare   mount the file system that is there, compare it with the data that
+#             `reset' and `cut' have fsynced, e2fsck
 # All but `compare' make a file system where there is none.
 set -u
 read -r words </proc/cmdline
@@ -13,7 +18,7 @@ done
 : "${job:?}" "${port:?}" "${connections:?}"
 ifconfig eth0 10.0.2.15 up
 
-# Data that can be told without having been kept: file N consists of numbers of its own.
+# Data that needs no copy for a comparison: file N has numbers of its own.
 big () { seq $(($1 * 1000000)) $(($1 * 1000000 + 150000)); }
 small () { seq $(($1 * 1000)) $(($1 * 1000 + $1)); }
 files=6 names=120
@@ -21,26 +26,39 @@ files=6 names=120
 write ()
 {
   n=1
-  while [ $n -le $files ]; do big $n | dd of=/mnt/big$n bs=64k conv=fsync 2>/dev/null || return 1; n=$((n + 1)); done
+  while [ $n -le $files ]; do
+    big $n | dd of=/mnt/big$n bs=64k conv=fsync 2>/dev/null || return 1
+    n=$((n + 1))
+  done
   mkdir /mnt/small
   n=1
-  while [ $n -le $names ]; do small $n >/mnt/small/$n || return 1; n=$((n + 1)); done
-  # All of them, and the directory.
+  while [ $n -le $names ]; do
+    small $n >/mnt/small/$n || return 1
+    n=$((n + 1))
+  done
+  # All files, and the directory.
   sync
 }
 
 compare ()
 {
   n=1
-  while [ $n -le $files ]; do big $n | cmp - /mnt/big$n || return 1; n=$((n + 1)); done
+  while [ $n -le $files ]; do
+    big $n | cmp - /mnt/big$n || return 1
+    n=$((n + 1))
+  done
   n=1
-  while [ $n -le $names ]; do small $n | cmp - /mnt/small/$n || return 1; n=$((n + 1)); done
+  while [ $n -le $names ]; do
+    small $n | cmp - /mnt/small/$n || return 1
+    n=$((n + 1))
+  done
 }
 
 writes () { read -r _ _ _ _ count _ </sys/block/nbd0/stat; echo "$count"; }
 
-# For ever, in the background: new names, data, and removal of them, nothing of it flushed on demand.
-# Returns when the device has got some of it; the kernel's default is to wait for seconds with that.
+# Creates, fills and removes files in the background, for ever and without a
+# flush.  Returns when the device has received some of that.  The kernel's
+# default is to wait for seconds before it sends any.
 go_on ()
 {
   echo 10 >/proc/sys/vm/dirty_writeback_centisecs
@@ -58,13 +76,14 @@ checked () { umount /mnt && e2fsck -f -n /dev/nbd0; }
 
 has_ext4 ()
 {
-  [ "$(dd if=/dev/nbd0 bs=2 skip=540 count=1 2>/dev/null | od -An -tx1 | tr -d ' ')" = 53ef ]
+  [ "$(dd if=/dev/nbd0 bs=2 skip=540 count=1 2>/dev/null |
+    od -An -tx1 | tr -d ' ')" = 53ef ]
 }
 
 try () { echo "@ $*"; "$@" || { echo "@ failed: $*"; exit 1; }; }
 
 try nbd-client 10.0.2.2 "$port" /dev/nbd0 -connections "$connections"
-# A reset is done once: the second start finds a file system.
+# The guest is reset once: the second start finds a file system.
 [ "$job" != reset ] || ! has_ext4 || job=compare
 if [ "$job" != compare ]; then
   has_ext4 || try mkfs.ext4 -q -b 4096 /dev/nbd0
