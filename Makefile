@@ -89,6 +89,9 @@ $(B)/tests/test-%: $(B)/tests/test-%.o $(TEST_LIB) $(CORE_OBJ)
 $(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
 	$(if $(filter $@,$(TEST_PLUGINS_CXX)),$(CXX),$(CC)) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@ $(GLIB_LIBS)
 
+# It makes the filter's allocations fail.
+$(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc
+
 .SECONDARY:
 
 tests-build: $(MODULES) $(TOP) $(TEST_C) $(TEST_PLUGINS)

@@ -2467,6 +2467,31 @@ test_evict_clean (void)
   world_end_clean (&w);
 }
 
+/* A writer looks again when prefetched data becomes idle, though no buffer becomes free before that: this
+ * device would have it wait for an hour.
+ */
+static void
+test_evict_idle (void)
+{
+  struct world w;
+  struct task *write;
+  int hold;
+
+  world_init (&w, 16 * U, config (4, 4, WRITE_BEHIND, READ_AHEAD));
+  start_stream (&w, 0);
+  wait_state (&w, BUF_CLEAN, 2 * U, 4 * U, 4);
+  hold = fake_hold (w.f, FAKE_WRITE, 0, 0);
+  for (unsigned i = 0; i < 2; i++)
+    do_request (&w, 1, WRITE, U, (10 + i) * U, 1);
+  pace_note (w.c[1]->backend.pace_write, UINT64_C (3600000000000), 1);
+  write = task_start (&w, 1, WRITE, U, 12 * U, 1);
+  g_assert_cmpint (task_end (write), ==, 0);
+  g_assert_cmpuint (count_state (&w, BUF_CLEAN, 0, 16 * U), <, 2);
+  g_assert_cmpuint (fake_ended (w.f, FAKE_WRITE, 0, 0), ==, 0);
+  fake_release (w.f, hold);
+  world_end_clean (&w);
+}
+
 /* So does what waits to be read ahead: the worker never gets it. */
 static void
 test_evict_reading (void)
@@ -4129,6 +4154,52 @@ test_pieces_wait (void)
   world_end_clean (&w);
 }
 
+/* Two direct operations over one piece of failed data, while a flush tries it again: it waits for both, and
+ * writes what neither has replaced.  For one elsewhere it does not wait.
+ */
+static void
+test_pieces_two (gconstpointer data)
+{
+  uint32_t count = GPOINTER_TO_UINT (data);     /* what each of them takes of 16384 bytes */
+  struct part parts[] = { { 0, count, 0 }, { count, 8192 - count, 1 }, { 8192, count, 0 },
+                          { 8192 + count, 8192 - count, 1 } };
+  struct world w;
+  struct task *far, *zero[2], *flush;
+  int hold_far, hold[2];
+
+  world_init (&w, 4 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  make_failed (&w, 0, 16384, 0, 1, EIO);
+  hold_far = fake_hold (w.f, FAKE_ZERO, 3 * U, U);
+  far = task_start (&w, 0, ZERO, U, 3 * U, 0);
+  fake_wait_held (w.f, hold_far, 1);
+  for (unsigned i = 0; i < 2; i++) {
+    hold[i] = fake_hold (w.f, FAKE_ZERO, i * 8192, 8192);
+    zero[i] = task_start (&w, i, ZERO, count, i * 8192, 0);
+    fake_wait_held (w.f, hold[i], 1);
+  }
+  flush = task_start (&w, 0, FLUSH, 0, 0, 0);
+  for (unsigned i = 0; i < 2; i++) {
+    task_wait_blocked (flush);
+    g_assert_cmpuint (count_state (&w, BUF_READY, 0, U), ==, 1);
+    g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, 0, 0), ==, 0);
+    fake_release (w.f, hold[i]);
+    g_assert_cmpint (task_end (zero[i]), ==, 0);
+  }
+  g_assert_cmpint (task_end (flush), ==, 0);
+  fake_release (w.f, hold_far);
+  g_assert_cmpint (task_end (far), ==, 0);
+  for (unsigned i = 0; i < 4; i++) {
+    if (parts[i].count == 0)
+      continue;
+    assert_device (w.f, parts[i].count, parts[i].offset, parts[i].tag);
+    g_assert_cmpuint (fake_started (w.f, FAKE_WRITE, parts[i].offset, parts[i].count), ==, parts[i].tag);
+  }
+  assert_reads (&w, 1, parts, 4);
+  g_assert_cmpuint (count_state (&w, BUF_FAILED, 0, 4 * U), ==, 0);
+  g_assert_cmpuint (fake_collisions (w.f), ==, 0);
+  world_end_clean (&w);
+}
+
 /* A connection that cannot write flushes while failed data has to wait for a direct write: it waits as well. */
 static void
 test_readonly_waits (void)
@@ -4807,6 +4878,8 @@ add_between (void)
   g_test_add_data_func ("/engine/between/flush-shows/direct", GUINT_TO_POINTER (WRITE_THROUGH), test_flush_shows);
   g_test_add_data_func ("/engine/between/flush-shows/deferred", GUINT_TO_POINTER (WRITE_BEHIND), test_flush_shows);
   add_by_kind ("between/others-bound", test_others_bound, FUA, TRIM);
+  g_test_add_data_func ("/engine/failed/pieces-two/part", GUINT_TO_POINTER (4096), test_pieces_two);
+  g_test_add_data_func ("/engine/failed/pieces-two/all", GUINT_TO_POINTER (8192), test_pieces_two);
   for (unsigned i = 6; i <= 7; i++) {
     g_autofree char *path = g_strdup_printf ("/engine/limit/worth-%u", i);
 
@@ -4945,6 +5018,7 @@ main (int argc, char *argv[])
   g_test_add_data_func ("/engine/slab/failed", GINT_TO_POINTER (false), test_slab_failed);
   g_test_add_data_func ("/engine/slab/failed-other", GINT_TO_POINTER (true), test_slab_failed);
   g_test_add_func ("/engine/slab/evict-clean", test_evict_clean);
+  g_test_add_func ("/engine/slab/evict-idle", test_evict_idle);
   g_test_add_func ("/engine/slab/two-writers", test_space_two);
   if (!hooked)
     g_test_add_func ("/engine/slab/evict-reading", test_evict_reading);
