@@ -60,7 +60,11 @@ extern char *fake_data (struct fake *);
 /* A copy of some of them, at a moment between two operations. */
 extern void fake_peek (struct fake *, void *buf, uint32_t count, uint64_t offset);
 
-/* Flushes have no range: every rule's range matches them.  COUNT 0: to the end of the device. */
+/* A range of the device: OFFSET and COUNT.  COUNT 0: to its end.  Flushes have no
+ * range, and every range matches them.
+ */
+#define ANYWHERE 0, 0
+
 extern int fake_hold (struct fake *, unsigned kinds, uint64_t offset, uint64_t count);
 extern int fake_fail (struct fake *, unsigned kinds, uint64_t offset, uint64_t count, int err,
                       int times /* -1: until released */);

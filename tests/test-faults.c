@@ -3,7 +3,8 @@
  * No memory and no threads: the engine says so, leaves nothing behind, and
  * works as soon as there are some.
  *
- * This program has functions of its own in place of those that can fail.
+ * This program has functions of its own in place of those that can fail.  The
+ * Makefile has the linker put __wrap_calloc in place of the filter's calloc.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -31,10 +32,19 @@ fails (atomic_int *n)
   return atomic_load (n) > 0 && atomic_fetch_sub (n, 1) == 1;
 }
 
+extern void *__real_calloc (size_t n, size_t size);
+extern void *__wrap_calloc (size_t n, size_t size);
+
+void *
+__wrap_calloc (size_t n, size_t size)
+{
+  return fails (&fail_memory) ? NULL : __real_calloc (n, size);
+}
+
 gpointer
 g_try_malloc_n (gsize n, gsize size)
 {
-  return fails (&fail_memory) ? NULL : calloc (n, size);
+  return __wrap_calloc (n, size);
 }
 
 gpointer
@@ -92,13 +102,17 @@ test_new (void)
   struct engine_config c = config ();
   struct engine *e;
 
-  atomic_store (&fail_memory, 1);
-  g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
-  g_assert_cmpint (atomic_load (&fail_memory), ==, 0);
+  for (int n = 1; n <= 2; n++) {        /* the buffers, the statistics */
+    atomic_store (&fail_memory, n);
+    g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
+    g_assert_cmpint (atomic_load (&fail_memory), ==, 0);
+  }
+  atomic_store (&fail_memory, 3);
+  engine_free (new_engine ());
+  g_assert_cmpint (atomic_exchange (&fail_memory, 0), ==, 1);
   c.buffers = UINT_MAX;
   c.buffer_size = 1U << 31;
   g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
-  engine_free (new_engine ());
 }
 
 /* Whichever of the workers, or the linger thread, cannot be started. */

@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Devices: which connections share data, and what holds between the others.
+ *
+ * Connections of one export name have the same device if all say multi-conn.
+ * They share its buffers.
+ *
+ * All other connections possibly have the same device.  Between those no data is
+ * shared, but order is kept.  Dirty data is written before another device's
+ * overlapping request, and newer data supersedes older failed data.  A request
+ * waits a bounded time for another device's data.
+ */
+#include "world.h"
+
+/* The same device. */
+
+/* How connection 2 differs from the others. */
+enum differs { SIZE, MAX_BLOCK, MIN_BLOCK, MULTI_CONN };
+
+/* Connections of one name have the same device if both say multi-conn, whatever
+ * else differs.  One with another size or other block sizes cannot use the
+ * buffers of the first: it neither prefetches nor defers, but it sees and
+ * flushes all waiting data.
+ */
+static void
+test_same_name (struct world *w)
+{
+  enum differs differs = w->arg;
+  struct backend b;
+  int fail, hold;
+
+  open_readahead (w, 4 * U, 8, 2);
+  b = world_backend (w, 2);
+  switch (differs) {
+  case SIZE: b.size = 3 * U; break;
+  case MAX_BLOCK: b.max_block = U / 2; break;
+  case MIN_BLOCK: b.min_block = 512; break;
+  case MULTI_CONN: b.shared = false; break;
+  }
+  world_open_as (w, 2, "", &b);
+  g_assert_true (has_same_device (w, 0, 1));
+  g_assert_true (has_same_device (w, 0, 2) == (differs != MULTI_CONN));
+  g_assert_true (w->c[2]->shares == (differs == MULTI_CONN));
+  if (differs != MULTI_CONN) {
+    fail = fake_fail (w->f, FAKE_WRITE, 0, U, ENOSPC, -1);
+    do_write (w, 0, 4096, 4096, 1);
+    g_assert_true (drain (w, 0, U, 0));
+    flush_fails (w, 2, ENOSPC);
+    do_read (w, 2, 4096, 4096, 1);
+    fake_release (w->f, fail);
+    do_flush (w, 2);
+    assert_device (w->f, 4096, 4096, 1);
+    hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+    do_write (w, 0, 4096, 0, 2);
+    do_read (w, 2, 4096, 0, 2);         /* dirty data, from its buffer */
+    fake_release (w->f, hold);
+    do_write (w, 2, 4096, 2048, 3);     /* direct, in order */
+    assert_device (w->f, 2048, 0, 2);
+    assert_device (w->f, 4096, 2048, 3);
+    for (unsigned i = 0; i < 3; i++)
+      do_read (w, 2, 4096, 2 * U + i * 4096, OLD);
+    g_assert_cmpuint (count_held (w), ==, 0);
+    do_flush (w, 0);
+    do_read (w, 0, U / 2, U, OLD);
+    do_read (w, 0, U / 2, U + U / 2, OLD);
+    wait_state (w, BUF_CLEAN, 2 * U, U, 1);
+    fake_forget (w->f);
+    do_read (w, 2, 4096, 2 * U, OLD);   /* not from the prefetched buffer */
+    g_assert_cmpuint (fake_op (w->f, FAKE_READ, 2 * U, 4096, 0).conn, ==, 2);
+  }
+}
+
+/* The same, where the connection without multi-conn comes first. */
+static void
+test_same_name_first (struct world *w)
+{
+  world_start (w, 4 * U, config (8, 2, WRITE_BEHIND, READ_AHEAD));
+  world_open_unshared (w, 0, "");
+  world_open (w, 1, "");
+  g_assert_false (has_same_device (w, 0, 1));
+}
+
+/* Without multi-conn each connection has a device of its own. */
+static void
+test_not_shared (struct world *w)
+{
+  int hold;
+
+  world_start (w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
+  for (unsigned i = 0; i < 3; i++)
+    world_open_unshared (w, i, "x");
+
+  /* It may be one device: dirty data is written before another one reads. */
+  do_write (w, 0, 4096, 0, 1);
+  do_read (w, 1, 4096, 0, 1);
+  assert_device (w->f, 4096, 0, 1);
+
+  /* Failed data is served to its own connection only, and lost with it. */
+  hold = fake_fail (w->f, FAKE_WRITE, 0, U, EIO, -1);
+  do_write (w, 0, 4096, 0, 2);
+  g_assert_true (drain (w, 0, U, 0));
+  wait_state (w, BUF_FAILED, 0, U, 1);
+  do_read (w, 0, 4096, 0, 2);
+  do_read (w, 1, 4096, 0, 1);
+  g_assert_false (is_failing (w, 1));
+  do_zero (w, 1, 4096, U);
+  do_flush (w, 1);
+  world_close (w, 0);
+  assert_reports ("x:0+4096:lost");
+  assert_states (w, BUF_FAILED, 0, 4 * U, 0);
+  fake_release (w->f, hold);
+  do_read (w, 2, 4096, 0, 1);
+  flush_fails (w, 1, EIO);      /* a loss under its name */
+  do_flush (w, 2);
+  do_flush (w, 1);
+}
+
+/* Two names of one device. */
+
+/* Each name reads what was written by the other name, and overlapping writes
+ * keep their order.
+ */
+static void
+test_names (struct world *w)
+{
+  struct task *read, *write;
+  int hold, hold_read;
+
+  open_names (w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold_read = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+  start_stream (w, 1);
+  fake_wait_held (w->f, hold_read, 2);
+  do_write (w, 0, 4096, 2 * U, 1);      /* what "b" prefetches is stale */
+  fake_release (w->f, hold_read);
+  read = start_held (w, hold, 1, READ, 4096, 2 * U, 1); /* has it written */
+  task_wait_blocked (read);
+  do_read (w, 1, 4096, 3 * U, OLD);     /* elsewhere it does not wait */
+  fake_pass (w->f, hold, 1);
+  task_ends (read, 0);
+
+  /* Overlapping writes. */
+  fake_forget (w->f);
+  do_write (w, 0, 4096, 2 * U, 1);
+  write = start_held (w, hold, 1, WRITE, 2048, 2 * U, 2);
+  task_wait_blocked (write);
+  fake_release (w->f, hold);
+  task_ends (write, 0);
+  assert_device (w->f, 2048, 2 * U, 2);
+  assert_device (w->f, 2048, 2 * U + 2048, 1);
+  assert_order (fake_op (w->f, FAKE_WRITE, ANYWHERE, 0),
+                fake_op (w->f, FAKE_WRITE, ANYWHERE, 1));
+  assert_reads (w, 0, PARTS ({ 2 * U, 2048, 2 }, { 2 * U + 2048, 2048, 1 }));
+}
+
+/* Bytes that the other name is writing are not prefetched. */
+static void
+test_names_prefetch (struct world *w)
+{
+  int hold;
+
+  open_names (w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  do_write (w, 0, U, 2 * U, 1);
+  fake_wait_held (w->f, hold, 1);
+  start_stream (w, 1);
+  wait_state (w, BUF_CLEAN, 3 * U, U, 1);
+  assert_started (w, FAKE_READ, 2 * U, U, 0);
+  fake_release (w->f, hold);
+  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);
+  assert_reads (w, 1, PARTS ({ U, U, OLD }, { 2 * U, U, 1 },
+                             { 3 * U, U, OLD }));
+}
+
+/* A flush tries failed data again while a newer write of another name is under
+ * way.  It waits for the write, which supersedes the data, and returns the
+ * error once.
+ */
+static void
+test_names_retry (struct world *w)
+{
+  struct task *flush, *write;
+  int hold;
+
+  open_names (w, 4 * U, config (16, 4, WRITE_BEHIND, READ_DIRECT));
+  make_failed (w, 0, 4096, 0, 1, EIO);
+  fake_forget (w->f);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  write = start_held (w, hold, 1, WRITE, U, 0, 2);
+  flush = start_blocked_flush (w, 0);
+  fake_release (w->f, hold);
+  task_ends (write, 0);
+  task_ends (flush, EIO);
+  do_flush (w, 0);
+  assert_started (w, FAKE_WRITE, ANYWHERE, 1);
+  assert_device (w->f, U, 0, 2);
+}
+
+/* A request that has another connection's data written does not do so on its
+ * own thread.
+ */
+static void
+test_thread (struct world *w)
+{
+  open_names (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  do_write (w, 0, 4096, 0, 1);
+  do_read (w, 1, 4096, 0, 1);
+  g_assert_false (is_on_this_thread (fake_op (w->f, FAKE_WRITE, ANYWHERE, 0)));
+}
+
+/* Two names of two devices. */
+
+/* Data never crosses.  A successful change through one name removes failed data
+ * of the other, as both could be one device.  The flush of the other name says
+ * so once.
+ */
+static void
+test_two_devices (struct world *w)
+{
+  struct part parts[] = { { 0, 1024, 1 }, { 1024, 1024, OLD },
+                          { 2048, 2048, 1 } };
+  enum kind kind = w->arg;
+  int fail;
+
+  world_start (w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  world_open (w, 0, "a");
+  world_open (w, 1, "a");
+  world_open_second (w, 2, "b");
+  make_failed (w, 0, 4096, 0, 1, EIO);
+  do_read (w, 2, 4096, 0, OLD);
+  fail = fake_fail (w->f2, FAKE_CHANGE, ANYWHERE, EPERM, -1);
+  request_fails (w, 2, kind, 1024, 1024, 3, EPERM);
+  do_read (w, 1, 4096, 0, 1);   /* nothing has changed */
+  fake_release (w->f2, fail);
+  do_request (w, 2, kind, 1024, 1024, 3);
+  assert_reads (w, 1, parts, 3);
+  do_flush (w, 2);
+  assert_reads (w, 1, parts, 3);
+  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  flush_fails (w, 0, ENOSPC);
+  fake_release (w->f, fail);
+  do_flush (w, 1);
+  assert_devices (w->f, parts, 3);
+
+  make_failed (w, 0, 4096, 0, 1, EIO);
+  do_request (w, 2, kind, 8192, 0, 2);  /* supersedes all of it */
+  assert_states (w, BUF_FAILED, 0, U, 0);
+  flush_fails (w, 1, EIO);
+  do_flush (w, 0);
+  assert_devices (w->f, parts, 3);
+}
+
+/* One device hangs. */
+
+/* A request waits a bounded time for another device's dirty data.  A change
+ * then takes the place of the dirty data, whose own flush returns an error.
+ */
+static void
+test_bound (struct world *w)
+{
+  enum kind kind = w->arg;
+  struct task *flush;
+  int hold;
+
+  open_names (w, 8 * U, config_impatient (READ_DIRECT));
+  hold = fake_hold (w->f, FAKE_WRITE, 0, 2048); /* not what "b" writes */
+  do_write (w, 0, 8192, 0, 1);
+  do_read (w, 1, 4096, 0, OLD);
+  fake_wait_held (w->f, hold, 1);
+  if (kind == FUA)
+    do_request (w, 1, kind, 4096, 4096, 2);
+  else
+    do_request (w, 1, kind, 8192, 0, 2);
+  flush = start_blocked_flush (w, 0);   /* not bounded for its own device */
+  fake_release (w->f, hold);
+  task_ends (flush, EIO);
+  assert_late (2);
+  engine_check (w->e);
+  do_flush (w, 0);
+  assert_free (w, 8);
+}
+
+/* READY data has failed when another device's change stops waiting for it.  Its
+ * own flush does not wait for that change, which hangs.
+ */
+static void
+test_bound_ready (struct world *w)
+{
+  struct task *waiter, *zero, *flush;
+  int hold, hold_zero;
+
+  open_names (w, 8 * U, config_impatient (READ_DIRECT));
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold_zero = fake_hold (w->f, FAKE_ZERO, ANYWHERE);
+  do_write (w, 1, 8192, 0, 1);
+  waiter = start_held (w, hold, 1, DRAIN, 4096, 0, 0);
+  do_write (w, 1, 8192, 4096, 2);       /* READY behind the first one */
+  zero = start_held (w, hold_zero, 0, ZERO, 4096, 8192, 0);
+  flush = start_blocked_flush (w, 1);
+  fake_release (w->f, hold);
+  task_ends (waiter, false);
+  task_ends (flush, EIO);
+  fake_release (w->f, hold_zero);
+  task_ends (zero, 0);
+  flush_fails (w, 1, EIO);      /* the zero has superseded a part */
+  do_flush (w, 1);
+  assert_device (w->f, 4096, 0, 1);
+  assert_device (w->f, 4096, 4096, 2);
+  assert_device (w->f, 4096, 8192, 0);
+}
+
+/* Failed data has to wait for another device's zero, which hangs.  The flush
+ * returns its error in the end.
+ */
+static void
+test_bound_retry (struct world *w)
+{
+  struct task *zero;
+  int hold, fail;
+
+  open_names (w, 8 * U, config_impatient (READ_DIRECT));
+  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  do_write (w, 0, 4096, 3 * U, 1);
+  do_write (w, 0, 8192, 0, 1);
+  flush_fails (w, 0, ENOSPC);
+  fake_release (w->f, fail);
+  hold = fake_hold (w->f, FAKE_ZERO, ANYWHERE);
+  zero = start_held (w, hold, 1, ZERO, 4096, 0, 0);
+  flush_fails (w, 0, ENOSPC);
+  assert_device (w->f, 4096, 3 * U, 1);
+  fake_release (w->f, hold);
+  task_ends (zero, 0);
+  do_read (w, 0, 4096, 4096, 1);
+  flush_fails (w, 0, ENOSPC);   /* the zero has superseded a part */
+  do_flush (w, 0);
+  assert_device (w->f, 4096, 4096, 1);
+}
+
+/* All workers are busy with another device, which hangs.  A flush, a writer and
+ * a direct write do queued writes of their device themselves.
+ */
+static void
+test_workers (struct world *w)
+{
+  struct task *read;
+  int hold;
+
+  open_names (w, 16 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w->f, FAKE_READ, ANYWHERE);
+  read = task_start (w, 0, READ, 2 * U, 0, OLD);
+  fake_wait_held (w->f, hold, 2);
+  do_write (w, 1, U, 8 * U, 1);
+  do_flush (w, 1);
+  assert_device (w->f, U, 8 * U, 1);
+  do_write (w, 1, U, 9 * U, 2);
+  do_fua (w, 1, 4096, 9 * U, 3);
+  write_units (w, 1, 6, 10, 4); /* more than there are buffers */
+  do_flush (w, 1);
+  assert_device (w->f, 10 * U, 6 * U, 4);
+  fake_release (w->f, hold);
+  task_ends (read, 0);
+}
+
+/* A writer does not wait for buffers that another device keeps.  It waits for
+ * those of its own device.
+ */
+static void
+test_buffers (struct world *w)
+{
+  struct task *write;
+  int hold;
+
+  open_names (w, 32 * U, config (8, 8, WRITE_BEHIND, READ_DIRECT));
+  hold = fake_hold (w->f, FAKE_WRITE, 0, 16 * U);
+  write_units (w, 0, 0, 8, 1);
+  fake_wait_held (w->f, hold, 8);
+  do_write (w, 1, U, 20 * U, 2);
+  assert_device (w->f, U, 20 * U, 2);
+  write = start_blocked (w, 0, WRITE, U, 9 * U, 1);
+  g_usleep (2 * 128000);        /* twice as long as connection 1 waits */
+  task_wait_blocked (write);
+  fake_release (w->f, hold);
+  task_ends (write, 0);
+  do_flush (w, 0);
+}
+
+static const struct test tests[] = {
+  { "devices/same-name/size", test_same_name, SIZE },
+  { "devices/same-name/max-block", test_same_name, MAX_BLOCK },
+  { "devices/same-name/min-block", test_same_name, MIN_BLOCK },
+  { "devices/same-name/multi-conn", test_same_name, MULTI_CONN },
+  { "devices/same-name-first", test_same_name_first },
+  { "devices/not-shared", test_not_shared },
+  { "devices/names", test_names },
+  { "devices/names-prefetch", test_names_prefetch },
+  { "devices/names-retry", test_names_retry },
+  { "devices/thread", test_thread },
+  { "devices/two-devices/write", test_two_devices, WRITE },
+  { "devices/two-devices/fua", test_two_devices, FUA },
+  { "devices/two-devices/zero", test_two_devices, ZERO },
+  { "devices/two-devices/trim", test_two_devices, TRIM },
+  { "devices/bound/fua", test_bound, FUA },
+  { "devices/bound/zero", test_bound, ZERO },
+  { "devices/bound/trim", test_bound, TRIM },
+  { "devices/bound-ready", test_bound_ready },
+  { "devices/bound-retry", test_bound_retry },
+  { "devices/workers", test_workers },
+  { "devices/buffers", test_buffers },
+};
+
+int
+main (int argc, char *argv[])
+{
+  tests_init (&argc, &argv);
+  tests_add (tests, G_N_ELEMENTS (tests));
+  return tests_run ();
+}

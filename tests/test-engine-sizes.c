@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Sizes: the plugin's block sizes, and devices that are no multiple of the unit.
+ *
+ * Operations keep the plugin's minimum and maximum block size.  A request that
+ * the plugin may refuse reaches it whole, so that it does all of it or nothing.
+ */
+#include "world.h"
+
+/* The last unit of a device is shorter, and a buffer is full at the end of the
+ * device.
+ */
+static void
+test_odd (struct world *w)
+{
+  uint64_t size = 3 * U + 4096 + 512;
+
+  open_readahead (w, size, 8, 4);
+  do_write (w, 0, 512, size - 512, 1);  /* fills its buffer */
+  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);
+  do_write (w, 0, 4096, 3 * U, 2);
+  assert_reads (w, 1, PARTS ({ 2 * U, U, OLD }, { 3 * U, 4096, 2 },
+                             { size - 512, 512, 1 }));
+  do_flush (w, 1);
+  assert_devices (w->f, PARTS ({ 2 * U, U, OLD }, { 3 * U, 4096, 2 },
+                               { size - 512, 512, 1 }));
+}
+
+/* Block sizes. */
+
+/* Opens connection 0 over a plugin with these block sizes. */
+static void
+open_with (struct world *w, uint32_t min_block, uint32_t max_block)
+{
+  struct backend b = world_backend (w, 0);
+
+  b.min_block = min_block;
+  b.max_block = max_block;
+  world_open_as (w, 0, "", &b);
+}
+
+/* No operation is larger than the plugin's maximum block size, which need not
+ * be a power of two.
+ */
+static void
+test_max_block (struct world *w)
+{
+  struct engine_config c = config (16, 4, WRITE_BEHIND, READ_AHEAD);
+  uint32_t max = 96 * KIB;
+
+  c.buffer_size = 256 * KIB;
+  world_start (w, 2048 * KIB, c);
+  open_with (w, 1, max);
+  for (unsigned i = 0; i < 16; i++)
+    do_write (w, 0, 16 * KIB, 512 * KIB + i * 16 * KIB, 1);
+  do_flush (w, 0);
+  assert_started (w, FAKE_WRITE, ANYWHERE, 4);
+  for (unsigned i = 0; i < 4; i++)
+    g_assert_cmpuint (fake_op (w->f, FAKE_WRITE, ANYWHERE, i).count, ==, U);
+  for (uint64_t offset = 0; offset < 512 * KIB; offset += 32 * KIB)
+    do_read (w, 0, 32 * KIB, offset, OLD);
+  do_read (w, 0, 32 * KIB, 512 * KIB, 1);
+  world_close (w, 0);
+  g_assert_cmpuint (fake_started (w->f, FAKE_READ, ANYWHERE), >, 4);
+  for (unsigned i = 0; i < fake_started (w->f, FAKE_ANY, ANYWHERE); i++)
+    g_assert_cmpuint (fake_op (w->f, FAKE_ANY, ANYWHERE, i).count, <=, max);
+}
+
+/* Writes that are no whole blocks are direct, in order with deferred ones.  A
+ * minimum above the buffer size is refused.
+ */
+static void
+test_min_block (struct world *w)
+{
+  struct backend b;
+
+  world_start (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  open_with (w, 4096, UINT32_MAX);
+  do_write (w, 0, 4096, 0, 1);
+  assert_started (w, FAKE_WRITE, ANYWHERE, 0);
+  /* Not whole blocks. */
+  do_write (w, 0, 512, 1024, 2);
+  assert_ended (w, FAKE_WRITE, ANYWHERE, 2);
+  do_write (w, 0, 4096, 512, 3);
+  assert_ended (w, FAKE_WRITE, ANYWHERE, 3);
+  assert_devices (w->f, PARTS ({ 0, 512, 1 }, { 512, 4096, 3 },
+                               { 4608, 100, OLD }));
+  world_close (w, 0);
+
+  b = world_backend (w, 0);
+  b.min_block = 2 * U;
+  g_assert_cmpint (conn_open (w->e, "", &b, &w->c[0]), ==, EINVAL);
+  w->c[0] = NULL;
+}
+
+/* A unit may be as large as the maximum block size, and the minimum as large as
+ * a unit.  A write of half blocks is direct, wherever it begins.
+ */
+static void
+test_limits (struct world *w)
+{
+  world_start (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
+  open_with (w, 4096, U);
+  g_assert_cmpuint (w->c[0]->unit, ==, U);
+  do_write (w, 0, 512, 4096, 2);        /* at the beginning of a block */
+  assert_device (w->f, 512, 4096, 2);
+  world_close (w, 0);
+  open_with (w, U, UINT32_MAX);
+}
+
+/* What is left of a block at the end of the device is not prefetched. */
+static void
+test_end (struct world *w)
+{
+  world_start (w, 3 * U + 4096 + 512, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  open_with (w, 4096, UINT32_MAX);
+  prefetch (w, 0, 2);
+  for (unsigned i = 0; i < fake_started (w->f, FAKE_ANY, ANYWHERE); i++)
+    g_assert_cmpuint (fake_op (w->f, FAKE_ANY, ANYWHERE, i).count % 4096,
+                      ==, 0);
+}
+
+/* Requests that the plugin may refuse. */
+
+/* Which rule the request breaks. */
+enum breaks { COUNT, OFFSET, MAX_BLOCK };
+
+/* Exactly one operation of KIND, the whole request. */
+static void
+assert_whole (struct world *w, unsigned kind, uint32_t count, uint64_t offset)
+{
+  struct fake_op op = fake_op (w->f, kind, ANYWHERE, 0);
+
+  assert_started (w, kind, ANYWHERE, 1);
+  g_assert_cmpuint (op.offset, ==, offset);
+  g_assert_cmpuint (op.count, ==, count);
+}
+
+/* Such a request is one operation.  If the plugin refuses it, nothing has
+ * changed.  Otherwise waiting data is laid over what it reads, and it keeps its
+ * order as a write.
+ */
+static void
+test_refusable (struct world *w)
+{
+  enum breaks breaks = w->arg;
+  uint64_t offset = breaks == OFFSET ? 512 : 0;
+  uint32_t count = breaks == COUNT ? 3 * U + 512 : 3 * U;
+  int fail, hold;
+
+  world_start (w, 16 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  open_with (w, 4096, breaks == MAX_BLOCK ? 2 * U : UINT32_MAX);
+
+  fail = fake_fail (w->f, FAKE_ANY, offset, 512, EINVAL, -1);
+  request_fails (w, 0, WRITE, count, offset, 1, EINVAL);
+  assert_whole (w, FAKE_WRITE, count, offset);
+  assert_device (w->f, 16 * U, 0, OLD);
+  request_fails (w, 0, READ, count, offset, 1, EINVAL);
+  assert_whole (w, FAKE_READ, count, offset);
+  fake_release (w->f, fail);
+
+  fake_forget (w->f);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  do_write (w, 0, U, U, 2);             /* a whole unit */
+  do_write (w, 0, 4096, 2 * U, 3);      /* a part of one */
+  assert_reads (w, 0, PARTS ({ offset, U - offset, OLD }, { U, U, 2 },
+                             { 2 * U, 4096, 3 },
+                             { 2 * U + 4096, count + offset - 2 * U - 4096,
+                               OLD }));
+  assert_whole (w, FAKE_READ, count, offset);
+  fake_release (w->f, hold);
+
+  do_flush (w, 0);
+  fake_forget (w->f);
+  do_write (w, 0, count, offset, 4);
+  assert_whole (w, FAKE_WRITE, count, offset);
+  do_write (w, 0, U, 0, 5);             /* deferred */
+  do_write (w, 0, count, offset, 6);
+  assert_device (w->f, offset, 0, 5);
+  assert_device (w->f, count, offset, 6);
+}
+
+/* Such a read neither makes a stream nor is served from one. */
+static void
+test_refusable_stream (struct world *w)
+{
+  world_start (w, 64 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
+  open_with (w, 4096, U);
+  for (unsigned i = 0; i < 8; i++)
+    do_read (w, 0, 2 * U, i * 2 * U, OLD);
+  assert_started (w, FAKE_READ, ANYWHERE, 8);
+  prefetch (w, 0, 2);
+  /* Something beside the server changes the device. */
+  fill (fake_data (w->f) + 2 * U, 2 * U, 2 * U, 1);
+  do_read (w, 0, 2 * U, 2 * U, 1);
+}
+
+static const struct test tests[] = {
+  { "sizes/odd", test_odd },
+  { "sizes/max-block", test_max_block },
+  { "sizes/min-block", test_min_block },
+  { "sizes/limits", test_limits },
+  { "sizes/end", test_end },
+  { "sizes/refusable/count", test_refusable, COUNT },
+  { "sizes/refusable/offset", test_refusable, OFFSET },
+  { "sizes/refusable/max-block", test_refusable, MAX_BLOCK },
+  { "sizes/refusable-stream", test_refusable_stream },
+};
+
+int
+main (int argc, char *argv[])
+{
+  tests_init (&argc, &argv);
+  tests_add (tests, G_N_ELEMENTS (tests));
+  return tests_run ();
+}

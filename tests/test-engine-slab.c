@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The slab: which request gets a buffer, and which one waits.
+ *
+ * The number of buffers is fixed.  Prefetched data gives way to writers until
+ * both have half of the buffers.  When no buffer is free, a writer waits
+ * (back-pressure).  When all buffers hold failed data, no request waits: it gets
+ * an error, or goes to the plugin.
+ */
+#include "buffers.h"
+#include "world.h"
+
+/* The buffer that became free last is taken first. */
+static void
+test_reuse (struct world *w)
+{
+  const void *first = NULL;
+
+  open_writeback (w, 8 * U, 4, 4);
+  for (unsigned i = 0; i < 3; i++) {
+    int hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+
+    do_write (w, 0, U, i * U, 1);
+    if (i == 0)
+      first = buffer_of_unit (w, 0);
+    g_assert_true (buffer_of_unit (w, i) == first);
+    fake_release (w->f, hold);
+    do_flush (w, 0);
+  }
+}
+
+/* Writes that would fill more than all buffers, on whichever connection, are
+ * direct.  The plugin does them at once; in the buffers they would wait for
+ * each other.
+ */
+static void
+test_filling (struct world *w)
+{
+  struct task *large, *other;
+  int hold;
+
+  open_writeback (w, 32 * U, 4, 4);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  do_write (w, 0, 4 * U, 0, 1);
+  g_assert_cmpuint (count_dirty (w, 0), ==, 4);
+  fake_release (w->f, hold);
+  do_flush (w, 0);
+
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  large = start_held (w, hold, 0, WRITE, 5 * U, 8 * U, 2);
+  task_wait_blocked (large);
+  other = task_start (w, 1, WRITE, U, 16 * U, 2);
+  fake_wait_held (w->f, hold,
+                  fake_started (w->f, FAKE_WRITE, 8 * U, 5 * U) + 1);
+  task_wait_blocked (other);
+  g_assert_cmpuint (count_dirty (w, 0), ==, 0);
+  do_write (w, 1, 4096, 20 * U, 2);     /* many small ones fill one buffer */
+  g_assert_cmpuint (count_dirty (w, 0), ==, 1);
+  fake_release (w->f, hold);
+  task_ends (large, 0);
+  task_ends (other, 0);
+  do_flush (w, 0);
+
+  atomic_store (&w->e->writeback.filling.epoch_ns, 0);    /* as if it were long ago */
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  do_write (w, 1, U, 0, 3);
+  g_assert_cmpuint (count_dirty (w, 0), ==, 1);
+  fake_release (w->f, hold);
+}
+
+/* Back-pressure. */
+
+/* A writer waits for a buffer, and gets the first that becomes free.  OPEN
+ * buffers are written meanwhile.
+ */
+static void
+test_wait (struct world *w)
+{
+  struct task *write;
+  int hold;
+
+  open_writeback (w, 8 * U, 4, 4);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  write_units (w, 0, 0, 3, 1);
+  do_write (w, 0, 4096, 3 * U, 1);      /* OPEN */
+  write = task_start (w, 1, WRITE, U, 5 * U, 2);
+  fake_wait_held (w->f, hold, 4);       /* the writer has it written */
+  task_wait_blocked (write);
+  assert_started (w, FAKE_WRITE, 5 * U, U, 0);
+  fake_pass (w->f, hold, 1);
+  task_ends (write, 0);
+  do_read (w, 0, U, 5 * U, 2);
+  assert_noted (w, STATS_SPACE_WAIT, 1);
+  fake_release (w->f, hold);
+  do_flush (w, 0);
+}
+
+/* Several writers wait.  Each buffer that becomes free goes to the first of
+ * them.  No buffer is kept OPEN while others wait.
+ */
+static void
+test_wait_order (struct world *w)
+{
+  struct task *write[3];
+  int hold;
+
+  open_writeback (w, 8 * U, 4, 4);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  write_units (w, 0, 0, 4, 1);
+  fake_wait_held (w->f, hold, 4);
+  for (unsigned i = 0; i < 3; i++)
+    write[i] = start_blocked (w, i % 2, WRITE, 4096, (5 + i) * U, 2 + i);
+  for (unsigned i = 0; i < 3; i++) {
+    fake_pass (w->f, hold, 1);
+    task_ends (write[i], 0);
+    if (i < 2)
+      fake_wait_held (w->f, hold, 4);
+  }
+  assert_states (w, BUF_OPEN, 7 * U, U, 1);
+  for (unsigned i = 0; i < 3; i++)
+    do_read (w, 0, 4096, (5 + i) * U, 2 + i);
+  assert_noted (w, STATS_SPACE_WAIT, 3);
+  assert_counter (w, STATS_DEFERRED, 7);
+  fake_release (w->f, hold);
+  do_flush (w, 0);
+}
+
+/* The statistics count one barrier for a flush that waits, and one wait for a
+ * buffer.
+ */
+static void
+test_wait_counters (struct world *w)
+{
+  struct task *flush, *write;
+  int first, rest;
+
+  open_writeback (w, 8 * U, 4, 4);
+  first = fake_hold (w->f, FAKE_WRITE, 0, U);
+  rest = fake_hold (w->f, FAKE_WRITE, U, 0);
+  write_units (w, 0, 0, 4, 1);
+  flush = start_blocked_flush (w, 0);
+  write = start_blocked (w, 1, WRITE, U, 5 * U, 2);
+  fake_release (w->f, first);
+  task_ends (write, 0);
+  task_wait_blocked (flush);
+  fake_release (w->f, rest);
+  task_ends (flush, 0);
+  assert_counter (w, STATS_BARRIERS, 1);
+  assert_noted (w, STATS_SPACE_WAIT, 1);
+}
+
+/* Two writers wait, and one read makes two buffers free at once.  The first
+ * writer wakes the second; nothing else does.
+ */
+static void
+test_wait_two (struct world *w)
+{
+  struct task *read, *write[2];
+  int hold_read, hold_write;
+
+  open_readahead (w, 16 * U, 4, 4);
+  prefetch (w, 0, 4);
+  make_older (w, 0);
+  hold_read = fake_hold (w->f, FAKE_READ, 4 * U, U);
+  hold_write = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  write_units (w, 1, 10, 2, 1);
+  stop_readahead (w, 0);
+  /* It uses up two buffers, and waits for the unit that is held. */
+  read = start_held (w, hold_read, 0, READ, 3 * U, 2 * U, OLD);
+  for (unsigned i = 0; i < 2; i++)
+    write[i] = start_blocked (w, 1, WRITE, U, (12 + i) * U, 1);
+  fake_release (w->f, hold_read);
+  task_ends (read, 0);
+  for (unsigned i = 0; i < 2; i++)
+    task_ends (write[i], 0);
+  fake_release (w->f, hold_write);
+}
+
+/* All buffers hold failed data while a writer waits.  It gets an error.
+ * Requests elsewhere go to the plugin.
+ */
+static void
+test_failed (struct world *w)
+{
+  bool other = w->arg;          /* the waiting one is of another export */
+  struct task *write;
+  int hold, fail;
+
+  open_writeback (w, 8 * U, 4, 4);
+  world_open (w, 2, "other");
+  hold = fake_hold (w->f, FAKE_WRITE, 0, 4 * U);
+  fail = fake_fail (w->f, FAKE_WRITE, 0, 6 * U, EIO, -1);
+  write_units (w, 0, 0, 4, 1);
+  write = start_blocked (w, other ? 2 : 1, WRITE, U, 5 * U, 2);
+  fake_release (w->f, hold);
+  task_ends (write, EIO);
+  wait_state (w, BUF_FAILED, 0, 4 * U, 4);
+  for (unsigned i = 0; i < 3; i++) {
+    request_fails (w, i, WRITE, 4096, 5 * U, 3, EIO);
+    do_write (w, i, U, 7 * U, i);
+    do_read (w, i, U, 7 * U, i);
+    do_zero (w, i, U, 7 * U);
+  }
+  do_read (w, 1, 4 * U, 0, 1);
+  flush_fails (w, 1, EIO);
+  fake_release (w->f, fail);
+  do_flush (w, 1);
+  assert_device (w->f, 4 * U, 0, 1);
+  do_write (w, 0, 4096, 0, 2);
+  assert_states (w, BUF_OPEN, 0, U, 1);
+}
+
+/* With many threads at work a write may be left for one of them.  Where they
+ * hang, an idle thread takes it.
+ */
+static void
+test_threads (struct world *w)
+{
+  enum { THREADS = 200 };
+  struct engine_config c = config (THREADS, THREADS, WRITE_BEHIND, READ_DIRECT);
+  int hold;
+
+  c.linger_ns = 1000000;
+  world_init (w, (THREADS + 1) * U, c);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  write_units (w, 0, 0, THREADS - 20, 1);
+  fake_wait_held (w->f, hold, w->hooked ? 1 : THREADS - 20);
+  fake_release (w->f, hold);
+}
+
+/* Prefetched data and writers. */
+
+/* Prefetched data gives way to writers, the far end first, until each have
+ * half, and all of it once its client reads no more.  The stream prefetches
+ * again what it has lost.
+ */
+static void
+test_evict (struct world *w)
+{
+  struct task *write;
+  int hold;
+
+  open_readahead (w, 16 * U, 4, 4);
+  prefetch (w, 0, 4);
+  make_older (w, 0);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  for (unsigned i = 0; i < 2; i++) {
+    do_write (w, 1, U, (10 + i) * U, 1);
+    assert_states (w, BUF_CLEAN, 2 * U, (3 - i) * U, 3 - i);
+    assert_states (w, BUF_CLEAN, 0, 16 * U, 3 - i);
+  }
+  assert_noted (w, STATS_SPACE_WAIT, 0);
+  write = start_blocked (w, 1, WRITE, U, 12 * U, 1);
+  g_assert_cmpuint (w->c[0]->lost, ==, 4 * U);  /* the first of them */
+  make_older (w, STREAM_IDLE_NS);
+  stop_reading (w, STREAM_IDLE_NS);
+  task_ends (write, 0);
+  assert_states (w, BUF_CLEAN, 0, 16 * U, 0);
+  do_write (w, 1, U, 13 * U, 1);
+  fake_release (w->f, hold);
+  do_flush (w, 1);
+  do_read (w, 0, U, 2 * U, OLD);
+  wait_state (w, BUF_CLEAN, 4 * U, 2 * U, 2);
+}
+
+/* A writer looks again when prefetched data becomes idle, though no buffer
+ * becomes free before.  This device would have it wait for an hour.
+ */
+static void
+test_evict_idle (struct world *w)
+{
+  int hold;
+
+  open_readahead (w, 16 * U, 4, 4);
+  prefetch (w, 0, 4);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  write_units (w, 1, 10, 2, 1);
+  speed_note (w->c[1]->backend.write_speed, HOUR_NS, 1);
+  do_write (w, 1, U, 12 * U, 1);
+  g_assert_cmpuint (count_state (w, BUF_CLEAN, 0, 16 * U), <, 2);
+  assert_ended (w, FAKE_WRITE, ANYWHERE, 0);
+  fake_release (w->f, hold);
+}
+
+/* Prefetches that wait for a worker give way as well, and no worker reads
+ * them.
+ */
+static void
+test_evict_reading (struct world *w)
+{
+  int hold;
+
+  open_readahead (w, 8 * U, 4, 1);
+  hold = fake_hold (w->f, FAKE_READ, 2 * U, U);
+  start_stream (w, 0);
+  fake_wait_held (w->f, hold, 1);
+  assert_states (w, BUF_READING, 0, 8 * U, 4);
+  do_write (w, 1, 4096, 7 * U, 1);
+  assert_states (w, BUF_READING, 0, 8 * U, 3);
+  do_write (w, 1, 4096, 0, 1);
+  assert_states (w, BUF_READING, 0, 8 * U, 2);
+  fake_release (w->f, hold);
+  wait_state (w, BUF_CLEAN, 2 * U, 2 * U, 2);
+  do_flush (w, 0);
+  assert_started (w, FAKE_READ, 4 * U, 2 * U, 0);
+  do_read (w, 0, U, 4 * U, OLD);
+}
+
+/* While a writer waits, and prefetched data has more than half of the buffers,
+ * a prefetch gets no free buffer.
+ */
+static void
+test_half (struct world *w)
+{
+  struct writer writer = { .link.data = &writer };
+  struct buf *b;
+
+  open_readahead (w, 64 * U, 4, 4);
+  prefetch (w, 0, 4);
+  stop_readahead (w, 0);
+  for (unsigned i = 0; i < 2; i++) {
+    do_read (w, 0, U, (2 + i) * U, OLD);
+    LOCK_IN_SCOPE (&w->e->lock);
+    g_queue_push_tail_link (&w->e->buffers.writers, &writer.link);
+    b = buffers_take_for_ahead (w->c[0]);
+    g_assert_cmpint (b != NULL, ==, i == 1);    /* 3 prefetched of 4, then 2 */
+    g_queue_unlink (&w->e->buffers.writers, &writer.link);
+    if (b) {
+      b->dropped = true;
+      buffers_put_if_unused (b);
+    }
+  }
+}
+
+/* While a writer waits in a full slab, nothing new is prefetched. */
+static void
+test_writer_first (struct world *w)
+{
+  struct task *write;
+  int hold;
+
+  open_readahead (w, 16 * U, 4, 4);
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  write_units (w, 0, 12, 4, 1);
+  write = start_blocked (w, 0, WRITE, U, 11 * U, 2);
+  for (unsigned i = 0; i < 4; i++)
+    do_read (w, 1, U, i * U, OLD);
+  assert_started (w, FAKE_READ, ANYWHERE, 4);
+  fake_release (w->f, hold);
+  task_ends (write, 0);
+}
+
+static const struct test tests[] = {
+  { "slab/reuse", test_reuse },
+  { "slab/filling", test_filling },
+  { "slab/wait", test_wait },
+  { "slab/wait-order", test_wait_order },
+  { "slab/wait-counters", test_wait_counters },
+  { "slab/wait-two", test_wait_two },
+  { "slab/failed", test_failed, false },
+  { "slab/failed-other", test_failed, true },
+  { "slab/threads", test_threads },
+  { "slab/evict", test_evict },
+  { "slab/evict-idle", test_evict_idle },
+  { "slab/evict-reading", test_evict_reading, .on = POOL_ONLY },
+  { "slab/half", test_half },
+  { "slab/writer-first", test_writer_first },
+};
+
+int
+main (int argc, char *argv[])
+{
+  tests_init (&argc, &argv);
+  tests_add (tests, G_N_ELEMENTS (tests));
+  return tests_run ();
+}
