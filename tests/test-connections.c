@@ -886,8 +886,10 @@ play_order (const struct setup *t)
   gate_release (c.s.gate, held);
   g_assert_cmpint (request_wait (&newer), ==, 0);
   nbd_ok (nbd_flush (c.b, 0));
-  g_assert_cmpuint (gate_log (c.s.gate, GATE_WRITE, 4 * UNIT, UNIT, ops, 2),
+  g_assert_cmpuint (gate_started (c.s.gate, GATE_WRITE, 4 * UNIT, UNIT),
                     ==, 2);
+  for (unsigned i = 0; i < 2; i++)
+    ops[i] = gate_op (c.s.gate, GATE_WRITE, 4 * UNIT, UNIT, i);
   g_assert_cmpuint (ops[0].end, <, ops[1].start);
   assert_same (server_device (&c.s) + 4 * UNIT, data, UNIT);
   assert_reads (c.a, data, UNIT, 4 * UNIT);
@@ -1116,10 +1118,13 @@ play_last_fua (const struct setup *t)
   gate_release (c.s.gate, held);
   g_assert_cmpint (request_wait (&request), ==, 0);
   answered = gate_now (c.s.gate);
-  n = gate_log (c.s.gate, kind, 0, 4 * UNIT, ops, G_N_ELEMENTS (ops));
-  n_flushes = gate_log (c.s.gate, GATE_FLUSH, EVERYTHING, flushes,
-                        G_N_ELEMENTS (flushes));
+  n = gate_started (c.s.gate, kind, 0, 4 * UNIT);
+  n_flushes = gate_started (c.s.gate, GATE_FLUSH, EVERYTHING);
   g_assert_cmpuint (n, ==, 4);
+  for (unsigned i = 0; i < n; i++)
+    ops[i] = gate_op (c.s.gate, kind, 0, 4 * UNIT, i);
+  for (unsigned i = 0; i < MIN (n_flushes, G_N_ELEMENTS (flushes)); i++)
+    flushes[i] = gate_op (c.s.gate, GATE_FLUSH, EVERYTHING, i);
   for (unsigned i = 0; i < n; i++) {
     bool is_durable = ops[i].flags & 2; /* NBDKIT_FLAG_FUA */
 
