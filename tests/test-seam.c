@@ -2,8 +2,8 @@
 
 /* The seam between nbdkit and the engine: flags, what a connection is told,
  * the time that an unflushed write waits, and the end of a connection.
- * Through nbdkit, over gate.so.  Not its job: the contract, see test-safety.c
- * and test-connections.c.
+ * Through nbdkit, over gate.so.  Not its job: the contract, see
+ * test-safety-*.c and test-connections-*.c.
  */
 #include "client.h"
 
