@@ -1,5 +1,9 @@
-/* How many threads of the program wait on a struct cond, by a function in the place of the C library's:
- * nothing else tells which of them do.  For one file of a program.
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Counts the threads of the program that wait on a struct cond.
+ *
+ * A function in place of the C library's syscall counts the waits, as nothing
+ * else tells which threads wait.  One file of a program includes it.
  */
 #ifndef ASLEEP_H
 #define ASLEEP_H
@@ -10,8 +14,8 @@
 
 #include "cond.h"
 
-static atomic_uint n_asleep;    /* until they are called */
-static atomic_uint n_napping;   /* until a moment */
+static atomic_uint n_asleep;    /* until a wakeup */
+static atomic_uint n_napping;   /* until a wakeup or a moment */
 
 long
 syscall (long number, ...)

@@ -1,7 +1,12 @@
-/* For test programs that talk NBD: a server of their own, requests in flight, deadlines.
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* For test programs that talk NBD: a server of their own, connections, and
+ * requests in flight.
  *
- * A header, not a library: tests/lib*.c are linked into plugins too, which have no libnbd.
- * A failure aborts the program, and the server dies with it.
+ * A header, not a library: tests/lib*.c are linked into plugins too, which
+ * have no libnbd.  A failure aborts the program, and its server dies with it.
+ *
+ * Not its job: scenarios that several test programs share, see scene.h.
  */
 #ifndef TESTS_CLIENT_H
 #define TESTS_CLIENT_H
@@ -29,10 +34,9 @@
 
 #define KIB UINT64_C (1024)
 #define MIB (KIB * KIB)
-#define UNIT (64 * KIB)         /* what tests give asyncpool-buffer-size */
-#define EVERYTHING 0, UINT64_MAX / 2    /* of gate.h's ranges */
+#define UNIT (64 * KIB)         /* asyncpool-buffer-size of most tests */
 
-/* What ends a hang; valgrind on a busy machine is far from it. */
+/* Ends a hang.  Valgrind on a busy machine needs less. */
 #define CASE_SECONDS 120
 
 #define CLIENT_FUNCTION static G_GNUC_UNUSED
@@ -41,17 +45,18 @@ struct server {
   char *dir, *socket, *log, *gate_path, *device_path;
   pid_t pid;
   struct gate *gate;
-  char *device;                 /* gate.so's memory, once server_device was called */
+  char *device;                 /* gate.so's memory, from server_device */
   size_t device_size;
 };
 
-/* Slow builds get less work, not more time. */
+/* A slow build gets less work, not more time. */
 CLIENT_FUNCTION bool
 client_is_slow (void)
 {
   const char *variant = g_getenv ("VARIANT"), *tool = g_getenv ("TOOL");
 
-  return (variant && *variant && strcmp (variant, "plain") != 0) || (tool && *tool);
+  return (variant && *variant && strcmp (variant, "plain") != 0)
+    || (tool && *tool);
 }
 
 CLIENT_FUNCTION char *
@@ -59,20 +64,24 @@ client_module (const char *variable, const char *file)
 {
   const char *build = g_getenv ("BUILD"), *other = g_getenv (variable);
 
-  return other ? g_strdup (other) : g_build_filename (build ? build : "build/plain", file, NULL);
+  if (other)
+    return g_strdup (other);
+  return g_build_filename (build ? build : "build/plain", file, NULL);
 }
 
-/* Starts nbdkit with the whole command line, on a socket that already listens, so that there is
- * nothing to wait for. */
+/* Starts nbdkit with the whole command line.  Its socket listens already, so
+ * that clients can connect at once.
+ */
 CLIENT_FUNCTION void
 server_exec (struct server *s, char *const *arguments)
 {
-  struct sockaddr_un address = { .sun_family = AF_UNIX };
+  struct sockaddr_un name = { .sun_family = AF_UNIX };
   int listener = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-  g_assert_cmpuint (strlen (s->socket), <, sizeof address.sun_path);
-  strcpy (address.sun_path, s->socket);
-  g_assert_cmpint (bind (listener, (struct sockaddr *) &address, sizeof address), ==, 0);
+  g_assert_cmpuint (strlen (s->socket), <, sizeof name.sun_path);
+  strcpy (name.sun_path, s->socket);
+  g_assert_cmpint (bind (listener, (struct sockaddr *) &name, sizeof name),
+                   ==, 0);
   g_assert_cmpint (listen (listener, 64), ==, 0);
   s->pid = fork ();
   g_assert_cmpint (s->pid, !=, -1);
@@ -110,30 +119,33 @@ server_init (struct server *s)
   s->gate = gate_create (s->gate_path);
 }
 
+/* With FILTER set, a stock filter takes asyncpool's place.  So one sees whether
+ * a test is right without asyncpool.
+ */
 static inline void
 add_words (GPtrArray *arguments, const char *words)
 {
   g_auto (GStrv) list = g_strsplit_set (words ? words : "", " ", -1);
+  bool is_asyncpool = !g_getenv ("FILTER");
 
-  /* With a stock filter in its place, to see whether it is the test that is wrong. */
   for (char **word = list; *word; word++)
-    if (**word && !(g_getenv ("FILTER") && g_str_has_prefix (*word, "asyncpool-")))
+    if (**word && (is_asyncpool || !g_str_has_prefix (*word, "asyncpool-")))
       g_ptr_array_add (arguments, g_strdup (*word));
 }
 
-#ifndef GATE_MODULE
-#define GATE_MODULE "tests/gate.so"
-#endif
-
-/* nbdkit OPTIONS --filter=asyncpool BELOW PLUGIN PARAMETERS, words separated by blanks; filters
- * among the options are above asyncpool, BELOW is for those under it. PLUGIN NULL is GATE_MODULE. */
+/* nbdkit OPTIONS --filter=asyncpool BELOW MODULE PARAMETERS, words separated by
+ * blanks.  Filters among OPTIONS are above asyncpool, BELOW has the filters
+ * below it.  A gate.so IS_GATED: it gets the server's gate and device.
+ */
 CLIENT_FUNCTION void
-server_start_with (struct server *s, const char *options, const char *below, const char *plugin,
-                   const char *parameters)
+server_start_module (struct server *s, const char *module, bool is_gated,
+                     const char *options, const char *below,
+                     const char *parameters)
 {
   g_autoptr (GPtrArray) arguments = g_ptr_array_new_with_free_func (g_free);
   g_autofree char *filter =
-    client_module (g_getenv ("FILTER") ? "FILTER" : "ASYNCPOOL", "asyncpool.so");
+    client_module (g_getenv ("FILTER") ? "FILTER" : "ASYNCPOOL",
+                   "asyncpool.so");
   const char *nbdkit = g_getenv ("NBDKIT");
 
   server_init (s);
@@ -144,16 +156,29 @@ server_start_with (struct server *s, const char *options, const char *below, con
   add_words (arguments, options);
   g_ptr_array_add (arguments, g_strdup_printf ("--filter=%s", filter));
   add_words (arguments, below);
-  if (plugin)
-    g_ptr_array_add (arguments, client_module ("PLUGIN", plugin));
-  else {
-    g_ptr_array_add (arguments, client_module ("GATE", GATE_MODULE));
+  g_ptr_array_add (arguments,
+                   client_module (is_gated ? "GATE" : "PLUGIN", module));
+  if (is_gated) {
     g_ptr_array_add (arguments, g_strdup_printf ("gate=%s", s->gate_path));
     g_ptr_array_add (arguments, g_strdup_printf ("device=%s", s->device_path));
   }
   add_words (arguments, parameters);
   g_ptr_array_add (arguments, NULL);
   server_exec (s, (char *const *) arguments->pdata);
+}
+
+/* A test program may define another gate. */
+#ifndef GATE_MODULE
+#define GATE_MODULE "tests/gate.so"
+#endif
+
+/* PLUGIN NULL: GATE_MODULE. */
+CLIENT_FUNCTION void
+server_start_with (struct server *s, const char *options, const char *below,
+                   const char *plugin, const char *parameters)
+{
+  server_start_module (s, plugin ? plugin : GATE_MODULE, !plugin, options,
+                       below, parameters);
 }
 
 CLIENT_FUNCTION void
@@ -192,7 +217,7 @@ count_messages (const struct server *s, const char *text)
   return n;
 }
 
-/* The server's log is the only sign of some events. */
+/* For events that show in the server's log only. */
 CLIENT_FUNCTION void
 wait_message (const struct server *s, const char *text, unsigned n)
 {
@@ -207,11 +232,11 @@ wait_message (const struct server *s, const char *text, unsigned n)
     g_assert_cmpuint (count_messages (s, text), ==, n); \
   } while (0)
 
-/* What nbdkit-async's library says of replies. */
+/* Messages of nbdkit-async's library. */
 #define UNKNOWN "replied to before or is unknown"
 #define GIVEN_UP ": given up"
 
-/* gate.so's memory as a file: there once somebody has connected. */
+/* gate.so's memory as a file.  It exists once a client has connected. */
 CLIENT_FUNCTION const char *
 server_device (struct server *s)
 {
@@ -236,7 +261,7 @@ server_terminate (struct server *s)
   g_assert_cmpint (kill (s->pid, SIGTERM), ==, 0);
 }
 
-/* Waits for its end, and expects a good one. */
+/* Waits for its end, and expects success. */
 CLIENT_FUNCTION void
 server_wait (struct server *s)
 {
@@ -277,7 +302,7 @@ server_stop (struct server *s)
   server_free (s);
 }
 
-/* When a server is lost: what it said at last. */
+/* The server whose messages are printed when a connection fails. */
 static const struct server *client_server;
 
 CLIENT_FUNCTION G_GNUC_NORETURN void
@@ -293,7 +318,8 @@ client_abort (void)
 #define nbd_ok(call) \
   do { \
     if ((call) == -1) { \
-      fprintf (stderr, "# %s:%d: %s: %s\n", __FILE__, __LINE__, #call, nbd_get_error ()); \
+      fprintf (stderr, "# %s:%d: %s: %s\n", __FILE__, __LINE__, #call, \
+               nbd_get_error ()); \
       client_abort (); \
     } \
   } while (0)
@@ -328,7 +354,7 @@ client_connect (struct server *s)
   return client_connect_export (s, "");
 }
 
-/* Politely: the server has read NBD_CMD_DISC or will. */
+/* Sends NBD_CMD_DISC, and waits until the server has closed the socket. */
 CLIENT_FUNCTION void
 client_close (struct nbd_handle *nbd)
 {
@@ -336,7 +362,7 @@ client_close (struct nbd_handle *nbd)
   nbd_close (nbd);
 }
 
-/* Politely, but perhaps with a request in flight. */
+/* Sends NBD_CMD_DISC, perhaps with a request in flight. */
 CLIENT_FUNCTION void
 client_leave (struct nbd_handle *nbd)
 {
@@ -360,16 +386,18 @@ request_sent (struct nbd_handle *nbd, int64_t cookie)
 }
 
 CLIENT_FUNCTION struct request
-send_write (struct nbd_handle *nbd, const void *buf, size_t count, uint64_t offset,
-            uint32_t flags)
+send_write (struct nbd_handle *nbd, const void *buf, size_t count,
+            uint64_t offset, uint32_t flags)
 {
-  return request_sent (nbd, nbd_aio_pwrite (nbd, buf, count, offset, NBD_NULL_COMPLETION, flags));
+  return request_sent (nbd, nbd_aio_pwrite (nbd, buf, count, offset,
+                                            NBD_NULL_COMPLETION, flags));
 }
 
 CLIENT_FUNCTION struct request
 send_read (struct nbd_handle *nbd, void *buf, size_t count, uint64_t offset)
 {
-  return request_sent (nbd, nbd_aio_pread (nbd, buf, count, offset, NBD_NULL_COMPLETION, 0));
+  return request_sent (nbd, nbd_aio_pread (nbd, buf, count, offset,
+                                           NBD_NULL_COMPLETION, 0));
 }
 
 CLIENT_FUNCTION struct request
@@ -379,15 +407,19 @@ send_flush (struct nbd_handle *nbd)
 }
 
 CLIENT_FUNCTION struct request
-send_zero (struct nbd_handle *nbd, size_t count, uint64_t offset, uint32_t flags)
+send_zero (struct nbd_handle *nbd, size_t count, uint64_t offset,
+           uint32_t flags)
 {
-  return request_sent (nbd, nbd_aio_zero (nbd, count, offset, NBD_NULL_COMPLETION, flags));
+  return request_sent (nbd, nbd_aio_zero (nbd, count, offset,
+                                          NBD_NULL_COMPLETION, flags));
 }
 
 CLIENT_FUNCTION struct request
-send_trim (struct nbd_handle *nbd, size_t count, uint64_t offset, uint32_t flags)
+send_trim (struct nbd_handle *nbd, size_t count, uint64_t offset,
+           uint32_t flags)
 {
-  return request_sent (nbd, nbd_aio_trim (nbd, count, offset, NBD_NULL_COMPLETION, flags));
+  return request_sent (nbd, nbd_aio_trim (nbd, count, offset,
+                                          NBD_NULL_COMPLETION, flags));
 }
 
 static inline bool
@@ -405,7 +437,7 @@ request_check (struct request *r)
   return true;
 }
 
-/* Whether the answer has come by now. */
+/* Whether the reply has come. */
 CLIENT_FUNCTION bool
 request_is_done (struct request *r)
 {
@@ -414,7 +446,7 @@ request_is_done (struct request *r)
   return r->done;
 }
 
-/* Its error, 0 for success. */
+/* The error of the reply, 0 for success. */
 CLIENT_FUNCTION int
 request_wait (struct request *r)
 {
@@ -423,15 +455,17 @@ request_wait (struct request *r)
   return r->error;
 }
 
-/* Requests that go all the way to the plugin and back, on the same connection as a request that is
- * not to be answered yet: if the server answered it, the answer is before theirs. */
+/* Requests that go all the way to the plugin and back.  On the connection of a
+ * request that the server must not answer yet: if the server has answered it,
+ * that reply comes before theirs.
+ */
 CLIENT_FUNCTION void
 round_trips (struct nbd_handle *nbd)
 {
   char sector[512];
   uint64_t size = nbd_get_size (nbd);
 
-  /* Up and down in steps that no sequential reader takes. */
+  /* No sequential reader takes these steps. */
   for (unsigned i = 0; i < 24; i++)
     nbd_ok (nbd_pread (nbd, sector, sizeof sector,
                        size - MIB + (i * 7 % 24) * 16 * KIB + 8 * KIB, 0));
@@ -466,7 +500,8 @@ filled (size_t count, unsigned seed)
   client_compare (__FILE__, __LINE__, got, expected, count)
 
 CLIENT_FUNCTION void
-client_compare (const char *file, int line, const void *got, const void *expected, size_t count)
+client_compare (const char *file, int line, const void *got,
+                const void *expected, size_t count)
 {
   const unsigned char *g = got, *e = expected;
   size_t i;
@@ -475,12 +510,12 @@ client_compare (const char *file, int line, const void *got, const void *expecte
     return;
   for (i = 0; g[i] == e[i]; i++)
     ;
-  fprintf (stderr, "# %s:%d: differs at byte %zu of %zu: got %#x, expected %#x\n", file, line, i,
-           count, g[i], e[i]);
+  fprintf (stderr, "# %s:%d: differs at byte %zu of %zu: got %#x, "
+           "expected %#x\n", file, line, i, count, g[i], e[i]);
   abort ();
 }
 
-/* What the server says there is. */
+/* A read by NBD. */
 #define assert_reads(nbd, expected, count, offset) \
   do { \
     g_autofree char *got_ = g_malloc (count); \

@@ -1,8 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Both sides of the gate, see gate.h.
+
+/* The gate, see gate.h.
  *
- * All state is in the mapping, under its one lock; changes are broadcast on its one condition.
- * The lock is robust: a test program that dies with it does not take the server along.
+ * struct gate has no pointers, so that two processes can map it.  All of it is
+ * under its one lock, and each change is broadcast on its one condition.  The
+ * lock is robust: a test program that dies with it leaves the server running.
+ *
+ * An operation goes through these states:
+ *
+ *   started   in the log and in RUNNING; gate_op_start
+ *   held      HELD_BY names a rule, which counts it; within gate_op_pass
+ *   passed    no rule holds it; gate_op_pass has returned
+ *   ended     END is set, and it has left RUNNING; gate_op_end
+ *
+ * Nothing here calls the filter or nbdkit: the file is linked with test
+ * programs and with test plugins.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,134 +31,173 @@
 
 #include "gate.h"
 
-#define OPS 65536U              /* a ring: a log of more operations forgets the oldest */
-#define RULES 64
+enum {
+  OPS = 65536,                  /* a longer log forgets the oldest */
+  PRINTED_OPS = 200,
+  RUNNING = 4096,
+  RULES = 64,                   /* bits of entry.passed */
+  DEADLINE_SECONDS = 60         /* ends a hang; a busy machine needs less */
+};
 
-/* Far beyond what a loaded machine needs, in valgrind too: it only ends a hang. */
-#define DEADLINE_SECONDS 60
+enum { NO_RULE = -1 };
 
 struct rule {
-  bool active;
-  bool hold;                    /* else fail */
+  bool is_active, holds;        /* else it fails */
   unsigned kinds;
-  uint64_t offset;
-  uint64_t length;
-  int error;
-  int times;                    /* failures left, -1 = any number */
-  unsigned held;
-  unsigned passes;              /* operations that gate_release_some lets go, not yet gone */
+  uint64_t offset, count;
+  uint64_t since;               /* the clock when it was made */
+  int err, times;               /* times: failures left, or -1 */
+  unsigned held, left;          /* held now; held and gone on since */
 };
 
 struct entry {
   struct gate_op op;
-  int rule;                     /* that holds it now, or -1 */
-};
-
-struct shared {
-  pid_t owner;                  /* constant: the test program */
-  pthread_mutex_t lock;
-  pthread_cond_t changed;
-  uint64_t counter;
-  unsigned next_op;
-  unsigned first_op;            /* the log starts here */
-  unsigned violations;
-  unsigned closed;              /* connections */
-  struct gate_geometry geometry;
-  unsigned under_way[GATE_ANY + 1], peak[GATE_ANY + 1];
-  struct rule rules[RULES];
-  struct entry ops[OPS];
+  int held_by;                  /* a rule, or NO_RULE */
+  uint64_t passed;              /* rules that have let it go on, as bits */
 };
 
 struct gate {
-  struct shared *s;
+  /* Constant. */
+  pid_t owner;                  /* the test program */
+  bool is_mapped;
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  /* Under the lock. */
+  uint64_t clock;
+  unsigned n_ops, forgotten;    /* the log is [forgotten, n_ops) */
+  unsigned n_running, peak, collisions;
+  unsigned some_kinds, some_per_mille;
+  uint64_t some_state;
+  unsigned violations, closed;
+  struct gate_geometry geometry;
+  struct rule rules[RULES];
+  unsigned running[RUNNING];    /* operations, in the order of their starts */
+  struct entry ops[OPS];        /* operation I is at I % OPS */
 };
 
-static void
+/* The lock. */
+
+static struct gate *
 lock (struct gate *g)
 {
-  int err = pthread_mutex_lock (&g->s->lock);
+  int err = pthread_mutex_lock (&g->lock);
 
   if (err == EOWNERDEAD)
-    err = pthread_mutex_consistent (&g->s->lock);
+    err = pthread_mutex_consistent (&g->lock);
   g_assert_cmpint (err, ==, 0);
+  return g;
 }
 
 static void
-unlock (struct gate *g)
+unlock_scope (struct gate **g)
 {
-  pthread_mutex_unlock (&g->s->lock);
+  pthread_mutex_unlock (&(*g)->lock);
 }
 
-static void
-broadcast_locked (struct gate *g)
-{
-  pthread_cond_broadcast (&g->s->changed);
-}
+#define LOCK_GATE_IN_SCOPE(g) \
+  struct gate *locked_ G_GNUC_UNUSED \
+  __attribute__ ((cleanup (unlock_scope))) = lock (g)
 
-/* Waits for a change, at most a second, so that a lost wakeup costs no more. */
+/* Waits for a change, and at most a second, so that a lost wakeup or a dead
+ * process costs no more.
+ */
 static void
 wait_locked (struct gate *g)
 {
   struct timespec until;
-  int err;
 
   clock_gettime (CLOCK_MONOTONIC, &until);
   until.tv_sec++;
-  err = pthread_cond_timedwait (&g->s->changed, &g->s->lock, &until);
-  if (err == EOWNERDEAD)
-    pthread_mutex_consistent (&g->s->lock);
+  if (pthread_cond_timedwait (&g->changed, &g->lock, &until) == EOWNERDEAD)
+    pthread_mutex_consistent (&g->lock);
+}
+
+static gint64
+deadline_us (void)
+{
+  return g_get_monotonic_time ()
+    + (gint64) DEADLINE_SECONDS * G_USEC_PER_SEC;
+}
+
+static void print_locked (struct gate *g);
+
+/* One wait of a loop for N of WHAT. */
+static void
+wait_until_locked (struct gate *g, gint64 until_us, unsigned n,
+                   const char *what)
+{
+  wait_locked (g);
+  if (g_get_monotonic_time () < until_us)
+    return;
+  fprintf (stderr, "# gate: waited in vain for %u %s\n", n, what);
+  print_locked (g);
+  abort ();
+}
+
+/* Making and freeing. */
+
+static void
+init (struct gate *g, bool is_mapped)
+{
+  int shared = is_mapped ? PTHREAD_PROCESS_SHARED : PTHREAD_PROCESS_PRIVATE;
+  pthread_mutexattr_t mutex_attr;
+  pthread_condattr_t cond_attr;
+
+  g->owner = getpid ();
+  g->is_mapped = is_mapped;
+  pthread_mutexattr_init (&mutex_attr);
+  pthread_mutexattr_setpshared (&mutex_attr, shared);
+  if (is_mapped)
+    pthread_mutexattr_setrobust (&mutex_attr, PTHREAD_MUTEX_ROBUST);
+  pthread_mutex_init (&g->lock, &mutex_attr);
+  pthread_mutexattr_destroy (&mutex_attr);
+  pthread_condattr_init (&cond_attr);
+  pthread_condattr_setpshared (&cond_attr, shared);
+  pthread_condattr_setclock (&cond_attr, CLOCK_MONOTONIC);
+  pthread_cond_init (&g->changed, &cond_attr);
+  pthread_condattr_destroy (&cond_attr);
 }
 
 static struct gate *
-map (const char *path, bool create)
+map (const char *path, int flags)
 {
-  struct gate *g;
-  void *p;
-  int fd = open (path, O_RDWR | O_CLOEXEC | (create ? O_CREAT | O_TRUNC : 0), 0600);
+  int fd = open (path, O_RDWR | O_CLOEXEC | flags, 0600);
+  void *p = MAP_FAILED;
 
-  if (fd == -1 || (create && ftruncate (fd, sizeof *g->s) == -1)) {
+  if (fd != -1 && (!(flags & O_CREAT)
+                   || ftruncate (fd, sizeof (struct gate)) == 0))
+    p = mmap (NULL, sizeof (struct gate), PROT_READ | PROT_WRITE, MAP_SHARED,
+              fd, 0);
+  if (p == MAP_FAILED)
     perror (path);
-    if (fd != -1)
-      close (fd);
-    return NULL;
-  }
-  p = mmap (NULL, sizeof *g->s, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  close (fd);
-  if (p == MAP_FAILED) {
-    perror (path);
-    return NULL;
-  }
-  g = g_new0 (struct gate, 1);
-  g->s = p;
+  if (fd != -1)
+    close (fd);
+  return p == MAP_FAILED ? NULL : p;
+}
+
+struct gate *
+gate_new (void)
+{
+  struct gate *g = g_new0 (struct gate, 1);
+
+  init (g, false);
   return g;
 }
 
 struct gate *
 gate_create (const char *path)
 {
-  struct gate *g = map (path, true);
-  pthread_mutexattr_t mutex_attr;
-  pthread_condattr_t cond_attr;
+  struct gate *g = map (path, O_CREAT | O_TRUNC);
 
   g_assert_nonnull (g);
-  g->s->owner = getpid ();
-  pthread_mutexattr_init (&mutex_attr);
-  pthread_mutexattr_setpshared (&mutex_attr, PTHREAD_PROCESS_SHARED);
-  pthread_mutexattr_setrobust (&mutex_attr, PTHREAD_MUTEX_ROBUST);
-  pthread_mutex_init (&g->s->lock, &mutex_attr);
-  pthread_mutexattr_destroy (&mutex_attr);
-  pthread_condattr_init (&cond_attr);
-  pthread_condattr_setpshared (&cond_attr, PTHREAD_PROCESS_SHARED);
-  pthread_condattr_setclock (&cond_attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&g->s->changed, &cond_attr);
-  pthread_condattr_destroy (&cond_attr);
+  init (g, true);
   return g;
 }
 
 struct gate *
 gate_attach (const char *path)
 {
-  return map (path, false);
+  return map (path, 0);
 }
 
 void
@@ -154,427 +205,465 @@ gate_free (struct gate *g)
 {
   if (!g)
     return;
-  munmap (g->s, sizeof *g->s);
+  if (g->is_mapped) {
+    munmap (g, sizeof *g);
+    return;
+  }
+  pthread_cond_destroy (&g->changed);
+  pthread_mutex_destroy (&g->lock);
   g_free (g);
 }
 
+/* The log. */
+
+static struct entry *
+entry (struct gate *g, unsigned op)
+{
+  return &g->ops[op % OPS];
+}
+
+static unsigned
+first_op_locked (struct gate *g)
+{
+  return MAX (g->forgotten, g->n_ops - MIN (g->n_ops, OPS));
+}
+
 static bool
-touches (unsigned kinds, uint64_t offset, uint64_t length, const struct gate_op *op)
+touches (const struct gate_op *op, unsigned kinds, uint64_t offset,
+         uint64_t count)
 {
   if (!(kinds & op->kind))
     return false;
-  if (op->kind == GATE_FLUSH)
-    return true;
-  return op->offset < offset + length && offset < op->offset + op->count;
-}
-
-/* The rule that matches first, or -1. */
-static int
-find_rule_locked (struct gate *g, bool hold, const struct gate_op *op)
-{
-  for (int i = 0; i < RULES; i++) {
-    const struct rule *r = &g->s->rules[i];
-
-    if (r->active && r->hold == hold && touches (r->kinds, r->offset, r->length, op))
-      return i;
-  }
-  return -1;
-}
-
-static int
-add_rule (struct gate *g, const struct rule *rule)
-{
-  int i;
-
-  lock (g);
-  for (i = 0; i < RULES && (g->s->rules[i].active || g->s->rules[i].held); i++)
-    ;
-  g_assert_cmpint (i, <, RULES);
-  g->s->rules[i] = *rule;
-  unlock (g);
-  return i;
-}
-
-int
-gate_hold (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length)
-{
-  return add_rule (g, &(struct rule) { .active = true, .hold = true, .kinds = kinds,
-                                       .offset = offset, .length = length });
-}
-
-int
-gate_fail (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length, int error, int times)
-{
-  return add_rule (g, &(struct rule) { .active = true, .kinds = kinds, .offset = offset,
-                                       .length = length, .error = error, .times = times });
-}
-
-void
-gate_release (struct gate *g, int rule)
-{
-  lock (g);
-  g->s->rules[rule].active = false;
-  broadcast_locked (g);
-  unlock (g);
-}
-
-void
-gate_release_some (struct gate *g, int rule, unsigned n)
-{
-  lock (g);
-  g->s->rules[rule].passes += n;
-  broadcast_locked (g);
-  unlock (g);
-}
-
-void
-gate_release_all (struct gate *g)
-{
-  lock (g);
-  for (int i = 0; i < RULES; i++)
-    g->s->rules[i].active = false;
-  broadcast_locked (g);
-  unlock (g);
-}
-
-unsigned
-gate_held (struct gate *g, int rule)
-{
-  unsigned n;
-
-  lock (g);
-  n = g->s->rules[rule].held;
-  unlock (g);
-  return n;
-}
-
-/* Where the log starts: at what gate_forget left, or where the ring was overwritten. */
-static unsigned
-first_locked (struct gate *g)
-{
-  const struct shared *s = g->s;
-
-  return s->next_op - s->first_op > OPS ? s->next_op - OPS : s->first_op;
+  return op->kind == GATE_FLUSH
+    || ((count == 0 || op->offset < offset + count)
+        && offset < op->offset + op->count);
 }
 
 static unsigned
-count_locked (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length, bool ended)
+count_locked (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count,
+              bool ended)
 {
-  const struct shared *s = g->s;
   unsigned n = 0;
 
-  for (unsigned i = first_locked (g); i != s->next_op; i++) {
-    const struct gate_op *op = &s->ops[i % OPS].op;
+  for (unsigned i = first_op_locked (g); i != g->n_ops; i++) {
+    const struct gate_op *op = &entry (g, i)->op;
 
-    n += touches (kinds, offset, length, op) && (!ended || op->end);
+    n += touches (op, kinds, offset, count) && (!ended || op->end);
   }
   return n;
 }
 
 static void
+wait_count (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count,
+            unsigned n, bool ended)
+{
+  g_autofree char *what =
+    g_strdup_printf ("of kinds %#x to %s at %#" PRIx64 "+%#" PRIx64, kinds,
+                     ended ? "end" : "start", offset, count);
+  gint64 until_us = deadline_us ();
+
+  LOCK_GATE_IN_SCOPE (g);
+  while (count_locked (g, kinds, offset, count, ended) < n)
+    wait_until_locked (g, until_us, n, what);
+}
+
+unsigned
+gate_started (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  return count_locked (g, kinds, offset, count, false);
+}
+
+unsigned
+gate_ended (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  return count_locked (g, kinds, offset, count, true);
+}
+
+void
+gate_wait_started (struct gate *g, unsigned kinds, uint64_t offset,
+                   uint64_t count, unsigned n)
+{
+  wait_count (g, kinds, offset, count, n, false);
+}
+
+void
+gate_wait_ended (struct gate *g, unsigned kinds, uint64_t offset,
+                 uint64_t count, unsigned n)
+{
+  wait_count (g, kinds, offset, count, n, true);
+}
+
+struct gate_op
+gate_op (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count,
+         unsigned n)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  for (unsigned i = first_op_locked (g); i != g->n_ops; i++)
+    if (touches (&entry (g, i)->op, kinds, offset, count) && n-- == 0)
+      return entry (g, i)->op;
+  print_locked (g);
+  g_error ("gate: no such operation");
+}
+
+void
+gate_forget (struct gate *g)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  g->forgotten = g->n_ops;
+}
+
+static void
 print_locked (struct gate *g)
 {
-  const struct shared *s = g->s;
+  unsigned first = first_op_locked (g);
 
   fprintf (stderr, "# gate: rules\n");
-  for (int i = 0; i < RULES; i++) {
-    const struct rule *r = &s->rules[i];
+  for (unsigned i = 0; i < RULES; i++) {
+    const struct rule *r = &g->rules[i];
 
-    if (r->active || r->held)
-      fprintf (stderr, "#   %d: %s kinds %#x at %#" PRIx64 "+%#" PRIx64 "%s, %u held\n", i,
-               r->hold ? "hold" : "fail", r->kinds, r->offset, r->length,
-               r->active ? "" : " (released)", r->held);
+    if (r->is_active || r->held)
+      fprintf (stderr, "#   %u: %s kinds %#x at %#" PRIx64 "+%#" PRIx64
+               "%s, %u held\n", i, r->holds ? "hold" : "fail", r->kinds,
+               r->offset, r->count, r->is_active ? "" : " (released)",
+               r->held);
   }
-  fprintf (stderr, "# gate: operations (start end kind flags connection offset+count error)\n");
-  for (unsigned i = s->next_op - first_locked (g) > 200 ? s->next_op - 200 : first_locked (g);
-       i != s->next_op; i++) {
-    const struct gate_op *op = &s->ops[i % OPS].op;
+  fprintf (stderr, "# gate: start end kind flags conn offset+count err\n");
+  if (g->n_ops - first > PRINTED_OPS)
+    first = g->n_ops - PRINTED_OPS;
+  for (unsigned i = first; i != g->n_ops; i++) {
+    const struct gate_op *op = &entry (g, i)->op;
 
-    fprintf (stderr, "#   %" PRIu64 " %" PRIu64 " kind %#x flags %#x c%u %#" PRIx64 "+%#" PRIx64
-             " %d\n", op->start, op->end, op->kind, op->flags, op->connection, op->offset,
-             op->count, op->error);
+    fprintf (stderr, "#   %" PRIu64 " %" PRIu64 " kind %#x flags %#x%s c%u %#"
+             PRIx64 "+%#" PRIx64 " %d\n", op->start, op->end, op->kind,
+             op->flags, op->is_hooked ? " hooked" : "", op->conn, op->offset,
+             op->count, op->err);
   }
 }
 
 void
 gate_print (struct gate *g)
 {
-  lock (g);
+  LOCK_GATE_IN_SCOPE (g);
   print_locked (g);
-  unlock (g);
 }
 
-static void
-check_deadline_locked (struct gate *g, gint64 start_us, const char *what)
+/* Rules. */
+
+static int
+add_rule (struct gate *g, struct rule rule)
 {
-  if (g_get_monotonic_time () - start_us < (gint64) DEADLINE_SECONDS * G_USEC_PER_SEC)
-    return;
-  fprintf (stderr, "# gate: waited in vain for %s\n", what);
+  LOCK_GATE_IN_SCOPE (g);
+  for (unsigned i = 0; i < RULES; i++) {
+    struct rule *r = &g->rules[i];
+
+    if (r->is_active || r->held > 0)
+      continue;
+    *r = rule;
+    r->is_active = true;
+    r->since = g->clock;
+    return i;
+  }
   print_locked (g);
-  abort ();
+  g_error ("gate: too many rules");
+}
+
+int
+gate_hold (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count)
+{
+  return add_rule (g, (struct rule) { .holds = true, .kinds = kinds,
+                                      .offset = offset, .count = count });
+}
+
+int
+gate_fail (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count,
+           int err, int times)
+{
+  return add_rule (g, (struct rule) { .kinds = kinds, .offset = offset,
+                                      .count = count, .err = err,
+                                      .times = times });
+}
+
+void
+gate_fail_some (struct gate *g, unsigned kinds, unsigned per_mille,
+                uint32_t seed)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  g->some_kinds = kinds;
+  g->some_per_mille = per_mille;
+  g->some_state = seed;
+}
+
+void
+gate_release (struct gate *g, int rule)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  g->rules[rule].is_active = false;
+  pthread_cond_broadcast (&g->changed);
+}
+
+void
+gate_release_all (struct gate *g)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  for (unsigned i = 0; i < RULES; i++)
+    g->rules[i].is_active = false;
+  pthread_cond_broadcast (&g->changed);
+}
+
+void
+gate_pass (struct gate *g, int rule, unsigned n)
+{
+  gint64 until_us = deadline_us ();
+  struct rule *r = &g->rules[rule];
+  unsigned left, passed = 0;
+
+  LOCK_GATE_IN_SCOPE (g);
+  left = r->left + n;
+  for (unsigned i = 0; i < g->n_running && passed < n; i++) {
+    struct entry *e = entry (g, g->running[i]);
+
+    if (e->held_by == rule) {
+      e->passed |= UINT64_C (1) << rule;
+      passed++;
+    }
+  }
+  if (passed < n)
+    print_locked (g);
+  g_assert_cmpuint (passed, ==, n);
+  pthread_cond_broadcast (&g->changed);
+  while (r->left < left)
+    wait_until_locked (g, until_us, n, "to go on");
+}
+
+unsigned
+gate_held (struct gate *g, int rule)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  return g->rules[rule].held;
 }
 
 void
 gate_wait_held (struct gate *g, int rule, unsigned n)
 {
-  gint64 start_us = g_get_monotonic_time ();
-  g_autofree char *what = g_strdup_printf ("%u held by rule %d", n, rule);
+  g_autofree char *what = g_strdup_printf ("to be held by rule %d", rule);
+  gint64 until_us = deadline_us ();
 
-  lock (g);
-  while (g->s->rules[rule].held < n) {
-    wait_locked (g);
-    check_deadline_locked (g, start_us, what);
+  LOCK_GATE_IN_SCOPE (g);
+  while (g->rules[rule].held < n)
+    wait_until_locked (g, until_us, n, what);
+}
+
+/* Operations. */
+
+static void
+count_collisions_locked (struct gate *g, const struct gate_op *op)
+{
+  if (!(op->kind & GATE_CHANGE) || op->count == 0)
+    return;
+  for (unsigned i = 0; i < g->n_running; i++)
+    g->collisions += touches (&entry (g, g->running[i])->op, GATE_CHANGE,
+                              op->offset, op->count);
+}
+
+unsigned
+gate_op_start (struct gate *g, struct gate_op op)
+{
+  unsigned id;
+
+  LOCK_GATE_IN_SCOPE (g);
+  id = g->n_ops++;
+  op.start = ++g->clock;
+  op.end = 0;
+  count_collisions_locked (g, &op);
+  *entry (g, id) = (struct entry) { .op = op, .held_by = NO_RULE };
+  g_assert_cmpuint (g->n_running, <, RUNNING);
+  g->running[g->n_running++] = id;
+  g->peak = MAX (g->peak, g->n_running);
+  pthread_cond_broadcast (&g->changed);
+  return id;
+}
+
+/* The first rule that holds the operation, or NO_RULE. */
+static int
+holding_rule_locked (struct gate *g, const struct entry *e)
+{
+  for (unsigned i = 0; i < RULES; i++) {
+    const struct rule *r = &g->rules[i];
+
+    if (r->is_active && r->holds && e->op.start > r->since
+        && !(e->passed & UINT64_C (1) << i)
+        && touches (&e->op, r->kinds, r->offset, r->count))
+      return i;
   }
-  unlock (g);
+  return NO_RULE;
 }
 
-unsigned
-gate_started (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length)
+/* The test program has died: no one releases its rules. */
+static bool
+is_orphan (struct gate *g)
 {
-  unsigned n;
-
-  lock (g);
-  n = count_locked (g, kinds, offset, length, false);
-  unlock (g);
-  return n;
-}
-
-unsigned
-gate_ended (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length)
-{
-  unsigned n;
-
-  lock (g);
-  n = count_locked (g, kinds, offset, length, true);
-  unlock (g);
-  return n;
+  return g->is_mapped && kill (g->owner, 0) == -1 && errno == ESRCH;
 }
 
 static void
-wait_count (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length, unsigned n,
-            bool ended)
+be_held_locked (struct gate *g, struct entry *e, int rule)
 {
-  gint64 start_us = g_get_monotonic_time ();
-  g_autofree char *what =
-    g_strdup_printf ("%u of kinds %#x %s at %#" PRIx64 "+%#" PRIx64, n, kinds,
-                     ended ? "ended" : "started", offset, length);
+  struct rule *r = &g->rules[rule];
 
-  lock (g);
-  while (count_locked (g, kinds, offset, length, ended) < n) {
+  e->held_by = rule;
+  r->held++;
+  /* Once: held operations that broadcast again wake each other for ever. */
+  pthread_cond_broadcast (&g->changed);
+  do
     wait_locked (g);
-    check_deadline_locked (g, start_us, what);
-  }
-  unlock (g);
+  while (holding_rule_locked (g, e) == rule && !is_orphan (g));
+  e->held_by = NO_RULE;
+  r->held--;
+  r->left++;
+  pthread_cond_broadcast (&g->changed);
 }
 
-void
-gate_wait_started (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length, unsigned n)
+static int
+failing_rule_locked (struct gate *g, const struct gate_op *op)
 {
-  wait_count (g, kinds, offset, length, n, false);
-}
+  for (unsigned i = 0; i < RULES; i++) {
+    struct rule *r = &g->rules[i];
 
-void
-gate_wait_ended (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length, unsigned n)
-{
-  wait_count (g, kinds, offset, length, n, true);
-}
-
-unsigned
-gate_log (struct gate *g, unsigned kinds, uint64_t offset, uint64_t length,
-          struct gate_op *ops, unsigned max)
-{
-  const struct shared *s = g->s;
-  unsigned n = 0;
-
-  lock (g);
-  for (unsigned i = first_locked (g); i != s->next_op; i++) {
-    const struct gate_op *op = &s->ops[i % OPS].op;
-
-    if (!touches (kinds, offset, length, op))
+    if (!r->is_active || r->holds
+        || !touches (op, r->kinds, r->offset, r->count))
       continue;
-    if (n < max)
-      ops[n] = *op;
-    n++;
+    if (r->times > 0 && --r->times == 0)
+      r->is_active = false;
+    return i;
   }
-  unlock (g);
-  return n;
+  return NO_RULE;
+}
+
+/* SplitMix64. */
+static unsigned
+random_per_mille_locked (struct gate *g)
+{
+  uint64_t x = g->some_state += UINT64_C (0x9e3779b97f4a7c15);
+
+  x = (x ^ x >> 30) * UINT64_C (0xbf58476d1ce4e5b9);
+  x = (x ^ x >> 27) * UINT64_C (0x94d049bb133111eb);
+  return (x ^ x >> 31) % 1000;
+}
+
+struct gate_verdict
+gate_op_pass (struct gate *g, unsigned op)
+{
+  struct entry *e = entry (g, op);
+  struct gate_verdict verdict = { 0 };
+  int rule;
+
+  LOCK_GATE_IN_SCOPE (g);
+  while ((rule = holding_rule_locked (g, e)) != NO_RULE && !is_orphan (g)) {
+    verdict.was_held = true;
+    be_held_locked (g, e, rule);
+  }
+  rule = failing_rule_locked (g, &e->op);
+  if (rule != NO_RULE)
+    verdict.err = g->rules[rule].err;
+  else if (e->op.kind & g->some_kinds
+           && random_per_mille_locked (g) < g->some_per_mille) {
+    verdict.err = EIO;
+    verdict.is_by_chance = true;
+  }
+  return verdict;
+}
+
+bool
+gate_would_hold (struct gate *g, struct gate_op op)
+{
+  struct entry e = { .op = op };
+
+  LOCK_GATE_IN_SCOPE (g);
+  e.op.start = g->clock + 1;
+  return holding_rule_locked (g, &e) != NO_RULE;
 }
 
 void
-gate_forget (struct gate *g)
+gate_op_end (struct gate *g, unsigned op, int err)
 {
-  lock (g);
-  g->s->first_op = g->s->next_op;
-  g->s->violations = 0;
-  for (unsigned i = 0; i <= GATE_ANY; i++)
-    g->s->peak[i] = g->s->under_way[i];
-  unlock (g);
+  struct gate_op *o = &entry (g, op)->op;
+  unsigned i = 0;
+
+  LOCK_GATE_IN_SCOPE (g);
+  o->err = err;
+  o->end = ++g->clock;
+  while (i < g->n_running && g->running[i] != op)
+    i++;
+  g_assert_cmpuint (i, <, g->n_running);
+  for (g->n_running--; i < g->n_running; i++)
+    g->running[i] = g->running[i + 1];
+  pthread_cond_broadcast (&g->changed);
 }
+
+/* Counts and answers. */
 
 uint64_t
 gate_now (struct gate *g)
 {
-  uint64_t now;
-
-  lock (g);
-  now = ++g->s->counter;
-  unlock (g);
-  return now;
+  LOCK_GATE_IN_SCOPE (g);
+  return ++g->clock;
 }
 
 unsigned
-gate_violations (struct gate *g)
+gate_peak (struct gate *g)
 {
-  unsigned n;
-
-  lock (g);
-  n = g->s->violations;
-  unlock (g);
-  return n;
+  LOCK_GATE_IN_SCOPE (g);
+  return g->peak;
 }
 
 unsigned
-gate_peak (struct gate *g, unsigned kind)
+gate_collisions (struct gate *g)
 {
-  unsigned n;
-
-  lock (g);
-  n = g->s->peak[kind];
-  unlock (g);
-  return n;
+  LOCK_GATE_IN_SCOPE (g);
+  return g->collisions;
 }
 
 void
 gate_set_geometry (struct gate *g, struct gate_geometry geometry)
 {
-  lock (g);
-  g->s->geometry = geometry;
-  unlock (g);
+  LOCK_GATE_IN_SCOPE (g);
+  g->geometry = geometry;
 }
 
 struct gate_geometry
 gate_geometry (struct gate *g)
 {
-  struct gate_geometry geometry;
-
-  lock (g);
-  geometry = g->s->geometry;
-  unlock (g);
-  return geometry;
-}
-
-unsigned
-gate_closed (struct gate *g)
-{
-  unsigned n;
-
-  lock (g);
-  n = g->s->closed;
-  unlock (g);
-  return n;
-}
-
-void
-gate_count_closed (struct gate *g)
-{
-  lock (g);
-  g->s->closed++;
-  broadcast_locked (g);
-  unlock (g);
-}
-
-unsigned
-gate_op_start (struct gate *g, unsigned kind, unsigned flags, unsigned connection,
-               uint64_t offset, uint64_t count)
-{
-  struct shared *s = g->s;
-  unsigned i;
-
-  lock (g);
-  i = s->next_op++;
-  s->ops[i % OPS] = (struct entry) {
-    .op = { .kind = kind, .flags = flags, .connection = connection, .offset = offset,
-            .count = count, .start = ++s->counter },
-    .rule = -1,
-  };
-  s->under_way[kind]++;
-  s->peak[kind] = MAX (s->peak[kind], s->under_way[kind]);
-  broadcast_locked (g);
-  unlock (g);
-  return i;
-}
-
-/* Nobody will release anything any more: then nothing is held. */
-static bool
-is_orphan (struct gate *g)
-{
-  return kill (g->s->owner, 0) == -1 && errno == ESRCH;
-}
-
-/* Whether one that is held longer waits for the same rule. */
-static bool
-is_longest_held_locked (struct gate *g, unsigned op, int rule)
-{
-  for (unsigned i = op - MIN (op, OPS - 1); i != op; i++)
-    if (g->s->ops[i % OPS].rule == rule)
-      return false;
-  return true;
-}
-
-int
-gate_op_pass (struct gate *g, unsigned op, bool *held)
-{
-  struct shared *s = g->s;
-  struct entry *e = &s->ops[op % OPS];
-  int i, error = 0;
-
-  *held = false;
-  lock (g);
-  i = find_rule_locked (g, true, &e->op);
-  if (i >= 0) {
-    struct rule *r = &s->rules[i];
-
-    *held = true;
-    e->rule = i;
-    r->held++;
-    broadcast_locked (g);
-    while (r->active && !(r->passes && is_longest_held_locked (g, op, i)) && !is_orphan (g))
-      wait_locked (g);
-    if (r->passes)
-      r->passes--;
-    r->held--;
-    e->rule = -1;
-    broadcast_locked (g);
-  }
-  i = find_rule_locked (g, false, &e->op);
-  if (i >= 0) {
-    struct rule *r = &s->rules[i];
-
-    error = r->error;
-    if (r->times > 0 && --r->times == 0)
-      r->active = false;
-  }
-  unlock (g);
-  return error;
-}
-
-void
-gate_op_end (struct gate *g, unsigned op, int error)
-{
-  struct gate_op *o = &g->s->ops[op % OPS].op;
-
-  lock (g);
-  o->error = error;
-  o->end = ++g->s->counter;
-  g->s->under_way[o->kind]--;
-  broadcast_locked (g);
-  unlock (g);
+  LOCK_GATE_IN_SCOPE (g);
+  return g->geometry;
 }
 
 void
 gate_violation (struct gate *g)
 {
-  lock (g);
-  g->s->violations++;
-  unlock (g);
+  LOCK_GATE_IN_SCOPE (g);
+  g->violations++;
+}
+
+unsigned
+gate_violations (struct gate *g)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  return g->violations;
+}
+
+void
+gate_count_closed (struct gate *g)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  g->closed++;
+  pthread_cond_broadcast (&g->changed);
+}
+
+unsigned
+gate_closed (struct gate *g)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  return g->closed;
 }

@@ -1,20 +1,26 @@
-/* SPDX-License-Identifier: BSD-3-Clause
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* async-gate.so: gate.so with asynchronous hooks.  It has all parameters of
+ * gate.so, and these:
  *
- * async-gate.so: gate.so with async hooks, all its parameters, and these:
- *
- *   in=thread|hook     reply from one of its threads (32), or before the hook returns
- *   reads=buffer|reply fill the hook's buffer, or hand the data to nbdkit_async_reply_read
- *   errors=errno       fail by nbdkit_async_reply_errno,
- *     set|kept|none    or nbdkit_async_reply_error after nbdkit_set_error, errno, or nothing;
- *   return=BOOL        in=hook: the same by returning -1 instead
+ *   in=thread|hook     reply from one of its threads, or before the hook
+ *                      returns
+ *   reads=buffer|reply fill the hook's buffer, or give the data to
+ *                      nbdkit_async_reply_read
+ *   errors=errno       fail by nbdkit_async_reply_errno
+ *   errors=set|kept|none
+ *                      fail by nbdkit_async_reply_error, after
+ *                      nbdkit_set_error, with errno, or with neither
+ *   return=BOOL        in=hook: fail by returning -1 instead
  *   cancel=BOOL        has async_cancel (true)
- *   grace=MS
- *   threads=N
+ *   grace=MS           nbdkit_async.grace_ms
+ *   threads=N          32
  *
- * What must be known before there are parameters: words in ASYNC_GATE_WITHOUT take a hook
- * ("async_zero"), a callback ("zero") or errno_is_preserved ("errno") away.
+ * nbdkit reads the list of hooks and callbacks before it gives parameters.
+ * Words in ASYNC_GATE_WITHOUT take one away: a hook ("async_zero"), a callback
+ * ("zero") or errno_is_preserved ("errno").
  *
- * Other than gate.so's, these commands can be more than hold and fail: see async-gate.h.
+ * gate_fail can command more than errors here, see async-gate.h.
  */
 #include <stdio.h>
 
@@ -48,12 +54,12 @@ struct request {
   unsigned id;                  /* in the gate's log */
   void *sample;                 /* a read's data at its start */
   bool is_taken;
-  bool is_counted;              /* in handle->under_way */
+  bool is_counted;              /* in handle->in_flight */
 };
 
 static pthread_mutex_t requests_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t requests_changed = PTHREAD_COND_INITIALIZER;
-/* Under the lock: those that may touch their buffers. */
+/* Under the lock: the requests that may touch their buffers. */
 static struct request *requests, **requests_end = &requests;
 static bool is_ending;
 
@@ -179,7 +185,7 @@ add_request (struct request *r)
   pthread_mutex_unlock (&requests_lock);
 }
 
-/* False: it was cancelled and is not there any more. */
+/* False: a cancel has removed it. */
 static bool
 remove_request_locked (uint64_t reqid)
 {
@@ -192,12 +198,12 @@ remove_request_locked (uint64_t reqid)
   if (requests_end == &(*p)->next)
     requests_end = p;
   if ((*p)->is_counted)
-    atomic_fetch_sub (&(*p)->handle->under_way, 1);
+    atomic_fetch_sub (&(*p)->handle->in_flight, 1);
   *p = (*p)->next;
   return true;
 }
 
-/* Touches the buffer and the device, unless it was cancelled before. */
+/* Touches the buffer and the device, unless a cancel came before. */
 static void
 carry_out (struct request *r, int error)
 {
@@ -205,16 +211,12 @@ carry_out (struct request *r, int error)
 
   pthread_mutex_lock (&requests_lock);
   if (remove_request_locked (r->reqid)) {
-    if (o->kind == GATE_READ && (error || !async_config.reads_by_reply)) {
-      if (error)
-        memset (o->buffer, 0xee, o->count);
-      else
-        memcpy (o->buffer, r->sample, o->count);
-    }
-    else if (!error && o->kind == GATE_WRITE)
-      memcpy (r->own + o->offset, o->data, o->count);
-    else if (!error && o->kind & (GATE_ZERO | GATE_TRIM))
-      memset (r->own + o->offset, 0, o->count);
+    if (error && o->kind == GATE_READ)
+      memset (o->buffer, 0xee, o->count);
+    else if (o->kind == GATE_READ && !async_config.reads_by_reply)
+      memcpy (o->buffer, r->sample, o->count);
+    else if (!error)
+      change_device (r->own, o);
   }
   pthread_mutex_unlock (&requests_lock);
 }
@@ -223,12 +225,12 @@ carry_out (struct request *r, int error)
 static int
 run_request (struct request *r)
 {
-  bool held, is_command;
-  int error = gate_op_pass (gate, r->id, &held), result = 0;
+  struct gate_verdict verdict = gate_op_pass (gate, r->id);
+  bool is_command = verdict.err >= ASYNC_GATE_COMMANDS;
+  int error = verdict.err, result = 0;
 
-  if (!held)
+  if (!verdict.was_held)
     plain_sleep (config.delay_us);
-  is_command = error >= ASYNC_GATE_COMMANDS;
   if (breaks_block_size (&r->o)) {
     gate_violation (gate);
     error = EINVAL;
@@ -279,20 +281,21 @@ start_request (void *conn, uint64_t reqid, void *handle, struct operation o)
   r->reqid = reqid;
   r->handle = h;
   r->o = o;
-  /* Without async_cancel requests that are given up are not over when their connection is. */
+  /* Without async_cancel a request that is given up may outlive its
+   * connection.
+   */
   r->is_counted = async_config.cancel || !async_config.grace_ms;
   if (atomic_load (&h->closed))
     gate_violation (gate);
   if (r->is_counted)
-    atomic_fetch_add (&h->under_way, 1);
+    atomic_fetch_add (&h->in_flight, 1);
   if (o.kind == GATE_READ) {
     r->sample = malloc (o.count);
     g_assert_nonnull (r->sample);
     memcpy (r->sample, own + o.offset, o.count);
   }
   r->is_taken = async_config.in_hook;
-  r->id = gate_op_start (gate, o.kind, o.flags | ASYNC_GATE_BY_HOOK, h->connection, o.offset,
-                         o.count);
+  r->id = log_start (h, &o, true);
   add_request (r);
   if (async_config.in_hook) {
     result = run_request (r);
@@ -330,41 +333,39 @@ service (void *arg)
 /* Hooks. */
 
 static int
-async_pread (void *conn, uint64_t reqid, bool flush, void *handle, void *buf, uint32_t count,
-             uint64_t offset)
+async_pread (void *conn, uint64_t reqid, bool flush, void *handle, void *buf,
+             uint32_t count, uint64_t offset)
 {
   if (flush)
     gate_violation (gate);
-  return start_request (conn, reqid, handle,
-                        (struct operation) { .kind = GATE_READ, .offset = offset,
-                                             .count = count, .buffer = buf });
+  return start_request (conn, reqid, handle, (struct operation) {
+      .kind = GATE_READ, .offset = offset, .count = count, .buffer = buf });
 }
 
 static int
-async_pwrite (void *conn, uint64_t reqid, bool flush, void *handle, const void *buf, uint32_t count,
-              uint64_t offset)
+async_pwrite (void *conn, uint64_t reqid, bool flush, void *handle,
+              const void *buf, uint32_t count, uint64_t offset)
 {
-  return start_request (conn, reqid, handle,
-                        (struct operation) { .kind = GATE_WRITE, .offset = offset,
-                                             .flags = flush ? NBDKIT_FLAG_FUA : 0,
-                                             .count = count, .data = buf });
+  return start_request (conn, reqid, handle, (struct operation) {
+      .kind = GATE_WRITE, .flags = flush ? NBDKIT_FLAG_FUA : 0,
+      .offset = offset, .count = count, .data = buf });
 }
 
 static int
 async_flush (void *conn, uint64_t reqid, void *handle, uint32_t flags)
 {
-  return start_request (conn, reqid, handle,
-                        (struct operation) { .kind = GATE_FLUSH, .flags = flags });
+  return start_request (conn, reqid, handle, (struct operation) {
+      .kind = GATE_FLUSH, .flags = flags });
 }
 
 #define RANGE_HOOK(name, NAME) \
   static int \
-  async_ ## name (void *conn, uint64_t reqid, void *handle, uint32_t count, uint64_t offset, \
-                  uint32_t flags) \
+  async_ ## name (void *conn, uint64_t reqid, void *handle, uint32_t count, \
+                  uint64_t offset, uint32_t flags) \
   { \
-    return start_request (conn, reqid, handle, \
-                          (struct operation) { .kind = GATE_ ## NAME, .flags = flags, \
-                                               .offset = offset, .count = count }); \
+    return start_request (conn, reqid, handle, (struct operation) { \
+        .kind = GATE_ ## NAME, .flags = flags, .offset = offset, \
+        .count = count }); \
   }
 RANGE_HOOK (zero, ZERO)
 RANGE_HOOK (trim, TRIM)
@@ -403,7 +404,7 @@ static struct nbdkit_async hooks = {
   .async_cancel = async_cancel,
 };
 
-/* What gate.so does not have. */
+/* What differs from gate.so. */
 
 static int
 async_gate_config (const char *key, const char *value)
@@ -444,7 +445,7 @@ async_gate_after_fork (void)
   return n_threads == async_config.threads ? 0 : -1;
 }
 
-/* What is held ends by the test's release, or its end. */
+/* A held request ends when the test releases it, or when the test ends. */
 static void
 async_gate_unload (void)
 {

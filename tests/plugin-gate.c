@@ -1,9 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* gate.so: an in-memory plugin for tests. What it offers is chosen by parameters; what becomes of
- * each operation can be commanded from a test program through gate=FILE, see gate.h.
+
+/* gate.so: an in-memory plugin for tests.
  *
- * Order inside an operation: it is logged, a read copies its data, rules hold it or fail it,
- * a change is made, the log gets its end. An operation that no rule held takes delay=TIME.
+ * Parameters say which operations it offers, and how.  A test program holds
+ * and fails its operations through gate=FILE, see gate.h.
+ *
+ * Each operation goes in this order: it starts in the log, a read copies its
+ * data, it passes the gate, it changes the device, it ends in the log.  An
+ * operation that the gate did not hold takes delay=TIME.
+ *
+ * async-gate.so is this file with asynchronous hooks: plugin-async-gate.c
+ * includes it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -36,18 +43,20 @@ static struct {
 } config = {
   .size = 64 << 20, .delay_us = 1000,
   .flush = 1, .fua = NBDKIT_FUA_NATIVE, .zero = 1, .fast_zero = 1, .trim = 1,
-  .extents = 1, .cache = NBDKIT_CACHE_NATIVE, .multi_conn = 1, .errors_by_errno = 1,
+  .extents = 1, .cache = NBDKIT_CACHE_NATIVE, .multi_conn = 1,
+  .errors_by_errno = 1,
   .thread_model = NBDKIT_THREAD_MODEL_PARALLEL,
 };
 
 static struct gate *gate;
 static char *device;
-static char gate_file[] = "/tmp/gate.XXXXXX";
 
-/* Never freed before the end, so that an operation that comes after .close is noticed. */
+/* A handle is freed at the end only, so that the plugin notices an operation
+ * after .close.
+ */
 struct handle {
-  unsigned connection;
-  _Atomic unsigned under_way;
+  unsigned conn;                /* 1, 2, ... in the order of opening */
+  _Atomic unsigned in_flight;
   _Atomic bool closed;
   struct handle *next;
 };
@@ -64,8 +73,10 @@ static const struct {
   { "trim", &config.trim },
   { "extents", &config.extents },
   { "multi_conn", &config.multi_conn },
-  /* 1: errors in errno; 0: by nbdkit_set_error, and errno says EIO, which is what nbdkit makes of
-   * a plugin without errno_is_preserved on a thread that is not nbdkit's. */
+  /* 1: errors in errno.  0: errors by nbdkit_set_error, and EIO in errno.  So
+   * nbdkit does on a thread of its own for a plugin without
+   * errno_is_preserved.
+   */
   { "errno_is_preserved", &config.errors_by_errno },
   /* Export "b" is a device of its own, in FILE behind the other one.  Each
    * operation looks up its connection's export, and fails where it cannot. */
@@ -82,7 +93,8 @@ static const char *const models[] = {
 static const char *const three_ways[] = { "none", "emulate", "native" };
 
 static int
-choose (const char *key, const char *value, const char *const *names, unsigned n, int *result)
+choose (const char *key, const char *value, const char *const *names,
+        unsigned n, int *result)
 {
   for (unsigned i = 0; i < n; i++)
     if (strcmp (value, names[i]) == 0) {
@@ -155,7 +167,8 @@ gate_config (const char *key, const char *value)
   if (strcmp (key, "maximum") == 0)
     return parse_block_size (value, &config.maximum);
   if (strcmp (key, "thread_model") == 0)
-    return choose (key, value, models, G_N_ELEMENTS (models), &config.thread_model);
+    return choose (key, value, models, G_N_ELEMENTS (models),
+                   &config.thread_model);
   nbdkit_error ("unknown parameter '%s'", key);
   return -1;
 }
@@ -174,7 +187,8 @@ memory_size (void)
   return config.size * (config.by_name ? 2 : 1);
 }
 
-/* Of this thread's connection; NULL: it has none. */
+/* The device of this thread's connection.  NULL: the thread has no connection.
+ */
 static char *
 find_device (void)
 {
@@ -188,44 +202,40 @@ find_device (void)
   return strcmp (name, "b") == 0 ? device + config.size : device;
 }
 
-static int
-gate_get_ready (void)
+static char *
+map_device (void)
 {
-  if (config.gate)
-    gate = gate_attach (config.gate);
-  else {
-    int fd = mkstemp (gate_file);
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, fd = -1;
+  void *p;
 
-    if (fd != -1) {
-      close (fd);
-      gate = gate_create (gate_file);
-      unlink (gate_file);
-    }
-  }
-  if (!gate) {
-    nbdkit_error ("no gate");
-    return -1;
-  }
   if (config.device) {
-    int fd = open (config.device, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-
+    flags = MAP_SHARED;
+    fd = open (config.device, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd == -1 || ftruncate (fd, memory_size ()) == -1) {
       nbdkit_error ("%s: %m", config.device);
       if (fd != -1)
         close (fd);
-      return -1;
+      return NULL;
     }
-    device = mmap (NULL, memory_size (), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close (fd);
   }
-  else
-    device = mmap (NULL, memory_size (), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (device == MAP_FAILED) {
+  p = mmap (NULL, memory_size (), PROT_READ | PROT_WRITE, flags, fd, 0);
+  if (p == MAP_FAILED)
     nbdkit_error ("mmap: %m");
+  if (fd != -1)
+    close (fd);
+  return p == MAP_FAILED ? NULL : p;
+}
+
+static int
+gate_get_ready (void)
+{
+  gate = config.gate ? gate_attach (config.gate) : gate_new ();
+  if (!gate) {
+    nbdkit_error ("gate: cannot map %s", config.gate);
     return -1;
   }
-  return 0;
+  device = map_device ();
+  return device ? 0 : -1;
 }
 
 static void
@@ -259,7 +269,7 @@ gate_open (int readonly)
   (void) readonly;
   if (!h)
     return NULL;
-  h->connection = atomic_fetch_add (&connections, 1) + 1;
+  h->conn = atomic_fetch_add (&connections, 1) + 1;
   h->next = atomic_load (&handles);
   while (!atomic_compare_exchange_weak (&handles, &h->next, h))
     ;
@@ -272,7 +282,7 @@ gate_close (void *handle)
   struct handle *h = handle;
 
   atomic_store (&h->closed, true);
-  if (atomic_load (&h->under_way) > 0)
+  if (atomic_load (&h->in_flight) > 0)
     gate_violation (gate);
   gate_count_closed (gate);
 }
@@ -287,7 +297,8 @@ gate_get_size (void *handle)
 }
 
 static int
-gate_block_size (void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+gate_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                 uint32_t *maximum)
 {
   struct gate_geometry told = gate_geometry (gate);
   uint32_t least = told.minimum ? told.minimum : config.minimum;
@@ -320,7 +331,8 @@ ANSWER (can_extents, extents)
 ANSWER (can_multi_conn, multi_conn)
 ANSWER (can_cache, cache)
 
-/* What is done between the start and the end of an operation. */
+/* Operations. */
+
 struct operation {
   unsigned kind;
   uint32_t flags;
@@ -330,7 +342,9 @@ struct operation {
   void *buffer;                 /* GATE_READ */
 };
 
-/* Only reads and writes are bound to the maximum; all that have a range to the minimum. */
+/* The minimum is for all operations that have a range, the maximum for reads
+ * and writes only.
+ */
 static bool
 breaks_block_size (const struct operation *o)
 {
@@ -339,103 +353,137 @@ breaks_block_size (const struct operation *o)
   if (config.minimum > 1 &&
       (o->offset % config.minimum != 0 || o->count % config.minimum != 0))
     return true;
-  return config.maximum && o->kind & (GATE_READ | GATE_WRITE) && o->count > config.maximum;
+  return config.maximum && o->kind & (GATE_READ | GATE_WRITE)
+    && o->count > config.maximum;
 }
 
 static void
 plain_sleep (int64_t us)
 {
-  struct timespec left = { .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000 };
+  struct timespec left = {
+    .tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000
+  };
 
   while (nanosleep (&left, &left) == -1 && errno == EINTR)
     ;
+}
+
+static unsigned
+log_start (const struct handle *h, const struct operation *o, bool is_hooked)
+{
+  return gate_op_start (gate, (struct gate_op) {
+      .kind = o->kind, .flags = o->flags, .conn = h->conn,
+      .is_hooked = is_hooked, .offset = o->offset, .count = o->count,
+      .thread = pthread_self () });
+}
+
+static void
+change_device (char *own, const struct operation *o)
+{
+  if (o->kind == GATE_WRITE)
+    memcpy (own + o->offset, o->data, o->count);
+  else if (o->kind & (GATE_ZERO | GATE_TRIM))
+    memset (own + o->offset, 0, o->count);
 }
 
 static int
 operate (void *handle, const struct operation *o)
 {
   struct handle *h = handle;
-  unsigned id = gate_op_start (gate, o->kind, o->flags, h->connection, o->offset, o->count);
+  unsigned id = log_start (h, o, false);
   char *own = find_device ();
-  bool held;
-  int error;
+  struct gate_verdict verdict;
+  int err;
 
-  atomic_fetch_add (&h->under_way, 1);
+  atomic_fetch_add (&h->in_flight, 1);
   if (atomic_load (&h->closed))
     gate_violation (gate);
   if (own && o->kind == GATE_READ)
     memcpy (o->buffer, own + o->offset, o->count);
-  error = gate_op_pass (gate, id, &held);
-  if (!held && o->kind != GATE_EXTENTS)
+  verdict = gate_op_pass (gate, id);
+  err = verdict.err;
+  if (!verdict.was_held && o->kind != GATE_EXTENTS)
     plain_sleep (config.delay_us);
   if (breaks_block_size (o)) {
     gate_violation (gate);
-    error = EINVAL;
+    err = EINVAL;
   }
-  if (!error && !own)
-    error = EIO;
-  if (!error) {
-    if (o->kind == GATE_WRITE)
-      memcpy (own + o->offset, o->data, o->count);
-    else if (o->kind & (GATE_ZERO | GATE_TRIM))
-      memset (own + o->offset, 0, o->count);
-  }
-  gate_op_end (gate, id, error);
-  atomic_fetch_sub (&h->under_way, 1);
-  if (!error)
+  if (!err && !own)
+    err = EIO;
+  if (!err)
+    change_device (own, o);
+  gate_op_end (gate, id, err);
+  atomic_fetch_sub (&h->in_flight, 1);
+  if (!err)
     return 0;
-  if (o->kind == GATE_READ)     /* what a failed read leaves behind is never to be seen */
+  if (o->kind == GATE_READ)     /* no client may see what a failed read left */
     memset (o->buffer, 0xee, o->count);
   if (config.errors_by_errno)
-    errno = error;
+    errno = err;
   else {
-    nbdkit_set_error (error);
+    nbdkit_set_error (err);
     errno = EIO;
   }
   return -1;
 }
 
 static int
-gate_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+gate_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+            uint32_t flags)
 {
-  return operate (handle, &(struct operation) { .kind = GATE_READ, .flags = flags,
-                                                .offset = offset, .count = count,
-                                                .buffer = buf });
+  struct operation o = {
+    .kind = GATE_READ, .flags = flags, .offset = offset, .count = count,
+    .buffer = buf
+  };
+
+  return operate (handle, &o);
 }
 
 static int
-gate_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+gate_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
+             uint32_t flags)
 {
-  return operate (handle, &(struct operation) { .kind = GATE_WRITE, .flags = flags,
-                                                .offset = offset, .count = count,
-                                                .data = buf });
+  struct operation o = {
+    .kind = GATE_WRITE, .flags = flags, .offset = offset, .count = count,
+    .data = buf
+  };
+
+  return operate (handle, &o);
+}
+
+static int
+operate_on_range (void *handle, unsigned kind, uint32_t count, uint64_t offset,
+                  uint32_t flags)
+{
+  struct operation o = {
+    .kind = kind, .flags = flags, .offset = offset, .count = count
+  };
+
+  return operate (handle, &o);
 }
 
 static int
 gate_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return operate (handle, &(struct operation) { .kind = GATE_ZERO, .flags = flags,
-                                                .offset = offset, .count = count });
+  return operate_on_range (handle, GATE_ZERO, count, offset, flags);
 }
 
 static int
 gate_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return operate (handle, &(struct operation) { .kind = GATE_TRIM, .flags = flags,
-                                                .offset = offset, .count = count });
+  return operate_on_range (handle, GATE_TRIM, count, offset, flags);
 }
 
 static int
 gate_flush (void *handle, uint32_t flags)
 {
-  return operate (handle, &(struct operation) { .kind = GATE_FLUSH, .flags = flags });
+  return operate_on_range (handle, GATE_FLUSH, 0, 0, flags);
 }
 
 static int
 gate_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return operate (handle, &(struct operation) { .kind = GATE_CACHE, .flags = flags,
-                                                .offset = offset, .count = count });
+  return operate_on_range (handle, GATE_CACHE, count, offset, flags);
 }
 
 /* A block of 4 KiB that holds only zeroes is a hole. */
@@ -443,17 +491,17 @@ static int
 gate_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
               struct nbdkit_extents *extents)
 {
-  const uint64_t block = 4096, end = offset + count;
+  const uint64_t block = 4096, end = offset + count, size = config.size;
   uint64_t at = offset;
   const char *own = find_device ();
 
-  if (operate (handle, &(struct operation) { .kind = GATE_EXTENTS, .flags = flags,
-                                             .offset = offset, .count = count }) == -1)
+  if (operate_on_range (handle, GATE_EXTENTS, count, offset, flags) == -1)
     return -1;
   while (at < end) {
-    uint64_t next = MIN ((at / block + 1) * block, (uint64_t) config.size), from = at / block * block;
-    bool hole = own[from] == 0 && memcmp (own + from, own + from + 1, next - from - 1) == 0;
-    uint32_t type = hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
+    uint64_t from = at / block * block, next = MIN (from + block, size);
+    bool is_hole = own[from] == 0
+      && memcmp (own + from, own + from + 1, next - from - 1) == 0;
+    uint32_t type = is_hole ? NBDKIT_EXTENT_HOLE | NBDKIT_EXTENT_ZERO : 0;
 
     if (nbdkit_add_extent (extents, at, next - at, type) == -1)
       return -1;

@@ -233,7 +233,7 @@ begin_missing (struct server *s, struct nbd_handle *nbd, enum missing what,
     break;
   case LARGE_WRITE:
     send_write (nbd, buf, 8 * UNIT, 0, 0);
-    while (gate_log (s->gate, GATE_WRITE, 2 * UNIT, UNIT, NULL, 0) == 0)
+    while (gate_started (s->gate, GATE_WRITE, 2 * UNIT, UNIT) == 0)
       nbd_ok (nbd_poll (nbd, 10));      /* sends the rest of the request */
     break;
   case MISSING:

@@ -2,8 +2,8 @@
 
 /* The seam between nbdkit and the engine: flags, what a connection is told,
  * the time that an unflushed write waits, and the end of a connection.
- * Through nbdkit, over gate.so.  Not its job: the contract, see test-safety.c
- * and test-connections.c.
+ * Through nbdkit, over gate.so.  Not its job: the contract, see
+ * test-safety-*.c and test-connections-*.c.
  */
 #include "client.h"
 
@@ -59,10 +59,11 @@ flags_at_plugin (struct server *s, unsigned kind)
   unsigned n;
 
   gate_wait_ended (s->gate, kind, 0, WARM, 1);
-  n = gate_log (s->gate, GATE_CHANGE, 0, WARM, &op, 1);
+  n = gate_started (s->gate, GATE_CHANGE, 0, WARM);
   if (n != 1)
     gate_print (s->gate);
   g_assert_cmpuint (n, ==, 1);
+  op = gate_op (s->gate, GATE_CHANGE, 0, WARM, 0);
   g_assert_cmpuint (op.kind, ==, kind);
   gate_forget (s->gate);
   return op.flags & (MAY_TRIM | FUA | FAST_ZERO);
@@ -138,7 +139,6 @@ test_no_multi_conn (gconstpointer export)
   struct server s;
   struct nbd_handle *a = start (&s, NULL, BEHIND " multi_conn=0"), *b;
   g_autofree char *buf = g_malloc (UNIT);
-  struct gate_op op;
   struct request read;
   int held;
 
@@ -150,8 +150,8 @@ test_no_multi_conn (gconstpointer export)
   gate_wait_ended (s.gate, GATE_READ, ahead, UNIT, 1);
   gate_forget (s.gate);
   nbd_ok (nbd_pread (b, buf, UNIT, ahead, 0));
-  g_assert_cmpuint (gate_log (s.gate, GATE_READ, ahead, UNIT, &op, 1), ==, 1);
-  g_assert_cmpuint (op.connection, ==, 2);
+  g_assert_cmpuint (gate_started (s.gate, GATE_READ, ahead, UNIT), ==, 1);
+  g_assert_cmpuint (gate_op (s.gate, GATE_READ, ahead, UNIT, 0).conn, ==, 2);
 
   /* B waits for A's write, and reads from the plugin then. */
   fill (buf, UNIT, 1);
@@ -162,8 +162,8 @@ test_no_multi_conn (gconstpointer export)
   read = send_read (b, buf, UNIT, dirty);
   gate_release (s.gate, held);
   g_assert_cmpint (request_wait (&read), ==, 0);
-  g_assert_cmpuint (gate_log (s.gate, GATE_READ, dirty, UNIT, &op, 1), ==, 1);
-  g_assert_cmpuint (op.connection, ==, 2);
+  g_assert_cmpuint (gate_started (s.gate, GATE_READ, dirty, UNIT), ==, 1);
+  g_assert_cmpuint (gate_op (s.gate, GATE_READ, dirty, UNIT, 0).conn, ==, 2);
   assert_same (buf, server_device (&s) + dirty, UNIT);
   client_close (b);
   stop (&s, a);
