@@ -4,9 +4,9 @@
  * installed.
  *
  * nbdkit-async.c is the plugin as nbdkit sees it: the registration, wrappers of
- * callbacks, and the calls of the hooks.  requests.c has
- * each request from its start to its end.  All names have the library's prefix,
- * because the files are linked with the author's own.
+ * callbacks, and the calls of the hooks.  requests.c has each request from its
+ * start to its end.  All names have the library's prefix, because the files are
+ * linked with the author's own.
  */
 #ifndef NBDKIT_ASYNC_INTERNAL_H
 #define NBDKIT_ASYNC_INTERNAL_H
