@@ -449,26 +449,17 @@ delaymem_pwrite (void *handle, const void *buf, uint32_t count,
       handle, 0, WRITE, flags, count, offset, { .from = buf } });
 }
 
-static int
-delaymem_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return do_sync (&(struct service_op) {
-      handle, 0, ZERO, flags, count, offset, { NULL } });
-}
-
-static int
-delaymem_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return do_sync (&(struct service_op) {
-      handle, 0, TRIM, flags, count, offset, { NULL } });
-}
-
-static int
-delaymem_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return do_sync (&(struct service_op) {
-      handle, 0, CACHE, flags, count, offset, { NULL } });
-}
+#define DEFINE_RANGE_CALLBACK(op, kind)                                 \
+  static int                                                            \
+  delaymem_##op (void *handle, uint32_t count, uint64_t offset,         \
+                 uint32_t flags)                                        \
+  {                                                                     \
+    return do_sync (&(struct service_op) {                              \
+        handle, 0, kind, flags, count, offset, { NULL } });             \
+  }
+DEFINE_RANGE_CALLBACK (zero, ZERO)
+DEFINE_RANGE_CALLBACK (trim, TRIM)
+DEFINE_RANGE_CALLBACK (cache, CACHE)
 
 /* Callbacks that do not wait. */
 

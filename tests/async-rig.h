@@ -61,7 +61,7 @@ static bool rig_wait_until (struct cond *, pthread_mutex_t *, uint64_t);
 #define UNKNOWN "replied to before or is unknown"
 #define FAILED_LATE "failed after the reply"
 
-/* What a hook does. */
+/* The acts of a hook. */
 enum rig_does {
   REPLY_LATER,                  /* the test replies */
   REPLY_AT_ONCE,

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What the two files of libnbdkit-async.a share.  It is not installed.
+ * The declarations that the two files of libnbdkit-async.a share.  It is not
+ * installed.
  *
- * nbdkit-async.c is the plugin as nbdkit sees it: what the author registered,
- * callbacks in the place of hooks, and the calls of the hooks.  requests.c has
- * each request from its start to its end.  All names have the library's prefix,
- * because the files are linked with the author's own.
+ * nbdkit-async.c is the plugin as nbdkit sees it: the registration, wrappers of
+ * callbacks, and the calls of the hooks.  requests.c has each request from its
+ * start to its end.  All names have the library's prefix, because the files are
+ * linked with the author's own.
  */
 #ifndef NBDKIT_ASYNC_INTERNAL_H
 #define NBDKIT_ASYNC_INTERNAL_H

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The plugin as nbdkit and a filter see it: what the author registered, with a
- * wrapper in the place of each callback that has a hook, and the driver for a
- * filter.  Requests that the hooks do are in requests.c.
+ * The plugin as nbdkit and a filter see it: the author's registration, a
+ * wrapper in the place of each callback that has a hook, and the driver.
+ * requests.c has the requests that the hooks do.
  *
  * The library is linked into each plugin, so each plugin has its own state.
  * Everything here is written by .get_ready at the latest, before there are
@@ -168,9 +168,9 @@ static struct nbdkit_async_driver own_driver = {
   .give_up = nbdkit_async_give_up,
 };
 
-/* Copies what the author gave.  The author may change it until .get_ready, so
- * each look at it until then makes a new copy.  Fields that the plugin's header
- * does not know are zero.
+/* Copies the author's struct.  The author may change it until .get_ready, so
+ * each call until then makes a new copy.  Fields that the plugin's header does
+ * not know are zero.
  */
 static void
 read_hooks (void)
