@@ -112,7 +112,7 @@ check-asan:
 check-tsan:
 	$(MAKE) VARIANT=tsan check
 
-# fio's companion, of case overhead only.
+# The client of the benchmark's case overhead.
 $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
 	$(CC) $(LDFLAGS) $(SAN) $^ -o $@ $(NBD_LIBS)
 

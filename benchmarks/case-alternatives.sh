@@ -33,7 +33,7 @@ alternative_plan () { # CLIENT CONTESTANT WORKLOAD
   esac
   [ "$1" = fio ] || size=${mib}M job="nbdcopy $mib ${3%+flush}"
   plan "$1" "$2" "$3" "$(limit 64 128)" \
-    "$(alternative_server "$2" $size $parameters)" "$job"
+    "$(alternative_server "$2" $size "$parameters")" "$job"
 }
 
 alternative_server () { # CONTESTANT SIZE [PARAMETERS]

@@ -131,13 +131,12 @@ notes_overhead () {
   cat <<'END'
 Four servers have turns of 30 ms of the same client: without a filter, with
 nbdkit's filter that does nothing (nofilter), with asyncpool, and without again.
-The client is benchmarks/interleave.c, as fio takes longer to start than a
-shared machine keeps its speed.  The servers share the seconds that are the last
-word of a command below; each round has new ones.  ratio: asyncpool / the mean
-of the two without.  empty: the same of nofilter.  noise: the lesser of the two
-without / the greater.  All servers have nbdkit's default of 16 threads, as more
-threads than cores gain nothing without latency.  asyncpool has its defaults,
-and uses its thread pool.
+The client is benchmarks/interleave.c.  The servers share the seconds that are
+the last word of a command below; each round has new ones.  ratio: asyncpool /
+the mean of the two without.  empty: the same of nofilter.  noise: the lesser of
+the two without / the greater.  All servers have nbdkit's default of 16 threads,
+as more threads than cores gain nothing without latency.  asyncpool has its
+defaults, and uses its thread pool.
 END
 }
 

@@ -1,17 +1,23 @@
-/* interleave: one load on several servers, in turns of some milliseconds, for case-overhead.sh.
+/* SPDX-License-Identifier: BSD-3-Clause
+ * interleave: the same load on several servers, in turns of some milliseconds.
+ * It is the client of case-overhead.sh.
  *
- *   interleave RW BYTES DEPTH SECONDS URI...       RW: read, write, randread or randwrite
+ *   interleave RW BYTES DEPTH SECONDS URI...
  *
- * For each URI a line: bytes, seconds.  fio cannot do this: it takes 0.3 s to start, and in that time
- * a shared machine becomes another one.  Whatever slows it down for longer than a turn slows all of the
- * servers down, so their ratio is seen where their speeds are not.
+ * RW is read, write, randread or randwrite.  For each URI it prints a line:
+ * bytes, seconds.
  *
- * A turn ends when its time is over and nothing is in flight any more, which is inside its time.  None
- * has two turns in a row, and with an even number of servers each comes after each other one as often.
+ * fio takes 0.3 s to start, and a shared machine changes its speed in that
+ * time.  A slowdown that lasts longer than a turn reaches all servers alike, so
+ * the ratio of their speeds is known better than each speed.
+ *
+ * A turn ends when its time is over and nothing is in flight any more; the wait
+ * for that is inside its time.  No server has two turns in a row.  With an even
+ * number of servers each follows each other one equally often.
  */
 
+#include <inttypes.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +33,8 @@ struct server;
 
 struct request {
   struct server *server;        /* constant */
-  char *buf;                    /* constant; all servers' requests share them, only one has its turn */
+  char *buf;                    /* constant; shared with the other servers, as
+                                   only one of them has its turn */
   struct request *next_free;
 };
 
@@ -46,10 +53,10 @@ static bool is_write, is_random;
 static uint32_t bytes;
 static unsigned depth;
 
-static void
-die (const char *what)
+static _Noreturn void
+die (const char *message)
 {
-  fprintf (stderr, "interleave: %s\n", what);
+  fprintf (stderr, "interleave: %s\n", message);
   exit (1);
 }
 
@@ -82,7 +89,9 @@ connect_to (struct server *s, const char *uri, char *bufs)
   if (s->size == 0)
     die ("the device is smaller than a request");
   for (unsigned i = 0; i < depth; i++) {
-    s->requests[i] = (struct request) { .server = s, .buf = bufs + (size_t) i * bytes };
+    s->requests[i] = (struct request) {
+      .server = s, .buf = bufs + (size_t) i * bytes
+    };
     put_free (&s->requests[i]);
   }
 }
@@ -108,7 +117,7 @@ completed (void *vr, int *error)
   r->server->in_flight--;
   r->server->n_done++;
   put_free (r);
-  return 1;                     /* libnbd forgets it */
+  return 1;                     /* libnbd frees the command */
 }
 
 static void
@@ -125,15 +134,17 @@ send_one (struct server *s)
     die (nbd_get_error ());
 }
 
-/* Which of N is the Ith of a turn of all: 0 1 n-1 2 n-2 ..., and from there around. */
+/* The Ith of N servers in a round: 0 1 n-1 2 n-2 ... in round 0.  Each further
+ * round begins one server later.
+ */
 static unsigned
-whose_turn (unsigned turn, unsigned i, unsigned n)
+server_of_turn (unsigned round, unsigned i, unsigned n)
 {
-  return (turn + (i % 2 ? (i + 1) / 2 : n - i / 2)) % n;
+  return (round + (i % 2 ? (i + 1) / 2 : n - i / 2)) % n;
 }
 
 static void
-have_turn (struct server *s)
+take_turn (struct server *s)
 {
   uint64_t start = now_ns (), now = start;
 
@@ -155,13 +166,14 @@ main (int argc, char **argv)
   char *bufs;
 
   if (n < 1 || n > MAX_SERVERS)
-    die ("usage: interleave read|write|randread|randwrite BYTES DEPTH SECONDS URI...");
+    die ("usage: interleave read|write|randread|randwrite BYTES DEPTH SECONDS"
+         " URI...");
   is_write = strstr (argv[1], "write");
   is_random = strstr (argv[1], "rand");
   bytes = (uint32_t) atoi (argv[2]);
   depth = (unsigned) atoi (argv[3]);
   if (bytes < 1 || depth < 1 || depth > MAX_DEPTH)
-    die ("BYTES: at least 1; DEPTH: from 1 to 1024");
+    die ("BYTES is at least 1, DEPTH from 1 to 1024");
   bufs = aligned_alloc (4096, ((size_t) bytes * depth + 4095) / 4096 * 4096);
   if (bufs == NULL)
     die ("no memory");
@@ -170,11 +182,12 @@ main (int argc, char **argv)
     connect_to (&servers[i], argv[5 + i], bufs);
 
   end = now_ns () + (uint64_t) atoi (argv[4]) * 1000000000;
-  for (unsigned turn = 0; now_ns () < end; turn++)
+  for (unsigned round = 0; now_ns () < end; round++)
     for (unsigned i = 0; i < n; i++)
-      have_turn (&servers[whose_turn (turn, i, n)]);
+      take_turn (&servers[server_of_turn (round, i, n)]);
   for (unsigned i = 0; i < n; i++) {
-    printf ("%llu %.6f\n", (unsigned long long) servers[i].n_done * bytes, (double) servers[i].ns / 1e9);
+    printf ("%" PRIu64 " %.6f\n", servers[i].n_done * bytes,
+            (double) servers[i].ns / 1e9);
     nbd_shutdown (servers[i].nbd, 0);
     nbd_close (servers[i].nbd);
   }
