@@ -1,16 +1,19 @@
-# nbdkit-async: asyncpool (filter), delaymem (plugin), tests, benchmarks, manuals.
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# nbdkit-async: asyncpool (filter), delaymem (plugin), the API for plugins.
 #
 #   make              ./asyncpool.so, ./delaymem.so and the manual pages
-#   make deps         install what building, tests and benchmarks need (root or sudo)
-#   make demo         one table in under a minute: what asyncpool does for a 64 ms device
-#   make check        all tests; check-asan, check-tsan, check-valgrind: the same under a tool
-#   make bench        the whole benchmark, benchmarks/README says what it writes
+#   make deps         install the packages that all goals need (root or sudo)
+#   make demo         one table in under a minute: asyncpool over a 64 ms device
+#   make check        all tests; check-asan, check-tsan and check-valgrind run
+#                     them under a tool
+#   make bench        the whole benchmark, see benchmarks/README
 #   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
-#   make install      into nbdkit's own directories; DESTDIR is respected, and prefix where given
+#   make install      into nbdkit's own directories, or prefix; DESTDIR
 #
-# A variant (plain, asan, tsan, or a name of your own for another compiler:
-# make VARIANT=clang CC=clang CXX=clang++) is built in build/VARIANT; the plain
-# one is linked to the top.
+# A variant (plain, asan, tsan, debug, or a name of your own for another
+# compiler: make VARIANT=clang CC=clang CXX=clang++) is built in build/VARIANT.
+# The plain one is copied to the top.
 
 VARIANT ?= plain
 B := build/$(VARIANT)
@@ -19,18 +22,19 @@ CC ?= cc
 PKG_CONFIG ?= pkg-config
 CFLAGS ?= -O2 -g
 CXXFLAGS ?= -O2 -g
-WARN := -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
-  -Wold-style-definition -Wvla -Wundef -Wpointer-arith -Wcast-qual -Wwrite-strings \
-  -Wformat=2 -Werror
+WARN := -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Wshadow -Wstrict-prototypes \
+  -Wmissing-prototypes -Wold-style-definition -Wvla -Wundef -Wpointer-arith \
+  -Wcast-qual -Wwrite-strings -Wformat=2 -Werror
 SAN_plain :=
-SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+  -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
 SAN := $(SAN_$(VARIANT))
 # Every variant but the plain one checks the invariants wherever engine.lock is
 # released (filter/check.h).
 DEBUG := $(if $(filter-out plain,$(VARIANT)),-DASYNCPOOL_DEBUG)
 
-# Only the goals that compile need the libraries; `make deps` runs before they are there.
+# Expanded by the goals that compile: make deps runs without the libraries.
 NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
 GLIB_CFLAGS = $(shell $(PKG_CONFIG) --cflags glib-2.0)
 GLIB_LIBS = $(shell $(PKG_CONFIG) --libs glib-2.0)
@@ -39,7 +43,8 @@ COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(WARN) $(SAN) $(DEBUG) -pthread -fPIC \
   -fvisibility=hidden -Ifilter -Iplugin -Iplugin/common -Iplugin/async \
   $(NBDKIT_CFLAGS) $(GLIB_CFLAGS) -MMD -MP
 
-COMPILE_CXX = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -std=c++17 -Wall -Wextra -Werror $(SAN) -pthread -fPIC \
+COMPILE_CXX = $(CXX) $(CPPFLAGS) $(CXXFLAGS) -std=c++17 -Wall -Wextra -Werror \
+  $(SAN) -pthread -fPIC \
   -fvisibility=hidden -Iplugin/async $(NBDKIT_CFLAGS) -MMD -MP
 
 FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))
@@ -47,13 +52,13 @@ FILTER_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard filter/*.c))
 ASYNC_LIB := $(B)/libnbdkit-async.a
 PLUGIN_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard plugin/*.c))
 # All that does not call nbdkit, for the unit tests.
-CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o filter/config.o filter/next.o plugin/delaymem.o),\
-  $(FILTER_OBJ) $(PLUGIN_OBJ))
+CORE_OBJ := $(filter-out $(addprefix $(B)/,filter/asyncpool.o \
+  filter/config.o filter/next.o plugin/delaymem.o),$(FILTER_OBJ) $(PLUGIN_OBJ))
 
 MODULES := $(B)/asyncpool.so $(B)/delaymem.so
 TOP := $(if $(filter plain,$(VARIANT)),asyncpool.so delaymem.so)
-MAN := $(B)/nbdkit-async.1 $(B)/nbdkit-asyncpool-filter.1 $(B)/nbdkit-delaymem-plugin.1 \
-  $(B)/nbdkit-async-plugin.3
+MAN := $(addprefix $(B)/,nbdkit-async.1 nbdkit-asyncpool-filter.1 \
+  nbdkit-delaymem-plugin.1 nbdkit-async-plugin.3)
 
 all: $(MODULES) $(ASYNC_LIB) $(TOP) $(MAN)
 
@@ -65,7 +70,7 @@ $(B)/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(COMPILE_CXX) -c $< -o $@
 
-# nodelete: threads of the pool may still be on their way out when nbdkit unloads the filter.
+# nodelete: threads of the pool may still end when nbdkit unloads the filter.
 $(B)/asyncpool.so: $(FILTER_OBJ)
 	$(CC) $(LDFLAGS) $(SAN) -pthread -shared -Wl,-z,nodelete $^ -o $@ $(GLIB_LIBS)
 
@@ -79,19 +84,23 @@ $(B)/delaymem.so: $(PLUGIN_OBJ) $(ASYNC_LIB)
 $(TOP): %.so: $(B)/%.so
 	cp $< $@.new && mv $@.new $@
 
-# Tests: tests/test-NAME.c are programs that print TAP, tests/test-NAME.sh scripts that do;
-# tests/plugin-NAME.c and .cpp are plugins that only tests load; tests/lib*.c go with every program.
+# Tests: tests/test-NAME.c are programs that print TAP, tests/test-NAME.sh are
+# scripts.  tests/plugin-NAME.c and .cpp are plugins that only tests load.
+# tests/lib*.c are linked with every program.
 TEST_C := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test-*.c))
-TEST_PLUGINS_CXX := $(patsubst tests/plugin-%.cpp,$(B)/tests/%.so,$(wildcard tests/plugin-*.cpp))
-TEST_PLUGINS := $(patsubst tests/plugin-%.c,$(B)/tests/%.so,$(wildcard tests/plugin-*.c)) \
-  $(TEST_PLUGINS_CXX)
-TEST_LIB := $(patsubst %.c,$(B)/%.o,$(filter-out tests/libworld.c,$(wildcard tests/lib*.c)))
+TEST_PLUGINS_CXX := $(patsubst tests/plugin-%.cpp,$(B)/tests/%.so,\
+  $(wildcard tests/plugin-*.cpp))
+TEST_PLUGINS := $(patsubst tests/plugin-%.c,$(B)/tests/%.so,\
+  $(wildcard tests/plugin-*.c)) $(TEST_PLUGINS_CXX)
+TEST_LIB := $(patsubst %.c,$(B)/%.o,$(filter-out tests/libworld.c,\
+  $(wildcard tests/lib*.c)))
 
 $(B)/tests/test-%: $(B)/tests/test-%.o $(TEST_LIB) $(CORE_OBJ)
 	$(CC) $(LDFLAGS) $(SAN) -pthread $^ -o $@ $(GLIB_LIBS) $(NBD_LIBS)
 
 $(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
-	$(if $(filter $@,$(TEST_PLUGINS_CXX)),$(CXX),$(CC)) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@ $(GLIB_LIBS)
+	$(if $(filter $@,$(TEST_PLUGINS_CXX)),$(CXX),$(CC)) $(LDFLAGS) $(SAN) \
+	  -pthread -shared $^ -o $@ $(GLIB_LIBS)
 
 # It calls the engine, which plugins do not have.
 $(filter $(B)/tests/test-engine-%,$(TEST_C)): $(B)/tests/libworld.o
@@ -139,27 +148,34 @@ vpath %.pod filter plugin plugin/async
 INSTALL ?= install
 # nbdkit's own prefix, unless another one is given.
 prefix = $(shell $(PKG_CONFIG) --variable=prefix nbdkit)
-NBDKIT_DIR = $(shell $(PKG_CONFIG) --define-variable=prefix=$(prefix) --variable=$1 nbdkit)
+NBDKIT_DIR = $(shell $(PKG_CONFIG) --define-variable=prefix=$(prefix) \
+  --variable=$1 nbdkit)
 filterdir = $(call NBDKIT_DIR,filterdir)
 plugindir = $(call NBDKIT_DIR,plugindir)
 mandir = $(prefix)/share/man
 libdir = $(call NBDKIT_DIR,libdir)
 includedir = $(call NBDKIT_DIR,includedir)
-ASYNC_PC = -e 's|@prefix@|$(prefix)|' -e 's|@libdir@|$(libdir:$(prefix)/%=$${prefix}/%)|' \
+ASYNC_PC = -e 's|@prefix@|$(prefix)|' \
+  -e 's|@libdir@|$(libdir:$(prefix)/%=$${prefix}/%)|' \
   -e 's|@includedir@|$(includedir:$(prefix)/%=$${prefix}/%)|'
 install: all
-	$(INSTALL) -D -m 755 $(B)/asyncpool.so $(DESTDIR)$(filterdir)/nbdkit-asyncpool-filter.so
-	$(INSTALL) -D -m 755 $(B)/delaymem.so $(DESTDIR)$(plugindir)/nbdkit-delaymem-plugin.so
+	$(INSTALL) -D -m 755 $(B)/asyncpool.so \
+	  $(DESTDIR)$(filterdir)/nbdkit-asyncpool-filter.so
+	$(INSTALL) -D -m 755 $(B)/delaymem.so \
+	  $(DESTDIR)$(plugindir)/nbdkit-delaymem-plugin.so
 	for m in $(MAN); do \
-	  $(INSTALL) -D -m 644 $$m $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/} || exit 1; done
+	  $(INSTALL) -D -m 644 $$m $(DESTDIR)$(mandir)/man$${m##*.}/$${m##*/} \
+	    || exit 1; done
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(includedir) \
 	  plugin/async/nbdkit-async.h plugin/async/nbdkit-async-driver.h
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(libdir) $(ASYNC_LIB)
 	$(INSTALL) -d $(DESTDIR)$(libdir)/pkgconfig
-	sed $(ASYNC_PC) plugin/async/nbdkit-async.pc.in >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
+	sed $(ASYNC_PC) plugin/async/nbdkit-async.pc.in \
+	  >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
 
-DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev libnbd-dev libnbd-bin libglib2.0-dev \
-  python3-libnbd fio jq gnuplot-nox e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
+DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev \
+  libnbd-dev libnbd-bin libglib2.0-dev python3-libnbd fio jq gnuplot-nox \
+  e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
   qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash
 # Without the guest's packages: its kernel comes from Debian's apt only.
 DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
@@ -174,11 +190,13 @@ deps:
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -q -y --no-install-recommends $(DEPS_DEB); \
 	elif command -v dnf >/dev/null; then $(SUDO) dnf install -y $(DEPS_RPM); \
-	else echo "make deps knows apt-get and dnf; install by hand: $(DEPS_DEB)"; exit 1; fi
+	else echo "make deps knows apt-get and dnf only: install $(DEPS_DEB)"; \
+	  exit 1; fi
 	benchmarks/guest/fetch
 
 clean:
 	rm -rf build $(TOP)
 
-.PHONY: all tests-build check check-asan check-tsan check-valgrind demo bench bench-kernel install deps clean
+.PHONY: all tests-build check check-asan check-tsan check-valgrind demo bench \
+  bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

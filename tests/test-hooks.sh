@@ -35,7 +35,7 @@ says () # FILTER...
 {
   # shellcheck disable=SC2046
   "$NBDKIT" -v -f -U - "$@" "$DELAYMEM" size=4M delay=1ms $(parameters "$filter") --run true \
-    2>&1 </dev/null | grep -E "asyncpool: the" | sed "s/.*asyncpool: //" | sort -u
+    2>&1 </dev/null | grep -E "asyncpool: (warning: )?the" | sed "s/.*asyncpool: //" | sort -u
 }
 
 filters=$(ls "$(pkg-config --variable=filterdir nbdkit)" | sed -n 's/^nbdkit-\(.*\)-filter\.so$/\1/p')
