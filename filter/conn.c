@@ -27,11 +27,16 @@ unit_of (const struct engine *e, const struct backend *b)
   return unit;
 }
 
+/* Wants the lock.  deferring first: a write that defers then is seen by every
+ * direct operation (direct_begin).
+ */
 static void
 defer_from_now_on (struct conn *c)
 {
-  if (!atomic_exchange (&c->defers, true))
-    atomic_fetch_add (&c->engine->buffers.deferring, 1);
+  if (atomic_load (&c->defers))
+    return;
+  atomic_fetch_add (&c->engine->buffers.deferring, 1);
+  atomic_store (&c->defers, true);
 }
 
 int
@@ -62,7 +67,7 @@ conn_open (struct engine *e, const char *export_name,
   lock_init (&c->streams_lock);
   lock_init (&c->wrote_lock);
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   c->device = d = device_join (d);
   c->shares = d->size == backend->size && d->unit == c->unit
     && d->min_block == backend->min_block;
@@ -98,7 +103,7 @@ conn_leave (struct conn *c)
 
   dispatch_set_conn (NULL);
   if (atomic_fetch_sub (&c->calls, CONN_CALL) == CONN_CALL + CONN_CLOSED) {
-    ENGINE_DISPATCH_SCOPE (e);
+    ENGINE_LOCK_THEN_DISPATCH (e);
     cond_broadcast (&e->order.progress);
   }
 }
@@ -112,7 +117,7 @@ conn_close (struct conn *c)
   if (atomic_fetch_or (&c->calls, CONN_CLOSED) & CONN_CLOSED)
     return;
   {
-    ENGINE_DISPATCH_SCOPE (e);
+    ENGINE_LOCK_THEN_DISPATCH (e);
     while (atomic_load (&c->calls) != CONN_CLOSED)
       engine_wait (e, &e->order.progress);
   }
@@ -120,7 +125,7 @@ conn_close (struct conn *c)
   backend_begin_call ();
   flush_close (c);
   {
-    ENGINE_DISPATCH_SCOPE (e);
+    ENGINE_LOCK_THEN_DISPATCH (e);
     buffers_drop_conn (c, 0, UINT64_MAX);
     if (atomic_exchange (&c->defers, false))
       atomic_fetch_sub (&e->buffers.deferring, 1);
@@ -135,7 +140,7 @@ conn_wait_for_prefetches (struct conn *c)
 
   dispatch_set_conn (c);
   {
-    ENGINE_DISPATCH_SCOPE (e);
+    ENGINE_LOCK_THEN_DISPATCH (e);
     while (c->n_reading > 0)
       engine_wait_end (c, &e->order.progress);
   }
@@ -147,7 +152,7 @@ conn_free (struct conn *c)
 {
   conn_wait_for_prefetches (c);
   {
-    ENGINE_DISPATCH_SCOPE (c->engine);
+    ENGINE_LOCK_THEN_DISPATCH (c->engine);
     g_queue_unlink (&c->engine->conns, &c->link);
     changes_add_all (&c->device->gone_flushing, &c->flushing);
     /* No call changes it any more: no lock. */
@@ -208,7 +213,7 @@ enable_writeback (struct conn *c)
 {
   if (c->engine->config.write == WRITE_AUTO
       && !atomic_load_explicit (&c->defers, memory_order_relaxed)) {
-    ENGINE_DISPATCH_SCOPE (c->engine);
+    ENGINE_LOCK_THEN_DISPATCH (c->engine);
     defer_from_now_on (c);
   }
 }
@@ -246,7 +251,7 @@ conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 int
 conn_read_closed (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
-  bool waited;
+  bool waited = false;
 
   return read_serve (c, NULL, buf, count, offset, clock_ns (), &waited);
 }

@@ -169,7 +169,7 @@ device_flush_begin (struct device *d)
 {
   struct engine *e = d->export->engine;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   d->flushes++;
   changes_add_all (&d->gone_flushing, &d->gone);
   d->gone.n = 0;
@@ -190,7 +190,7 @@ device_flush_end (struct device *d, int err)
   struct engine *e = d->export->engine;
   bool is_last;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   is_last = --d->flushes == 0;  /* else another flush is to show some of it */
   if (err)
     return;

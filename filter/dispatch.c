@@ -66,6 +66,7 @@ start_all (struct engine *e, GQueue *starts)
     else {
       b->job.run = start_job;
       pool_push (e->pool, &b->job, POOL_PIECE);
+      pool_wake_idle (e->pool);
     }
   }
 }

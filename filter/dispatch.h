@@ -38,7 +38,7 @@ engine_end_scope (struct engine **e)
 }
 
 /* Holds engine.lock until the end of the enclosing block, then dispatches. */
-#define ENGINE_DISPATCH_SCOPE(e)                                        \
+#define ENGINE_LOCK_THEN_DISPATCH(e)                                        \
   __attribute__ ((cleanup (engine_end_scope)))                          \
     struct engine *engine_in_scope = engine_lock (e);                   \
   (void) engine_in_scope

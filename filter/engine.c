@@ -57,7 +57,7 @@ engine_stop (struct engine *e)
     conn_wait_for_prefetches (l->data);
   }
   {
-    ENGINE_DISPATCH_SCOPE (e);
+    ENGINE_LOCK_THEN_DISPATCH (e);
     e->stopping = true;
   }
   writeback_stop (e);

@@ -15,7 +15,7 @@ flush_has_failed (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   for (struct buf *b = buffers_first (e, offset, end); b;
        b = buffers_next (b, offset, end))
     if (b->state == BUF_FAILED && b->device == c->device)
@@ -23,18 +23,21 @@ flush_has_failed (struct conn *c, uint64_t offset, uint64_t end)
   return false;
 }
 
-/* Whether this connection could write the buffer itself: the first one of its
- * device may have had other limits.
+/* Whether this connection could write all pieces of the buffer itself: the
+ * first one of its device may have had other limits.
  */
 static bool
 can_write (const struct conn *c, const struct buf *b)
 {
-  const struct backend *k = &c->backend;
-  uint32_t mask = k->min_block - 1;
+  if (!c->backend.can_write || buf_limit (b) > c->backend.size)
+    return false;
+  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
+    struct span p = buf_piece (b, i);
 
-  return k->can_write && buf_limit (b) <= k->size
-    && ((buf_start (b) | buf_end (b)) & mask) == 0
-    && b->hi - b->lo <= k->max_block;
+    if (conn_is_refusable (c, p.hi - p.lo, b->base + p.lo))
+      return false;
+  }
+  return true;
 }
 
 /* An error that another try cannot change. */
@@ -106,8 +109,9 @@ retry_all (struct conn *c,
   order_dispatch_locked (e, 0, UINT64_MAX);
 }
 
-/* Waits until a claimed READY buffer may be written.  False: it could not, with
- * the reason in *ERR, or newer data has replaced it, with *ERR 0.
+/* Waits until a claimed READY buffer may be written.  False: it could not, and
+ * it is FAILED, with the reason in *ERR; or newer data has replaced it, with
+ * *ERR 0.
  */
 static bool
 wait_for_turn (struct conn *c, struct buf *b, int *err)
@@ -122,16 +126,18 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
     *err = order_wait_progress_locked (c, until_ns);
   is_replaced = b->dropped;
   buffers_unpin (b);
-  if (is_replaced)
+  if (is_replaced) {
     *err = 0;
-  else if (*err) {
-    order_fail_locked (b);
-    order_dispatch_locked (e, buf_start (b), buf_limit (b));
-    cond_broadcast (&e->order.progress);
-    if (*err == ETIMEDOUT)
-      *err = b->err;
+    return false;
   }
-  return !is_replaced && *err == 0;
+  if (*err == 0)
+    return true;
+  order_fail_locked (b);
+  order_dispatch_locked (e, buf_start (b), buf_limit (b));
+  cond_broadcast (&e->order.progress);
+  if (*err == ETIMEDOUT)
+    *err = b->err;
+  return false;
 }
 
 /* Tries a piece of a FAILED buffer again, through the connection that wrote
@@ -162,7 +168,8 @@ try_again (struct conn *c, struct buf *b)
     return 0;
   }
   buffers_set_state (b, BUF_WRITING);
-  offset = buf_start (b);
+  b->io.hook.offset = offset = buf_start (b);
+  b->io.hook.count = b->hi - b->lo;
   end = buf_end (b);
   engine_unlock_and_dispatch (e);
   err = backend_pwrite (&via->backend, b->data + (offset - b->base),
@@ -172,56 +179,37 @@ try_again (struct conn *c, struct buf *b)
   return err;
 }
 
-/* The log lines of a buffer: one for each piece. */
-struct report {
-  struct engine *engine;
-  const char *name;
-  uint64_t base;
-  int err;
-  GArray *pieces;               /* struct span */
-};
-
-static struct report
-report_of (const struct buf *b)
-{
-  struct report r = {
-    b->engine, b->device->export->name, b->base, b->err,
-    g_array_new (FALSE, FALSE, sizeof (struct span))
-  };
-
-  for (unsigned i = 0; i < buf_n_pieces (b); i++) {
-    struct span p = buf_piece (b, i);
-
-    g_array_append_val (r.pieces, p);
-  }
-  return r;
-}
-
-/* Releases the lock meanwhile, as a log may be slow.  The export stays. */
+/* Logs each piece of a FAILED buffer that could not be written, and gives the
+ * buffer up if it is not KEPT.  Releases the lock meanwhile, as a log may be
+ * slow.  The export stays.
+ */
 static void
-log_report (struct report r, bool kept)
+log_unwritten (struct buf *b, bool kept)
 {
-  engine_unlock_and_dispatch (r.engine);
-  for (unsigned i = 0; i < r.pieces->len; i++) {
-    struct span p = g_array_index (r.pieces, struct span, i);
+  struct engine *e = b->engine;
+  const char *name = b->device->export->name;
+  uint64_t base = b->base;
+  unsigned n = buf_n_pieces (b);
+  int err = b->err;
+  g_autofree struct span *pieces = g_new (struct span, n);
 
-    r.engine->config.log_unwritten (r.name, r.base + p.lo, p.hi - p.lo, r.err,
-                                    kept);
-  }
-  g_array_unref (r.pieces);
-  engine_lock (r.engine);
+  for (unsigned i = 0; i < n; i++)
+    pieces[i] = buf_piece (b, i);
+  if (!kept)
+    buffers_remove (b);
+  engine_unlock_and_dispatch (e);
+  for (unsigned i = 0; i < n; i++)
+    e->config.log_unwritten (name, base + pieces[i].lo,
+                             pieces[i].hi - pieces[i].lo, err, kept);
+  engine_lock (e);
 }
 
-/* Gives a FAILED buffer up.  Releases the lock meanwhile. */
 static void
 lose (struct buf *b)
 {
-  struct report r = report_of (b);
-
   if (!b->reported)
     atomic_store (&b->device->export->lost, b->err);
-  buffers_remove (b);
-  log_report (r, false);
+  log_unwritten (b, false);
 }
 
 /* Flush. */
@@ -276,14 +264,14 @@ int
 flush_begin (struct conn *c)
 {
   struct engine *e = c->engine;
-  bool is_side_by_side = false;
-  int err, first = 0;
+  bool is_retried = false;
+  int err, first_err = 0;
   struct buf *b;
   uint64_t seq, until_ns = 0;   /* one bound for all waits for other devices */
 
   if (atomic_load (&e->buffers.deferring) == 0)
     return 0;
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   seq = e->buffers.seq;
   submit_export (c->device->export);
   err = order_wait_locked (c, dirty_for_flush, &seq, 0, UINT64_MAX, &until_ns);
@@ -294,20 +282,20 @@ flush_begin (struct conn *c)
       err = b->err;
     if (err && err != ESHUTDOWN && b->state == BUF_FAILED
         && is_permanent (b->err)) {
-      first = first ? first : err;
+      first_err = first_err ? first_err : err;
       err = 0;
       b->reported = true;
       lose (b);
     }
-    else if (err == 0 && !is_side_by_side) {    /* it takes writes again */
-      is_side_by_side = true;
+    else if (err == 0 && !is_retried) { /* the plugin takes writes again */
+      is_retried = true;
       retry_all (c, is_of_device);
     }
     if (err == 0)
       err = order_wait_locked (c, dirty_for_flush, &seq, 0, UINT64_MAX,
                                &until_ns);
   }
-  return first ? first : err;
+  return first_err ? first_err : err;
 }
 
 /* The error of lost data, which this flush returns. */
@@ -332,7 +320,7 @@ flush_end (struct conn *c, int err)
   /* The client may have gone: the next flush returns the error. */
   if (err == ESHUTDOWN)
     return err;
-  ENGINE_DISPATCH_SCOPE (c->engine);
+  ENGINE_LOCK_THEN_DISPATCH (c->engine);
   lost = take_lost (d);
   if (err == 0)
     err = lost;
@@ -376,7 +364,7 @@ flush_close (struct conn *c)
   bool is_given_up = false;
   struct buf *b;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   submit_export (d->export);
   /* Workers first: on this thread, whose client has gone, filters below that
    * sleep fail at once.
@@ -401,7 +389,7 @@ flush_close (struct conn *c)
       lose (b);
     else {
       b->conn = NULL;
-      log_report (report_of (b), true);
+      log_unwritten (b, true);
     }
   }
   /* A client of another name has replaced data here: the next client of this

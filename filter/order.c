@@ -103,7 +103,7 @@ write_done (struct backend_io *io, int err)
   struct buf *b = buf_of_io (io);
   struct engine *e = b->engine;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   b->hooked = false;
   order_written_locked (b, io->hook.offset, io->hook.offset + io->hook.count,
                         err);
@@ -231,13 +231,32 @@ struct drained {
   uint64_t seq, offset, end;
 };
 
+/* Whether a write of the device is in flight in the range.  Newer data of
+ * another device may have taken its bytes out of the tree (supersede), but the
+ * plugin can still write them.  The device is failing then.
+ */
+static bool
+is_in_flight (const struct device *d, uint64_t offset, uint64_t end)
+{
+  for (GList *l = d->export->dirty.head; atomic_load (&d->failing) && l;
+       l = l->next) {
+    const struct buf *b = l->data;
+    const struct nbdkit_async_io *io = &b->io.hook;
+
+    if (b->device == d && b->state == BUF_WRITING
+        && ranges_overlap (io->offset, io->offset + io->count, offset, end))
+      return true;
+  }
+  return false;
+}
+
 /* Dirty data in the range that is not younger than seq. */
 static unsigned
 dirty_in_range (struct conn *c, const void *what)
 {
   const struct drained *d = what;
   struct engine *e = c->engine;
-  unsigned kinds = 0;
+  unsigned kinds = is_in_flight (c->device, d->offset, d->end) ? DIRTY_OWN : 0;
 
   for (struct buf *b = buffers_first (e, d->offset, d->end); b;
        b = buffers_next (b, d->offset, d->end))
@@ -260,7 +279,7 @@ order_drain_locked (struct conn *c, uint64_t offset, uint64_t end)
 int
 order_drain (struct conn *c, uint64_t offset, uint64_t end)
 {
-  ENGINE_DISPATCH_SCOPE (c->engine);
+  ENGINE_LOCK_THEN_DISPATCH (c->engine);
   return order_drain_locked (c, offset, end);
 }
 
@@ -319,7 +338,7 @@ direct_begin (struct conn *c, struct direct *d, uint32_t count,
     return 0;
   atomic_fetch_sub (&e->order.unregistered, 1);
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   g_queue_push_tail_link (&e->order.directs, &d->link);
   err = order_drain_locked (c, d->offset, d->end);
   d->running = err == 0;
@@ -342,13 +361,13 @@ direct_end (struct conn *c, struct direct *d, int err)
      */
     atomic_thread_fence (memory_order_seq_cst);
     if (atomic_load (&e->buffers.in_tree) > 0) {
-      ENGINE_DISPATCH_SCOPE (e);
+      ENGINE_LOCK_THEN_DISPATCH (e);
       buffers_drop (e, d->offset, d->end);
     }
     atomic_fetch_sub (&e->order.unregistered, 1);
     return;
   }
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   if (err == 0)
     supersede (c->device, UINT64_MAX, d->offset, d->end);
   buffers_drop (e, d->offset, d->end);

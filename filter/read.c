@@ -129,7 +129,7 @@ pin_all (struct read *r, uint64_t now_ns)
 {
   int err = 0;
 
-  ENGINE_DISPATCH_SCOPE (r->c->engine);
+  ENGINE_LOCK_THEN_DISPATCH (r->c->engine);
   if (others_are_dirty (r))
     err = order_drain_locked (r->c, r->offset, r->end);
   if (err)
@@ -217,7 +217,7 @@ copy_pins (struct read *r, bool *waited)
     bool is_good = true;
 
     if (p->reading) {
-      ENGINE_DISPATCH_SCOPE (r->c->engine);
+      ENGINE_LOCK_THEN_DISPATCH (r->c->engine);
       *waited |= b->state == BUF_READING;
       err = readahead_wait (r->c, b);
       is_good = b->err == 0;
@@ -241,7 +241,7 @@ unpin_all (struct read *r)
 {
   struct engine *e = r->c->engine;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   for (unsigned i = 0; i < r->n; i++) {
     struct pin *p = &r->pins[i];
 

@@ -29,7 +29,7 @@ prefetched (struct backend_io *io, int err)
     stream_end (&c->streams, b->base, b->base + b->hi);
   }
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   debug_buffers ("prefetched %#" PRIx64 ": error %d%s", b->base, err,
                  b->dropped ? ", stale" : "");
   b->hooked = false;
@@ -95,7 +95,7 @@ start (struct conn *c, struct stream_range r)
 {
   struct engine *e = c->engine;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   /* The end of a connection drops its prefetches once, and waits for the rest.
    */
   if (e->stopping || atomic_load (&c->backend.gone_ns) != 0)
@@ -133,7 +133,7 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
                                           memory_order_relaxed);
   unsigned share;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   c->read_ns = MAX (c->read_ns, now_ns);
   buffers_evict_idle (e, now_ns);
   *lost = c->lost;
@@ -150,7 +150,7 @@ drop (struct conn *c, struct stream_range r)
 {
   if (r.from == r.to)
     return;
-  ENGINE_DISPATCH_SCOPE (c->engine);
+  ENGINE_LOCK_THEN_DISPATCH (c->engine);
   buffers_drop_conn (c, r.from, r.to);
 }
 

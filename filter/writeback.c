@@ -55,7 +55,7 @@ run (void *vp)
   struct engine *e = vp;
   struct writeback *w = &e->writeback;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   while (!e->stopping) {
     uint64_t due_ns = next_due_ns (e), now_ns;
 
@@ -84,7 +84,7 @@ void
 writeback_stop (struct engine *e)
 {
   {
-    ENGINE_DISPATCH_SCOPE (e);
+    ENGINE_LOCK_THEN_DISPATCH (e);
     cond_signal (&e->writeback.wake);
   }
   pthread_join (e->writeback.thread, NULL);
@@ -285,7 +285,7 @@ writeback_hold (struct conn *c, const void *buf, uint32_t count,
   struct buf *b = NULL;
   int err = 0;
 
-  ENGINE_DISPATCH_SCOPE (e);
+  ENGINE_LOCK_THEN_DISPATCH (e);
   while (err == 0 && b == NULL) {
     if (!may_defer (&w))
       err = EAGAIN;

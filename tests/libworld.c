@@ -929,7 +929,7 @@ has_same_device (struct world *w, unsigned i, unsigned j)
 const void *
 buffer_of_unit (struct world *w, unsigned unit)
 {
-  ENGINE_DISPATCH_SCOPE (w->e);
+  ENGINE_LOCK_THEN_DISPATCH (w->e);
   return buffers_first (w->e, unit * U, (unit + 1) * U);
 }
 

@@ -280,6 +280,32 @@ test_bound (struct world *w)
   assert_free (w, 8);
 }
 
+/* A write hangs, and newer data of another device takes the place of its bytes.
+ * It is still in flight: the next change of its own device waits for it.
+ */
+static void
+test_bound_in_flight (struct world *w)
+{
+  enum kind kind = w->arg;
+  struct task *second;
+  int hold;
+
+  open_names (w, 8 * U, config_impatient (READ_DIRECT));
+  hold = fake_hold (w->f, FAKE_WRITE, 8192, 4096);      /* the first write only */
+  do_write (w, 0, U, 0, 1);
+  fake_wait_held (w->f, hold, 1);
+  do_fua (w, 1, 4096, 0, 2);
+  second = start_blocked (w, 0, kind, 4096, 0, 3);
+  assert_started (w, FAKE_CHANGE, 0, 4096, 2);
+  fake_release (w->f, hold);
+  task_ends (second, 0);
+  assert_device (w->f, 4096, 0, kind == ZERO ? 0 : 3);
+  assert_device (w->f, U - 4096, 4096, 1);
+  assert_late (1);
+  flush_fails (w, 0, EIO);
+  do_flush (w, 0);
+}
+
 /* READY data has failed when another device's change stops waiting for it.  Its
  * own flush does not wait for that change, which hangs.
  */
@@ -402,6 +428,8 @@ static const struct test tests[] = {
   { "devices/bound/fua", test_bound, FUA },
   { "devices/bound/zero", test_bound, ZERO },
   { "devices/bound/trim", test_bound, TRIM },
+  { "devices/bound-in-flight/write", test_bound_in_flight, WRITE },
+  { "devices/bound-in-flight/zero", test_bound_in_flight, ZERO },
   { "devices/bound-ready", test_bound_ready },
   { "devices/bound-retry", test_bound_retry },
   { "devices/workers", test_workers },
