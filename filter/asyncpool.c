@@ -248,7 +248,7 @@ asyncpool_get_ready (int thread_model)
     return -1;
   }
   /* Here, as under --run a failure after the fork leaves clients waiting.  One
-   * more: the linger thread.
+   * more: the write-back thread.
    */
   err = pool_try_threads (config.engine.threads + 1);
   return err ? threads_error (err) : 0;
@@ -333,18 +333,14 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
 }
 
 /* Writes out the connection's dirty data, while next is valid. */
-static void
-end_connection (struct handle *h)
-{
-  if (h->conn)
-    conn_close (h->conn);
-}
-
 static int
 asyncpool_finalize (nbdkit_next *next, void *vh)
 {
+  struct handle *h = vh;
+
   (void) next;
-  end_connection (vh);
+  if (h->conn)
+    conn_close (h->conn);
   return 0;
 }
 
@@ -354,7 +350,7 @@ asyncpool_close (void *vh)
   struct handle *h = vh;
 
   /* nbdkit skips finalize if that of an outer filter failed. */
-  end_connection (h);
+  asyncpool_finalize (NULL, h);
   pthread_mutex_lock (&handles_lock);
   g_queue_unlink (&handles, &h->link);
   pthread_mutex_unlock (&handles_lock);

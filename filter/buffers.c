@@ -3,7 +3,6 @@
  * Buffers: see buffers.h.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "buffers.h"
 #include "clock.h"
@@ -85,6 +84,30 @@ buffers_next (struct buf *b, uint64_t offset, uint64_t end)
   return overlapping_from (g_tree_node_next (b->node), offset, end);
 }
 
+static bool
+have (const struct device *d, bool is_other, unsigned states, uint64_t offset,
+      uint64_t end)
+{
+  BUFFERS_FOREACH (b, d->export->engine, offset, end)
+    if ((b->device != d) == is_other && states >> b->state & 1)
+      return true;
+  return false;
+}
+
+bool
+buffers_have (const struct device *d, unsigned states, uint64_t offset,
+              uint64_t end)
+{
+  return have (d, false, states, offset, end);
+}
+
+bool
+buffers_others_have (const struct device *d, unsigned states, uint64_t offset,
+                     uint64_t end)
+{
+  return have (d, true, states, offset, end);
+}
+
 /* States. */
 
 /* The queue where a buffer of this state is, if any. */
@@ -118,25 +141,23 @@ insert_by_age (GQueue *q, GList *link)
     g_queue_push_head_link (q, link);
 }
 
-#define TO(state) (1u << BUF_##state)
-
+#ifdef ASYNCPOOL_DEBUG
 /* The states that may follow. */
 static const unsigned followers[BUF_STATES] = {
-  [BUF_FREE] = TO (TAKEN),
-  [BUF_TAKEN] = TO (FREE) | TO (READING) | TO (OPEN),
-  [BUF_READING] = TO (CLEAN) | TO (TAKEN),
-  [BUF_CLEAN] = TO (TAKEN),
-  [BUF_OPEN] = TO (READY),
-  [BUF_READY] = TO (WRITING) | TO (FAILED) | TO (TAKEN),
+  [BUF_FREE] = BUF_BIT (TAKEN),
+  [BUF_TAKEN] = BUF_BIT (FREE) | BUF_BIT (READING) | BUF_BIT (OPEN),
+  [BUF_READING] = BUF_BIT (CLEAN) | BUF_BIT (TAKEN),
+  [BUF_CLEAN] = BUF_BIT (TAKEN),
+  [BUF_OPEN] = BUF_BIT (READY),
+  [BUF_READY] = BUF_BIT (WRITING) | BUF_BIT (FAILED) | BUF_BIT (TAKEN),
   /* READY: a piece is written, and there are others. */
-  [BUF_WRITING] = TO (READY) | TO (FAILED) | TO (TAKEN),
-  [BUF_FAILED] = TO (READY) | TO (TAKEN),
+  [BUF_WRITING] = BUF_BIT (READY) | BUF_BIT (FAILED) | BUF_BIT (TAKEN),
+  [BUF_FAILED] = BUF_BIT (READY) | BUF_BIT (TAKEN),
 };
 
-#ifdef ASYNCPOOL_DEBUG
-#define check_transition(from, to) g_assert (followers[from] & 1u << (to))
+#define check_transition(from, to) g_assert (followers[from] >> (to) & 1)
 #else
-#define check_transition(from, to) ((void) followers)
+#define check_transition(from, to) ((void) 0)
 #endif
 
 void
@@ -199,8 +220,8 @@ buffers_call_writer (struct engine *e)
 void
 buffers_wake_writers (struct engine *e)
 {
-  for (GList *l = e->buffers.writers.head; l; l = l->next)
-    cond_signal (&((struct writer *) l->data)->woken);
+  QUEUE_FOREACH (struct writer, w, &e->buffers.writers, link)
+    cond_signal (&w->woken);
 }
 
 void
@@ -340,10 +361,7 @@ evict (struct buf *b)
 void
 buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 {
-  struct buf *b, *next;
-
-  for (b = buffers_first (e, offset, end); b; b = next) {
-    next = buffers_next (b, offset, end);
+  BUFFERS_FOREACH (b, e, offset, end) {
     if (is_ahead (b))
       buffers_remove (b);
   }
@@ -352,10 +370,7 @@ buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 void
 buffers_drop_others (struct conn *c, uint64_t offset, uint64_t end)
 {
-  struct buf *b, *next;
-
-  for (b = buffers_first (c->engine, offset, end); b; b = next) {
-    next = buffers_next (b, offset, end);
+  BUFFERS_FOREACH (b, c->engine, offset, end) {
     if (is_ahead (b) && b->conn != c)
       evict (b);
   }
@@ -364,10 +379,7 @@ buffers_drop_others (struct conn *c, uint64_t offset, uint64_t end)
 void
 buffers_drop_conn (struct conn *c, uint64_t offset, uint64_t end)
 {
-  struct buf *b, *next;
-
-  for (b = buffers_first (c->engine, offset, end); b; b = next) {
-    next = buffers_next (b, offset, end);
+  BUFFERS_FOREACH (b, c->engine, offset, end) {
     if (b->conn != c || !is_ahead (b))
       continue;
     if (buf_end (b) > end)
@@ -400,18 +412,15 @@ buffers_idle_ns (const struct engine *e)
 {
   uint64_t first = UINT64_MAX;
 
-  for (GList *l = e->buffers.clean.head; l; l = l->next)
-    first = MIN (first, idle_ns (l->data));
+  QUEUE_FOREACH (struct buf, b, &e->buffers.clean, link)
+    first = MIN (first, idle_ns (b));
   return first;
 }
 
 void
 buffers_evict_idle (struct engine *e, uint64_t now_ns)
 {
-  for (GList *l = e->buffers.clean.head, *next; l; l = next) {
-    struct buf *b = l->data;
-
-    next = l->next;
+  QUEUE_FOREACH (struct buf, b, &e->buffers.clean, link) {
     if (b->since_ns + STREAM_IDLE_NS >= now_ns)
       return;
     if (b->pins == 0 && idle_ns (b) < now_ns)
@@ -501,6 +510,12 @@ buffers_take_for_ahead (struct conn *c)
   return b;
 }
 
+uint64_t
+buffers_next_seq (struct engine *e)
+{
+  return ++e->buffers.seq;
+}
+
 void
 buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
                uint64_t base, uint32_t lo, uint32_t hi)
@@ -512,7 +527,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   b->base = base;
   b->lo = lo;
   b->hi = hi;
-  b->seq = ++e->buffers.seq;
+  b->seq = buffers_next_seq (e);
   b->used = 0;
   b->err = 0;
   b->failed_seq = 0;

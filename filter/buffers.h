@@ -12,7 +12,7 @@
  *
  *   state     the buffer holds
  *   FREE      nothing
- *   TAKEN     nothing: taken for use, or dropped while a read still copies
+ *   TAKEN     nothing: taken for use, or dropped while a copy still uses it
  *   READING   nothing yet: a prefetch is queued or in flight
  *   CLEAN     prefetched data that no write has touched since
  *   OPEN      deferred writes; more writes may join
@@ -29,8 +29,8 @@
  *    or dropped.
  * 2. Waiting data overlaps no CLEAN buffer, and no READING one in the tree, of
  *    the same device.  A write drops those before it is answered.
- * 3. A buffer with fillers > 0 is neither read from nor dispatched.  A buffer
- *    with pins > 0 is not reused.
+ * 3. No read pins a buffer with fillers, and no such buffer is dispatched.  A
+ *    buffer with pins is not reused.
  * order.h has the invariants about overlapping writes.
  *
  * A dropped buffer was taken out of the tree.  It becomes FREE as soon as no
@@ -51,6 +51,7 @@
 #include "backend.h"
 #include "cond.h"
 #include "pool.h"
+#include "queue.h"
 #include "slab.h"
 
 struct conn;
@@ -61,6 +62,14 @@ enum buf_state {
   BUF_FREE, BUF_TAKEN, BUF_READING, BUF_CLEAN,
   BUF_OPEN, BUF_READY, BUF_WRITING, BUF_FAILED,
   BUF_STATES
+};
+
+/* Sets of states. */
+#define BUF_BIT(state) (1u << BUF_##state)
+enum {
+  BUF_DIRTY = BUF_BIT (OPEN) | BUF_BIT (READY) | BUF_BIT (WRITING),
+  BUF_WAITING = BUF_DIRTY | BUF_BIT (FAILED),
+  BUF_ANY = (1u << BUF_STATES) - 1
 };
 
 /* Bytes within a unit. */
@@ -75,8 +84,8 @@ struct buf {
   /* Constant. */
   struct engine *engine;
   char *data;                   /* byte 0 of the unit */
-  /* Under engine.lock.  A dispatched operation uses base, lo, hi, conn and
-   * data without it; they do not change then.
+  /* Under engine.lock.  A prefetch uses base, hi and conn without it: they do
+   * not change in READING.  A dispatched write uses io.hook.
    */
   enum buf_state state;
   bool dropped;
@@ -85,9 +94,10 @@ struct buf {
                                  * ended and left this FAILED data */
   uint64_t base;                /* device offset of the unit */
   uint32_t lo, hi;
-  GArray *rest;                 /* FAILED: struct span, pieces after hi; NULL */
+  GArray *rest;                 /* struct span: the pieces after hi, where newer
+                                 * data replaced bytes between; or NULL */
   uint64_t seq;                 /* age */
-  uint64_t failed_seq;          /* engine's seq at its last failure, or 0 */
+  uint64_t failed_seq;          /* buffers.seq at its last failure, or 0 */
   uint64_t since_ns;            /* CLEAN: prefetched at; OPEN: first write at */
   uint32_t used;                /* prefetched bytes that were read or skipped */
   unsigned fillers;             /* copies into it under way */
@@ -125,7 +135,7 @@ struct buffers {
   GQueue free;                  /* youngest first: it is in the CPU's cache */
   GQueue reading, clean, open;  /* oldest first */
   GQueue failed;                /* by seq */
-  uint64_t seq;                 /* counts up with each buffer that is filled */
+  uint64_t seq;                 /* of the latest event, see buffers_next_seq */
   unsigned n_ahead;             /* READING and CLEAN buffers in the tree */
   unsigned readers;             /* connections with conn.n_ahead > 0 */
   GQueue writers;               /* that wait for a buffer, oldest first */
@@ -139,14 +149,13 @@ struct buffers {
 static inline bool
 buf_is_dirty (const struct buf *b)
 {
-  return b->state == BUF_OPEN || b->state == BUF_READY
-    || b->state == BUF_WRITING;
+  return BUF_DIRTY >> b->state & 1;
 }
 
 static inline bool
 buf_is_waiting (const struct buf *b)
 {
-  return buf_is_dirty (b) || b->state == BUF_FAILED;
+  return BUF_WAITING >> b->state & 1;
 }
 
 static inline uint64_t
@@ -211,12 +220,20 @@ buf_of_io (struct backend_io *io)
 extern int buffers_init (struct engine *, unsigned n, uint32_t size);
 extern void buffers_destroy (struct engine *);
 
-/* The buffers in the tree that overlap [OFFSET, END), by place and age.  The
- * caller may remove the current buffer if it asked for the next one before.
- */
+/* The buffers in the tree that overlap [OFFSET, END), by place and age. */
 extern struct buf *buffers_first (struct engine *, uint64_t offset,
                                   uint64_t end);
 extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
+/* B is each of them.  The body may remove it. */
+#define BUFFERS_FOREACH(b, e, offset, end)                              \
+  for (struct buf *b = buffers_first (e, offset, end), *b##_next;       \
+       b && (b##_next = buffers_next (b, offset, end), true);           \
+       b = b##_next)
+/* Whether one of them is in one of the STATES: of this device, of any other. */
+extern bool buffers_have (const struct device *, unsigned states,
+                          uint64_t offset, uint64_t end);
+extern bool buffers_others_have (const struct device *, unsigned states,
+                                 uint64_t offset, uint64_t end);
 
 /* Taking a buffer.
  *
@@ -259,6 +276,8 @@ extern void buffers_wake_writers (struct engine *);
  */
 extern void buffers_enter (struct buf *, enum buf_state, struct conn *,
                            uint64_t base, uint32_t lo, uint32_t hi);
+/* The time of an event, as a number that counts up. */
+extern uint64_t buffers_next_seq (struct engine *);
 /* Changes the state, and with it the queues and counts. */
 extern void buffers_set_state (struct buf *, enum buf_state);
 /* Takes the buffer out of the tree.  It becomes FREE, now or when its last user

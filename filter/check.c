@@ -102,9 +102,7 @@ check_buf (struct engine *e, const struct buf *b)
   if (b->pins > 0)
     g_assert_true (b->state != BUF_FREE);
   if (b->state == BUF_WRITING)
-    for (GList *l = e->order.directs.head; l; l = l->next) {
-      const struct direct *d = l->data;
-
+    QUEUE_FOREACH (struct direct, d, &e->order.directs, link) {
       /* Of several pieces the first one is being written. */
       g_assert_false (d->running && d->device == b->device
                       && ranges_overlap (d->offset, d->end, buf_start (b),
@@ -144,9 +142,7 @@ check_queues (struct engine *e)
   g_assert_cmpuint (s->open.length, ==, n[BUF_OPEN]);
   g_assert_cmpuint (s->failed.length, ==, n[BUF_FAILED]);
   check_sorted (&s->failed);
-  for (GList *l = e->exports.head; l; l = l->next) {
-    const struct export *x = l->data;
-
+  QUEUE_FOREACH (struct export, x, &e->exports, link) {
     dirty_of_exports += x->dirty.length;
     check_sorted (&x->dirty);
   }
@@ -162,8 +158,7 @@ check_conns (struct engine *e)
   const struct buffers *s = &e->buffers;
   unsigned waiting = 0, deferring = 0, readers = 0, all_ahead = 0;
 
-  for (GList *l = e->conns.head; l; l = l->next) {
-    struct conn *c = l->data;
+  QUEUE_FOREACH (struct conn, c, &e->conns, link) {
     unsigned dirty = 0, reading = 0, ahead = 0;
 
     for (unsigned i = 0; i < s->n; i++) {

@@ -394,8 +394,6 @@ conn_flush (struct conn *c, bool is_own)
 bool
 conn_drain (struct conn *c, uint32_t count, uint64_t offset)
 {
-  if (atomic_load (&c->engine->buffers.deferring) == 0)
-    return false;
-  order_drain (c, offset, offset + count);
-  return flush_has_failed (c, offset, offset + count);
+  return atomic_load (&c->engine->buffers.deferring) > 0
+    && flush_drain (c, offset, offset + count);
 }

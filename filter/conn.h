@@ -53,15 +53,15 @@ struct conn {
   unsigned n_reading;           /* its READING buffers, also dropped ones */
   unsigned n_ahead;             /* its READING and CLEAN buffers in the tree */
   uint64_t lost;                /* lowest prefetched unit of it that was
-                                 * evicted since its last read; UINT64_MAX:
-                                 * none */
+                                 * evicted, until readahead.c takes the value;
+                                 * UINT64_MAX: none */
   uint64_t read_ns;             /* when a read continued a stream last */
   GList link;                   /* in engine.conns */
 };
 
 enum { CONN_CLOSED = 1, CONN_CALL = 2 };
 
-/* BACKEND: the caller sets all but the speeds, stats and pieces.  EINVAL: the
+/* BACKEND: the caller sets the plugin's part of it.  EINVAL: the
  * plugin's minimum block is larger than a buffer.  ENOMEM.
  */
 extern int conn_open (struct engine *, const char *export_name,

@@ -53,9 +53,7 @@ join_export (struct export *fresh)
 {
   struct engine *e = fresh->engine;
 
-  for (GList *l = e->exports.head; l; l = l->next) {
-    struct export *x = l->data;
-
+  QUEUE_FOREACH (struct export, x, &e->exports, link) {
     if (strcmp (x->name, fresh->name) == 0) {
       free_export (fresh);
       return x;
@@ -173,9 +171,7 @@ device_flush_begin (struct device *d)
   d->flushes++;
   changes_add_all (&d->gone_flushing, &d->gone);
   d->gone.n = 0;
-  for (GList *l = e->conns.head; l; l = l->next) {
-    struct conn *c = l->data;
-
+  QUEUE_FOREACH (struct conn, c, &e->conns, link) {
     if (c->device != d)
       continue;
     LOCK_IN_SCOPE (&c->wrote_lock);
@@ -194,9 +190,7 @@ device_flush_end (struct device *d, int err)
   is_last = --d->flushes == 0;  /* else another flush is to show some of it */
   if (err)
     return;
-  for (GList *l = e->conns.head; l; l = l->next) {
-    struct conn *c = l->data;
-
+  QUEUE_FOREACH (struct conn, c, &e->conns, link) {
     if (c->device != d)
       continue;
     for (unsigned i = 0; i < c->flushing.n; i++)

@@ -7,8 +7,8 @@
  * They have the same device if they name the same export and the plugin says
  * multi-conn for both.  They have one struct device then and share all that is
  * in it.  A connection whose size or blocks differ from those of the device
- * cannot use its buffers (conn.shares).  It reads waiting data from them, but
- * neither prefetches nor defers.
+ * (conn.shares is false) only reads waiting data from its buffers.  It neither
+ * prefetches nor defers.
  *
  * All others may have the same device: many plugins ignore the export name, and
  * some give each connection a disk of its own.  They have a struct device each.

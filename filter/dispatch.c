@@ -96,10 +96,7 @@ dispatched (struct engine *e)
 void
 engine_wait (struct engine *e, struct cond *cond)
 {
-  if (dispatched (e))
-    return;
-  engine_check_debug (e);
-  cond_wait (cond, &e->lock);
+  engine_wait_until (e, cond, UINT64_MAX);
 }
 
 bool
@@ -163,10 +160,7 @@ engine_wait_plugin (struct conn *c, struct cond *cond, uint64_t until_ns)
 
   if (c->backend.hooks)
     return wait_hooks (c, cond, until_ns);
-  if (until_ns != UINT64_MAX)
-    return engine_wait_until (e, cond, until_ns) ? ETIMEDOUT : 0;
-  engine_wait (e, cond);
-  return 0;
+  return engine_wait_until (e, cond, until_ns) ? ETIMEDOUT : 0;
 }
 
 bool

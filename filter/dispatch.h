@@ -67,7 +67,7 @@ extern bool engine_wait_end (struct conn *, struct cond *);
 extern void dispatch_set_conn (const struct conn *);
 
 /* Has bytes [lo, hi) of the buffer read or written through its connection.
- *  Then DONE is called once, without the lock, on another thread or when this
+ * Then DONE is called once, without the lock, on another thread or when this
  * thread releases the lock.  DONE clears buf.hooked under the lock.  Wants the
  * lock.
  */

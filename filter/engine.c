@@ -59,8 +59,9 @@ engine_stop (struct engine *e)
   {
     ENGINE_LOCK_THEN_DISPATCH (e);
     e->stopping = true;
+    cond_signal (&e->writeback.wake);
   }
-  writeback_stop (e);
+  writeback_join (e);
   pool_free (e->pool);
   e->pool = NULL;
 }

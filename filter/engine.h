@@ -4,14 +4,13 @@
  *
  * filter/README says how the parts work together.  Nothing here knows nbdkit.
  *
- * Functions of the engine return 0 or a positive errno unless they say
- * otherwise.
+ * Functions in filter/ return 0 or a positive errno unless they say otherwise.
  *
  * Locks, from the outside to the inside:
  *   engine.lock         everything marked so; never held across a call into
  *                       the plugin, released by engine_unlock_and_dispatch
  *   conn.wrote_lock     leaf
- *   pool's lock         leaf
+ *   pool's lock         leaf; fanout.c's and asyncpool.c's locks, too
  *   conn.streams_lock   leaf, never held together with engine.lock
  */
 #ifndef ASYNCPOOL_ENGINE_H

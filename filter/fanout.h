@@ -5,7 +5,7 @@
  * The request is cut at multiples of UNIT, into no more pieces than there are
  * idle workers and the caller, which does one piece itself.  A request within
  * one unit, or without an idle worker, is one call on the caller's thread.
- *  All pieces have ended when it returns.
+ * All pieces have ended when it returns.
  *
  * A piece that fails on a worker is done again on the caller's thread, and
  * that result counts: nbdkit keeps a plugin's error code per thread of its
@@ -13,7 +13,7 @@
  *
  * Where the filter may drive the plugin's async hooks, these do the pieces: at
  * most 64 of a request, and of all requests as many as there are buffers.
- *  Their errors are the plugin's own.
+ * Their errors are the plugin's own.
  *
  * Returns 0, or the errno of the first piece in offset order that failed.
  */

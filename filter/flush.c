@@ -11,16 +11,11 @@
 /* Failed data. */
 
 bool
-flush_has_failed (struct conn *c, uint64_t offset, uint64_t end)
+flush_drain (struct conn *c, uint64_t offset, uint64_t end)
 {
-  struct engine *e = c->engine;
-
-  ENGINE_LOCK_THEN_DISPATCH (e);
-  for (struct buf *b = buffers_first (e, offset, end); b;
-       b = buffers_next (b, offset, end))
-    if (b->state == BUF_FAILED && b->device == c->device)
-      return true;
-  return false;
+  ENGINE_LOCK_THEN_DISPATCH (c->engine);
+  order_drain_locked (c, offset, end);
+  return buffers_have (c->device, BUF_BIT (FAILED), offset, end);
 }
 
 /* Whether this connection could write all pieces of the buffer itself: the
@@ -53,15 +48,11 @@ is_permanent (int err)
 static struct buf *
 find_failed (const struct device *d, uint64_t seq)
 {
-  for (GList *l = d->export->engine->buffers.failed.head; l; l = l->next) {
-    struct buf *b = l->data;
-
+  QUEUE_FOREACH (struct buf, b, &d->export->engine->buffers.failed, link) {
     if (b->device == d && b->seq <= seq)
       return b;
   }
-  for (GList *l = d->export->dirty.head; l; l = l->next) {
-    struct buf *b = l->data;
-
+  QUEUE_FOREACH (struct buf, b, &d->export->dirty, dirty_link) {
     if (b->device == d && b->seq <= seq && b->failed_seq > 0)
       return b;
   }
@@ -98,10 +89,7 @@ retry_all (struct conn *c,
 {
   struct engine *e = c->engine;
 
-  for (GList *l = e->buffers.failed.head, *next; l; l = next) {
-    struct buf *b = l->data;
-
-    next = l->next;
+  QUEUE_FOREACH (struct buf, b, &e->buffers.failed, link) {
     /* The flush itself tries data that has to wait: its wait has a bound. */
     if (is_meant (c, b) && take_over (c, b) && order_can_dispatch_locked (b))
       buffers_set_state (b, BUF_READY);
@@ -145,7 +133,7 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
  * thread does it, because it is nbdkit's: there the plugin's error is not
  * lost.  But a hook is not called on another connection's thread; the
  * operation is dispatched then, and its error is the plugin's in any case.
- *  Releases the lock meanwhile.
+ * Releases the lock meanwhile.
  */
 static int
 try_again (struct conn *c, struct buf *b)
@@ -241,10 +229,7 @@ dirty_for_flush (struct conn *c, const void *what)
 static void
 submit_export (const struct export *x)
 {
-  for (GList *l = x->engine->buffers.open.head, *next; l; l = next) {
-    struct buf *b = l->data;
-
-    next = l->next;
+  QUEUE_FOREACH (struct buf, b, &x->engine->buffers.open, link) {
     if (b->device->export == x)
       order_submit_locked (b);
   }
@@ -347,9 +332,7 @@ is_for_end (const struct conn *c, const struct buf *b)
 static struct buf *
 find_for_end (const struct conn *c)
 {
-  for (GList *l = c->engine->buffers.failed.head; l; l = l->next) {
-    struct buf *b = l->data;
-
+  QUEUE_FOREACH (struct buf, b, &c->engine->buffers.failed, link) {
     if (is_for_end (c, b))
       return b;
   }

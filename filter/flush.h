@@ -15,17 +15,18 @@
 
 struct conn;
 
-/* Between the two the caller flushes the plugin, if it can flush.  begin has
- * all dirty data of this export name written, and tries this device's failed
- * data again.  If it fails, data that another try may write still waits, and
- * the caller does not flush the plugin.
+/* flush_begin has all dirty data of this export name written, and tries this
+ * device's failed data again.  If it fails, data that another try may write
+ * still waits.  Otherwise the caller flushes the plugin, if that can flush.
  */
 extern int flush_begin (struct conn *);
-/* ERR: the result of the flush so far.  Returns the errno for the client. */
+/* After that, with the result so far.  Returns the errno for the client. */
 extern int flush_end (struct conn *, int err);
 
-/* Whether failed data of the connection's device is in the range. */
-extern bool flush_has_failed (struct conn *, uint64_t offset, uint64_t end);
+/* Drains the range.  Returns whether failed data of the connection's device is
+ * left there.
+ */
+extern bool flush_drain (struct conn *, uint64_t offset, uint64_t end);
 
 /* The connection ends: writes all of its data, and tries failed data again.
  * Data that fails once more is kept where another connection has the device.

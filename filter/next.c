@@ -12,9 +12,9 @@
 /* nbdkit's functions return -1 and an error that is never 0; be sure of that.
  */
 static int
-result (int r, int err)
+result (int r, const int *err)
 {
-  return r == 0 ? 0 : err > 0 ? err : EIO;
+  return r == 0 ? 0 : *err > 0 ? *err : EIO;
 }
 
 static uint32_t
@@ -51,9 +51,8 @@ next_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
 {
   nbdkit_next *next = begin (handle);
   int err = 0;
-  int r = next->pread (next, buf, count, offset, 0, &err);
 
-  return result (r, err);
+  return result (next->pread (next, buf, count, offset, 0, &err), &err);
 }
 
 static int
@@ -62,9 +61,9 @@ next_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
 {
   nbdkit_next *next = begin (handle);
   int err = 0;
-  int r = next->pwrite (next, buf, count, offset, nbdkit_flags (flags), &err);
 
-  return result (r, err);
+  return result (next->pwrite (next, buf, count, offset,
+                              nbdkit_flags (flags), &err), &err);
 }
 
 static int
@@ -72,9 +71,9 @@ next_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
   nbdkit_next *next = begin (handle);
   int err = 0;
-  int r = next->zero (next, count, offset, nbdkit_flags (flags), &err);
 
-  return result (r, err);
+  return result (next->zero (next, count, offset,
+                              nbdkit_flags (flags), &err), &err);
 }
 
 static int
@@ -82,9 +81,9 @@ next_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
   nbdkit_next *next = begin (handle);
   int err = 0;
-  int r = next->trim (next, count, offset, nbdkit_flags (flags), &err);
 
-  return result (r, err);
+  return result (next->trim (next, count, offset,
+                              nbdkit_flags (flags), &err), &err);
 }
 
 static int
@@ -92,9 +91,8 @@ next_flush (void *handle)
 {
   nbdkit_next *next = begin (handle);
   int err = 0;
-  int r = next->flush (next, 0, &err);
 
-  return result (r, err);
+  return result (next->flush (next, 0, &err), &err);
 }
 
 /* nbdkit_nanosleep fails if the client of the calling thread has gone, or the

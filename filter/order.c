@@ -33,12 +33,9 @@ static void
 supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
 {
   struct engine *e = device->export->engine;
-  struct buf *b, *next;
-
-  for (b = buffers_first (e, offset, end); b; b = next) {
+  BUFFERS_FOREACH (b, e, offset, end) {
     uint64_t from = buf_start (b), to = buf_limit (b);
 
-    next = buffers_next (b, offset, end);
     if (!buf_is_waiting (b) || b->seq > seq)
       continue;
     if (b->device != device) {
@@ -58,7 +55,7 @@ order_fail_locked (struct buf *b)
   struct engine *e = b->engine;
 
   b->claimed = false;
-  b->failed_seq = ++e->buffers.seq;
+  b->failed_seq = buffers_next_seq (e);
   atomic_store (&b->device->failing, true);
   buffers_set_state (b, BUF_FAILED);
   buffers_wake_writers (e);     /* they must not wait for failed data */
@@ -117,14 +114,11 @@ order_can_dispatch_locked (const struct buf *b)
 
   if (b->fillers > 0)
     return false;
-  for (struct buf *o = buffers_first (e, offset, end); o;
-       o = buffers_next (o, offset, end))
+  BUFFERS_FOREACH (o, e, offset, end)
     if (o != b && (o->state == BUF_WRITING
                    || (buf_is_dirty (o) && o->seq < b->seq)))
       return false;
-  for (GList *l = e->order.directs.head; l; l = l->next) {
-    struct direct *d = l->data;
-
+  QUEUE_FOREACH (struct direct, d, &e->order.directs, link) {
     if (d->running && ranges_overlap (d->offset, d->end, offset, end))
       return false;
   }
@@ -145,8 +139,7 @@ order_write_locked (struct buf *b)
 void
 order_dispatch_locked (struct engine *e, uint64_t offset, uint64_t end)
 {
-  for (struct buf *b = buffers_first (e, offset, end); b;
-       b = buffers_next (b, offset, end))
+  BUFFERS_FOREACH (b, e, offset, end)
     if (b->state == BUF_READY && !b->claimed && order_can_dispatch_locked (b))
       order_write_locked (b);
 }
@@ -162,10 +155,7 @@ void
 order_submit_range_locked (struct engine *e, const struct buf *but,
                            uint64_t offset, uint64_t end)
 {
-  struct buf *b, *next;
-
-  for (b = buffers_first (e, offset, end); b; b = next) {
-    next = buffers_next (b, offset, end);
+  BUFFERS_FOREACH (b, e, offset, end) {
     if (b->state == BUF_OPEN && b != but)
       order_submit_locked (b);
   }
@@ -178,8 +168,7 @@ order_do_queued_locked (struct conn *c, uint64_t offset, uint64_t end)
 
   if (!pool_has_queued (e->pool, POOL_WRITE))
     return false;
-  for (struct buf *b = buffers_first (e, offset, end); b;
-       b = buffers_next (b, offset, end))
+  BUFFERS_FOREACH (b, e, offset, end)
     if (b->device == c->device && b->state == BUF_WRITING && !b->hooked
         && pool_cancel (e->pool, &b->job)) {
       engine_unlock_and_dispatch (e);
@@ -258,8 +247,7 @@ dirty_in_range (struct conn *c, const void *what)
   struct engine *e = c->engine;
   unsigned kinds = is_in_flight (c->device, d->offset, d->end) ? DIRTY_OWN : 0;
 
-  for (struct buf *b = buffers_first (e, d->offset, d->end); b;
-       b = buffers_next (b, d->offset, d->end))
+  BUFFERS_FOREACH (b, e, d->offset, d->end)
     if (buf_is_dirty (b) && b->seq <= d->seq)
       kinds |= b->device == c->device ? DIRTY_OWN : DIRTY_OTHERS;
   return kinds;
@@ -276,13 +264,6 @@ order_drain_locked (struct conn *c, uint64_t offset, uint64_t end)
   return order_wait_locked (c, dirty_in_range, &d, offset, end, &until_ns);
 }
 
-int
-order_drain (struct conn *c, uint64_t offset, uint64_t end)
-{
-  ENGINE_LOCK_THEN_DISPATCH (c->engine);
-  return order_drain_locked (c, offset, end);
-}
-
 /* Direct operations. */
 
 /* READY data of another device in the range was not dispatched in time.  It has
@@ -294,8 +275,7 @@ fail_others (const struct device *d, uint64_t offset, uint64_t end)
 {
   struct engine *e = d->export->engine;
 
-  for (struct buf *b = buffers_first (e, offset, end); b;
-       b = buffers_next (b, offset, end))
+  BUFFERS_FOREACH (b, e, offset, end)
     if (b->device != d && b->state == BUF_READY && !b->claimed
         && b->fillers == 0) {
       b->err = b->err ? b->err : EIO;
@@ -309,9 +289,7 @@ direct_overlaps_locked (struct engine *e, uint64_t offset, uint64_t end)
 {
   if (atomic_load (&e->order.unregistered) > 0)
     return true;
-  for (GList *l = e->order.directs.head; l; l = l->next) {
-    struct direct *d = l->data;
-
+  QUEUE_FOREACH (struct direct, d, &e->order.directs, link) {
     if (ranges_overlap (d->offset, d->end, offset, end))
       return true;
   }

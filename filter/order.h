@@ -19,8 +19,8 @@
  *    dirty data, except data that has failed before and waits.
  * 6. Newer data wins.  When the plugin has taken a write, zero or trim, those
  *    bytes leave all older FAILED buffers, of every device (supersede).  They
- *    leave FAILED data in no other way, except when they are written, or lost:
- *    that is logged, and a flush returns the error.
+ *    leave FAILED data in no other way, except when they are written, or lost.
+ *    Lost data is logged, and a flush returns its error.
  * 7. While a direct operation runs, no piece of its device's waiting data that
  *    overlaps it is WRITING.
  *
@@ -73,7 +73,6 @@ extern bool direct_overlaps_locked (struct engine *, uint64_t offset,
 /* Dispatches the dirty data in the range and waits until none of it is dirty;
  * for that of other devices no longer than config.others_ns.
  */
-extern int order_drain (struct conn *, uint64_t offset, uint64_t end);
 extern int order_drain_locked (struct conn *, uint64_t offset, uint64_t end);
 
 /* Which dirty data there is. */
@@ -96,8 +95,9 @@ extern void order_submit_locked (struct buf *);
 /* The OPEN buffers in a range, except BUT. */
 extern void order_submit_range_locked (struct engine *, const struct buf *but,
                                        uint64_t offset, uint64_t end);
-/* Whether a READY buffer's first piece may be dispatched: no older dirty data
- * and no direct operation overlaps it.
+/* Whether a READY buffer's first piece may be dispatched: it has no fillers,
+ * and no older dirty data, no WRITING buffer and no running direct operation
+ * overlaps it.
  */
 extern bool order_can_dispatch_locked (const struct buf *);
 /* Dispatches the READY buffers in a range that may be: something has changed
@@ -113,7 +113,8 @@ extern void order_written_locked (struct buf *, uint64_t offset, uint64_t end,
 /* The buffer is FAILED, with buf.err. */
 extern void order_fail_locked (struct buf *);
 /* Does one write of the connection's device in the range that is still queued:
- * all workers may hang in another device.  False: there is none.
+ * all workers may hang in another device.  Releases the lock meanwhile.  False:
+ * there is none.
  */
 extern bool order_do_queued_locked (struct conn *, uint64_t offset,
                                     uint64_t end);

@@ -4,7 +4,7 @@
  *
  * GLib's own queue holds only tokens, at most one per thread.  A token is a
  * worker that takes the most urgent job, then the next, until there is none.
- *  So a queued job can be taken back (pool_cancel): a demand read never waits
+ * So a queued job can be taken back (pool_cancel): a demand read never waits
  * behind background work.  And all that a job publishes passes through our
  * mutex, which thread checkers see.
  *

@@ -28,7 +28,8 @@ struct pin {
 
 struct read {
   struct conn *c;
-  struct stream *covered;       /* to tell that a buffer is missing, once */
+  struct stream *covered;       /* told once that a buffer is missing; then
+                                 * NULL */
   char *buf;
   uint64_t offset, end;
   bool whole;                   /* refusable: the plugin gets the whole request,
@@ -75,17 +76,15 @@ pin_pieces (struct read *r, struct buf *b)
 }
 
 /* Pins every buffer that holds a part of the request, by place and age.
- *  EAGAIN: it had to wait.  ENOMEM.  Wants the lock, may release it meanwhile.
+ * EAGAIN: it had to wait.  ENOMEM.  Wants the lock, may release it meanwhile.
  */
 static int
 try_pin_all (struct read *r, uint64_t now_ns)
 {
   struct engine *e = r->c->engine;
-  struct buf *b, *next;
   unsigned n = 0;
 
-  for (b = buffers_first (e, r->offset, r->end); b; b = next) {
-    next = buffers_next (b, r->offset, r->end);
+  BUFFERS_FOREACH (b, e, r->offset, r->end) {
     if (!may_read (r, b))
       continue;
     if (b->fillers > 0) {
@@ -102,26 +101,10 @@ try_pin_all (struct read *r, uint64_t now_ns)
     if (r->pins == NULL)
       return ENOMEM;
   }
-  for (b = buffers_first (e, r->offset, r->end); b;
-       b = buffers_next (b, r->offset, r->end))
+  BUFFERS_FOREACH (b, e, r->offset, r->end)
     if (may_read (r, b))
       pin_pieces (r, b);
   return 0;
-}
-
-/* Dirty data of another device in the range.  That may be the same device: then
- * the plugin must have the data before this read.  Wants the lock.
- */
-static bool
-others_are_dirty (struct read *r)
-{
-  struct engine *e = r->c->engine;
-
-  for (struct buf *b = buffers_first (e, r->offset, r->end); b;
-       b = buffers_next (b, r->offset, r->end))
-    if (b->device != r->c->device && buf_is_dirty (b))
-      return true;
-  return false;
 }
 
 static int
@@ -130,7 +113,8 @@ pin_all (struct read *r, uint64_t now_ns)
   int err = 0;
 
   ENGINE_LOCK_THEN_DISPATCH (r->c->engine);
-  if (others_are_dirty (r))
+  /* It may be the same device: the plugin must have its dirty data then. */
+  if (buffers_others_have (r->c->device, BUF_DIRTY, r->offset, r->end))
     err = order_drain_locked (r->c, r->offset, r->end);
   if (err)
     return err;

@@ -76,17 +76,14 @@ readahead_wait (struct conn *c, struct buf *b)
 
 /* Starting prefetches. */
 
-/* Whether a prefetch there makes no sense: the device's data is there, or the
- * plugin's data is about to change.
+/* Whether a prefetch there makes no sense: the device's data is in a buffer, or
+ * the plugin's data is about to change.
  */
 static bool
-is_held (struct conn *c, uint64_t base, uint32_t count)
+is_held (const struct device *d, uint64_t offset, uint64_t end)
 {
-  for (struct buf *b = buffers_first (c->engine, base, base + count); b;
-       b = buffers_next (b, base, base + count))
-    if (b->device == c->device || buf_is_waiting (b))
-      return true;
-  return false;
+  return buffers_have (d, BUF_ANY, offset, end)
+    || buffers_others_have (d, BUF_WAITING, offset, end);
 }
 
 /* Starts to prefetch the range, unit by unit.  Returns where it had to stop. */
@@ -106,7 +103,7 @@ start (struct conn *c, struct stream_range r)
 
     /* No client can ask for the rest. */
     count -= count % c->device->min_block;
-    if (count == 0 || is_held (c, r.from, count))
+    if (count == 0 || is_held (c->device, r.from, r.from + count))
       continue;
     b = buffers_take_for_ahead (c);
     if (b == NULL)

@@ -14,8 +14,9 @@
  *
  * struct depth: how many requests does this client keep in flight by itself?
  * The peak of the last two epochs.  An epoch is some device latencies long, so
- * that a client counts as deep between the bursts that it sends.  It counts the
- * buffers that all clients' writes in flight would fill, too.
+ * that a client counts as deep between the bursts that it sends.  A
+ * second struct depth counts the buffers that all clients' writes in flight
+ * would fill.
  *
  * Both are advice.  All fields are atomics without order: a lost update costs
  * speed for a moment, never correctness.

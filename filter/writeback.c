@@ -57,19 +57,15 @@ run (void *vp)
 
   ENGINE_LOCK_THEN_DISPATCH (e);
   while (!e->stopping) {
-    uint64_t due_ns = next_due_ns (e), now_ns;
+    uint64_t due_ns = next_due_ns (e), now_ns = clock_ns ();
 
-    if (due_ns == UINT64_MAX) {
-      w->is_idle = true;
-      engine_wait (e, &w->wake);
-      w->is_idle = false;
+    if (now_ns >= due_ns) {
+      do_due (e, now_ns);
       continue;
     }
-    now_ns = clock_ns ();
-    if (now_ns < due_ns)
-      engine_wait_until (e, &w->wake, due_ns);
-    else
-      do_due (e, now_ns);
+    w->is_idle = due_ns == UINT64_MAX;
+    engine_wait_until (e, &w->wake, due_ns);
+    w->is_idle = false;
   }
   return NULL;
 }
@@ -81,12 +77,8 @@ writeback_start (struct engine *e)
 }
 
 void
-writeback_stop (struct engine *e)
+writeback_join (struct engine *e)
 {
-  {
-    ENGINE_LOCK_THEN_DISPATCH (e);
-    cond_signal (&e->writeback.wake);
-  }
   pthread_join (e->writeback.thread, NULL);
 }
 
@@ -107,19 +99,6 @@ writeback_note_queued (struct engine *e)
 }
 
 /* Holding a write. */
-
-/* Whether there is waiting data of another device in the range. */
-static bool
-others_wait (const struct device *d, uint64_t offset, uint64_t end)
-{
-  struct engine *e = d->export->engine;
-
-  for (struct buf *b = buffers_first (e, offset, end); b;
-       b = buffers_next (b, offset, end))
-    if (b->device != d && buf_is_waiting (b))
-      return true;
-  return false;
-}
 
 /* Whether the write can join a buffer of its connection: an OPEN one that it
  * touches, or a READY one that it only overwrites.  Bytes that a read copies
@@ -145,8 +124,7 @@ find_join (const struct writer *w)
   uint64_t unit_end = w->base + w->conn->unit, youngest = 0;
   struct buf *found = NULL;
 
-  for (struct buf *b = buffers_first (e, w->base, unit_end); b;
-       b = buffers_next (b, w->base, unit_end)) {
+  BUFFERS_FOREACH (b, e, w->base, unit_end) {
     if (buf_is_waiting (b) && buf_overlaps (b, w->offset, w->end))
       youngest = MAX (youngest, b->seq);
     if (can_join (w, b))
@@ -156,13 +134,13 @@ find_join (const struct writer *w)
 }
 
 static bool
-may_defer (const struct writer *w)
+is_deferrable (const struct writer *w)
 {
   struct device *d = w->conn->device;
 
   return !atomic_load (&d->failing)
     && !direct_overlaps_locked (w->conn->engine, w->offset, w->end)
-    && !others_wait (d, w->offset, w->end);
+    && !buffers_others_have (d, BUF_WAITING, w->offset, w->end);
 }
 
 /* The buffer for a write that may be deferred, new or joined, its range widened
@@ -266,7 +244,7 @@ wait_for_buffer (struct writer *w, uint64_t now_ns)
   /* In 1 ms at the earliest: a pinned idle buffer may be due already. */
   until_ns = MIN (w->until_ns, MAX (buffers_idle_ns (e), now_ns + 1000000));
   err = engine_wait_plugin (c, &w->woken, until_ns);
-  e->buffers.writer_called = false;
+  buffers_add_writer (w);       /* it runs: another one may be called */
   if (err == ETIMEDOUT)
     order_do_queued_locked (c, 0, UINT64_MAX);
   return err == ESHUTDOWN ? err : 0;
@@ -287,7 +265,7 @@ writeback_hold (struct conn *c, const void *buf, uint32_t count,
 
   ENGINE_LOCK_THEN_DISPATCH (e);
   while (err == 0 && b == NULL) {
-    if (!may_defer (&w))
+    if (!is_deferrable (&w))
       err = EAGAIN;
     else if ((b = reserve (&w, *now_ns)) == NULL) {
       err = wait_for_buffer (&w, *now_ns);

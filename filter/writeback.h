@@ -33,13 +33,13 @@ struct writeback {
 extern void writeback_init (struct engine *);
 /* The thread; 0 or the errno of starting it. */
 extern int writeback_start (struct engine *);
-/* After engine.stopping was set. */
-extern void writeback_stop (struct engine *);
+/* After engine.stopping was set and wake signalled. */
+extern void writeback_join (struct engine *);
 
 /* Copies a write that lies within one unit into a buffer.  It waits for a
  * buffer where there is none; *NOW_NS is later then.  EAGAIN if the write
  * cannot be deferred: nothing was copied, and it must be a direct operation.
- *  ESHUTDOWN as engine_wait_plugin.  Wants no lock.
+ * ESHUTDOWN as engine_wait_plugin.  Wants no lock.
  */
 extern int writeback_hold (struct conn *, const void *buf, uint32_t count,
                            uint64_t offset, uint64_t *now_ns);
