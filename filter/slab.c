@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The slab: see slab.h.
+ */
+#include <errno.h>
+#include <unistd.h>
+#include <sys/mman.h>
+
+#include "slab.h"
+
+int
+slab_init (struct slab *s, size_t count, size_t size)
+{
+  size_t pages = sysconf (_SC_PHYS_PAGES), page = sysconf (_SC_PAGESIZE);
+  size_t bytes;
+
+  if (__builtin_mul_overflow (count, size, &bytes) || bytes / page > pages)
+    return ENOMEM;
+  s->data = mmap (NULL, bytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (s->data == MAP_FAILED)
+    return errno;
+  s->count = count;
+  s->size = size;
+  return 0;
+}
+
+void
+slab_populate (struct slab *s)
+{
+  /* Linux before 5.14 cannot: pages come at first use, slower once. */
+#ifdef MADV_POPULATE_WRITE
+  (void) madvise (s->data, s->count * s->size, MADV_POPULATE_WRITE);
+#endif
+}
+
+void
+slab_destroy (struct slab *s)
+{
+  if (s->data)
+    munmap (s->data, s->count * s->size);
+  s->data = NULL;
+}
