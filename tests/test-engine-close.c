@@ -3,8 +3,9 @@
  * The end of a connection, and of the server: acknowledged data is written.
  *
  * A connection that ends waits for its calls under way and writes its dirty
- * data.  It tries failed data once more.  Data that fails again is kept for other
- * connections of the device, or is lost with the last one.  Both are reported.
+ * data.  It tries failed data once more.  Data that fails again is kept for
+ * other connections of the device, or is lost with the last one.  Both are
+ * reported.
  */
 #include "world.h"
 
@@ -30,8 +31,8 @@ test_writes (struct world *w)
   assert_device (w->f, U, U, 1);
 }
 
-/* The end waits for a prefetch under way.  A prefetch that waits for a worker is
- * taken back.
+/* The end waits for a prefetch under way.  A prefetch that waits for a worker
+ * is taken back.
  */
 static void
 test_prefetches (struct world *w)

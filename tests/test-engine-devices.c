@@ -5,8 +5,8 @@
  * Connections of one export name have the same device if all say multi-conn.
  * They share its buffers.
  *
- * All other connections possibly have the same device.  Between those no data is
- * shared, but order is kept.  Dirty data is written before another device's
+ * All other connections possibly have the same device.  Between those no data
+ * is shared, but order is kept.  Dirty data is written before another device's
  * overlapping request, and newer data supersedes older failed data.  A request
  * waits a bounded time for another device's data.
  */

@@ -2,13 +2,13 @@
  *
  * Failed writes: a deferred write that fails is kept, served and tried again.
  *
- * The data stays in a FAILED buffer.  The next flush tries it again, and returns
- * the plugin's error if it fails again.  From the first failure until a flush
- * succeeds, the device is "failing", and its writes are direct.  A newer change
- * of the same bytes supersedes failed data.
+ * The data stays in a FAILED buffer.  The next flush tries it again, and
+ * returns the plugin's error if it fails again.  From the first failure until a
+ * flush succeeds, the device is "failing", and its writes are direct.  A newer
+ * change of the same bytes supersedes failed data.
  *
- * Not here: failed data at the end of a connection (test-engine-close.c), and of
- * possibly the same device (test-engine-devices.c).
+ * Not here: failed data at the end of a connection (test-engine-close.c), and
+ * of possibly the same device (test-engine-devices.c).
  */
 #include "behind.h"
 #include "world.h"

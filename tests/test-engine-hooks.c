@@ -3,12 +3,12 @@
  * Async hooks: operations without a thread, and plugins that do not reply.
  *
  * With hooks as many operations are in flight as there are buffers.  While its
- * client is there, a request waits as long as the plugin takes.  Once the client
- * has gone, the plugin has a grace time to reply.  Then the operations are given
- * up, and failed data is kept as after any error.
+ * client is there, a request waits as long as the plugin takes.  Once the
+ * client has gone, the plugin has a grace time to reply.  Then the operations
+ * are given up, and failed data is kept as after any error.
  *
- * Not here: what holds with and without hooks.  All other test-engine-* run over
- * both.
+ * Not here: what holds with and without hooks.  All other test-engine-* run
+ * over both.
  */
 #include "handover.h"
 #include "world.h"

@@ -3,8 +3,8 @@
  * Order: overlapping writes reach the plugin in the order of their answers.
  *
  * A direct operation is a FUA write, a zero, a trim, or a write that is not
- * deferred.  It waits for older dirty data that it overlaps.  Block status waits
- * for dirty data in its range as well, which is a drain.
+ * deferred.  It waits for older dirty data that it overlaps.  Block status
+ * waits for dirty data in its range as well, which is a drain.
  */
 #include "world.h"
 

@@ -5,12 +5,13 @@
  *
  * Each program tests one subject.  It has a table of cases, and a case is a
  * function that gets a world.  The world is empty at first: the case opens an
- * engine with connections in it, and the library closes what is open at the end.
- * A case runs twice: the plugin is used through the thread pool (/pool/...), and
- * through its async hooks (/hooks/...).
+ * engine with connections in it, and the library closes what is open at the
+ * end.  A case runs twice: the plugin is used through the thread pool
+ * (/pool/...), and through its async hooks (/hooks/...).
  *
- * Data.  Each byte depends on its place and on a tag, a small number.  A request
- * names the tag that it writes or must find.  So a test never compares buffers.
+ * Data.  Each byte depends on its place and on a tag, a small number.  A
+ * request names the tag that it writes or must find.  So a test never compares
+ * buffers.
  *
  * Time.  Rules of fake.h hold operations, so a test decides their order.  Where
  * something must happen, the test waits for it.  Where nothing must happen yet,
@@ -215,8 +216,8 @@ extern void assert_devices (struct fake *, const struct part *, unsigned n);
 /* Reads all parts, which are neighbours, with one request. */
 extern void assert_reads (struct world *, unsigned i, const struct part *,
                           unsigned n);
-/* Both connections read what a FUA write of TAG, a zero or a trim leaves, and so
- * does the device.
+/* Both connections read what a FUA write of TAG, a zero or a trim leaves, and
+ * so does the device.
  */
 extern void assert_changed (struct world *, enum kind, uint32_t count,
                             uint64_t offset, unsigned tag);
