@@ -81,7 +81,8 @@ TEST_C := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test-*.c))
 TEST_PLUGINS_CXX := $(patsubst tests/plugin-%.cpp,$(B)/tests/%.so,$(wildcard tests/plugin-*.cpp))
 TEST_PLUGINS := $(patsubst tests/plugin-%.c,$(B)/tests/%.so,$(wildcard tests/plugin-*.c)) \
   $(TEST_PLUGINS_CXX)
-TEST_LIB := $(patsubst %.c,$(B)/%.o,$(filter-out tests/libworld.c,$(wildcard tests/lib*.c)))
+TEST_LIB := $(patsubst %.c,$(B)/%.o,\
+  $(filter-out tests/libworld.c,$(wildcard tests/lib*.c)))
 
 $(B)/tests/test-%: $(B)/tests/test-%.o $(TEST_LIB) $(CORE_OBJ)
 	$(CC) $(LDFLAGS) $(SAN) -pthread $^ -o $@ $(GLIB_LIBS) $(NBD_LIBS)
@@ -89,10 +90,10 @@ $(B)/tests/test-%: $(B)/tests/test-%.o $(TEST_LIB) $(CORE_OBJ)
 $(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
 	$(if $(filter $@,$(TEST_PLUGINS_CXX)),$(CXX),$(CC)) $(LDFLAGS) $(SAN) -pthread -shared $^ -o $@ $(GLIB_LIBS)
 
-# It calls the engine, which plugins do not have.
+# libworld.c calls the engine, which test plugins do not have.
 $(filter $(B)/tests/test-engine-%,$(TEST_C)): $(B)/tests/libworld.o
 
-# It makes the filter's allocations fail.
+# test-faults makes allocations fail.
 $(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc
 
 .SECONDARY:

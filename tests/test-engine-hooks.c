@@ -231,9 +231,7 @@ test_stop (struct world *w)
   int hold;
 
   open_hasty (w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
-  start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  hold = start_held_stream (w, 0);
   world_stop (w);
   assert_ended (w, FAKE_READ, 2 * U, 0, 0);
   fake_release (w->f, hold);

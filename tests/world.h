@@ -45,13 +45,14 @@ enum {
 /* Cases. */
 
 struct world {
-  /* Constant. */
+  /* Constant: how the case was registered. */
   bool hooked;                  /* the plugin has async hooks */
-  unsigned arg;                 /* the case's, see struct test */
+  unsigned arg;                 /* from the table */
+  /* Constant while it is open. */
   struct fake *f;               /* the device */
   struct fake *f2;              /* a second one, where a test needs it */
   struct engine *e;
-  struct conn *c[CONNS];
+  struct conn *c[CONNS];        /* NULL: closed */
 };
 
 /* A row of a table leaves out what is 0. */
@@ -160,6 +161,10 @@ extern void write_units (struct world *, unsigned i, unsigned first, unsigned n,
 extern void start_stream (struct world *, unsigned i);
 /* The same, and waits until the N units behind them are prefetched. */
 extern void prefetch (struct world *, unsigned i, unsigned n);
+/* Makes a stream whose prefetches are held, and waits for the first.  Returns
+ * the rule of fake.h that holds them.
+ */
+extern int start_held_stream (struct world *, unsigned i);
 /* Leaves COUNT bytes of TAG at OFFSET, within one unit, FAILED with ERR.  The
  * plugin takes writes again afterwards.
  */
@@ -174,15 +179,16 @@ extern struct task *task_start (struct world *, unsigned i, enum kind,
                                 uint32_t count, uint64_t offset, unsigned tag);
 extern struct task *start_flush (struct world *, unsigned i);
 extern struct task *start_close (struct world *, unsigned i);
-/* It must wait for something. */
+/* The request must wait for something. */
 extern struct task *start_blocked (struct world *, unsigned i, enum kind,
                                    uint32_t count, uint64_t offset,
                                    unsigned tag);
 extern struct task *start_blocked_flush (struct world *, unsigned i);
 extern struct task *start_blocked_close (struct world *, unsigned i);
-/* The RULE of fake.h must hold its operation, and holds no other. */
+/* The plugin gets an operation of the request, which RULE of fake.h holds. */
 extern struct task *start_held (struct world *, int rule, unsigned i, enum kind,
                                 uint32_t count, uint64_t offset, unsigned tag);
+extern struct task *start_held_flush (struct world *, int rule, unsigned i);
 /* Waits until the thread sleeps and is not woken for a while.  The request must
  * not have ended.
  */
