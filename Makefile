@@ -102,10 +102,10 @@ $(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
 	$(if $(filter $@,$(TEST_PLUGINS_CXX)),$(CXX),$(CC)) $(LDFLAGS) $(SAN) \
 	  -pthread -shared $^ -o $@ $(GLIB_LIBS)
 
-# It calls the engine, which plugins do not have.
+# libworld.c calls the engine, which test plugins do not have.
 $(filter $(B)/tests/test-engine-%,$(TEST_C)): $(B)/tests/libworld.o
 
-# It makes the filter's allocations fail.
+# test-faults makes allocations fail.
 $(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc
 
 .SECONDARY:

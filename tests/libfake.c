@@ -1,6 +1,9 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-/* The fake device, see fake.h.  Nothing here calls into the filter: this file goes with test
- * plugins too, where that is not.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The fake device: see fake.h.
+ *
+ * Test plugins are linked with this file, too, and they have no filter.  So
+ * nothing here calls the filter.
  */
 #include <errno.h>
 #include <string.h>
@@ -18,8 +21,8 @@ struct rule {
   unsigned kinds;
   uint64_t offset, end;
   int err, times;
-  unsigned held, left;          /* held now; held, and let go since */
-  uint64_t pass_until;          /* operations that started up to here may pass */
+  unsigned held, left;          /* held now; held before, and gone on */
+  uint64_t pass_until;          /* operations with such a start may pass */
 };
 
 struct handle {
@@ -46,7 +49,7 @@ struct fake {
   unsigned some_kinds, some_per_mille;
   GRand *some;
   bool gone;
-  unsigned asked;               /* whether it is */
+  unsigned asked;               /* for that */
   GPtrArray *asyncs;            /* under way */
   unsigned n_asyncs;
 };
@@ -56,7 +59,8 @@ struct async {
   struct handle *handle;
   void *buf;
   struct fake_op op;
-  struct nbdkit_async_io *io;   /* under the lock: NULL once it has ended or was given up */
+  /* Under the lock.  NULL once the operation has ended or was given up. */
+  struct nbdkit_async_io *io;
 };
 
 struct fake *
@@ -130,10 +134,12 @@ op_at (struct fake *f, unsigned i)
 }
 
 static bool
-touches (const struct fake_op *op, unsigned kinds, uint64_t offset, uint64_t end)
+touches (const struct fake_op *op, unsigned kinds, uint64_t offset,
+         uint64_t end)
 {
   return (op->kind & kinds)
-    && (op->kind == FAKE_FLUSH || ranges_overlap (op->offset, op->offset + op->count, offset, end));
+    && (op->kind == FAKE_FLUSH
+        || ranges_overlap (op->offset, op->offset + op->count, offset, end));
 }
 
 static unsigned
@@ -180,7 +186,8 @@ op_hold (struct fake *f, unsigned i)
 
   while ((r = holding_rule (f, op_at (f, i))) != NULL) {
     r->held++;
-    pthread_cond_broadcast (&f->changed);       /* once: those held would wake each other for ever */
+    /* Once: held operations would wake each other for ever. */
+    pthread_cond_broadcast (&f->changed);
     do
       pthread_cond_wait (&f->changed, &f->lock);
     while (holding_rule (f, op_at (f, i)) == r);
@@ -222,11 +229,47 @@ nap (uint64_t ns)
     ;
 }
 
-/* Then the memory is not ours any more. */
+/* Then its memory may be gone. */
 static bool
 is_given_up (const struct async *async)
 {
   return async && async->io == NULL;
+}
+
+/* Changes the device, or decides that the operation fails. */
+static int
+op_do (struct fake *f, const struct fake_op *op, const char *write_from)
+{
+  char *at = f->data + op->offset;
+  int err = op_error (f, op);
+
+  if (err)
+    return err;
+  if (op_some_fail (f, op)) {
+    if (write_from)
+      memset (at, 0xee, op->count / 2);
+    return EIO;
+  }
+  if (write_from)
+    memcpy (at, write_from, op->count);
+  else if (op->kind == FAKE_ZERO)
+    memset (at, 0, op->count);
+  else if (op->kind == FAKE_TRIM)
+    memset (at, 0xdd, op->count);
+  return 0;
+}
+
+static void
+op_end (struct fake *f, unsigned i, int err)
+{
+  op_at (f, i)->end = ++f->clock;
+  op_at (f, i)->err = err;
+  for (unsigned r = 0; r < f->running->len; r++)
+    if (g_array_index (f->running, unsigned, r) == i) {
+      g_array_remove_index (f->running, r);
+      break;
+    }
+  pthread_cond_broadcast (&f->changed);
 }
 
 /* ASYNC: NULL for an operation that its caller waits for. */
@@ -248,19 +291,8 @@ operate (void *handle, struct fake_op op, void *read_to, const char *write_from,
   op_hold (f, i);
   if (is_given_up (async))
     read_to = NULL, write_from = NULL;
-  err = op_error (f, &op);
-  if (err == 0 && op_some_fail (f, &op)) {
-    err = EIO;
-    if (write_from)
-      memset (f->data + op.offset, 0xee, op.count / 2);
-  }
-  if (err == 0 && write_from)
-    memcpy (f->data + op.offset, write_from, op.count);
-  else if (err == 0 && op.kind == FAKE_ZERO)
-    memset (f->data + op.offset, 0, op.count);
-  else if (err == 0 && op.kind == FAKE_TRIM)
-    memset (f->data + op.offset, 0xdd, op.count);
-  else if (err && read_to)
+  err = op_do (f, &op, write_from);
+  if (err && read_to)
     memset (read_to, 0xbb, op.count);
   fast = f->fast;
   pthread_mutex_unlock (&f->lock);
@@ -269,49 +301,51 @@ operate (void *handle, struct fake_op op, void *read_to, const char *write_from,
     nap (SPEED_COPY_NS + op.count + 10000);
 
   LOCK_IN_SCOPE (&f->lock);
-  op_at (f, i)->end = ++f->clock;
-  op_at (f, i)->err = err;
-  for (unsigned r = 0; r < f->running->len; r++)
-    if (g_array_index (f->running, unsigned, r) == i) {
-      g_array_remove_index (f->running, r);
-      break;
-    }
-  pthread_cond_broadcast (&f->changed);
+  op_end (f, i, err);
   return err;
+}
+
+static struct fake_op
+new_op (unsigned kind, uint32_t count, uint64_t offset, unsigned flags)
+{
+  return (struct fake_op) {
+    .kind = kind, .count = count, .offset = offset, .flags = flags
+  };
 }
 
 static int
 fake_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
 {
-  return operate (handle, (struct fake_op) { .kind = FAKE_READ, .count = count, .offset = offset },
-                  buf, NULL, NULL);
+  return operate (handle, new_op (FAKE_READ, count, offset, 0), buf, NULL,
+                  NULL);
 }
 
 static int
-fake_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, unsigned flags)
+fake_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
+             unsigned flags)
 {
-  return operate (handle, (struct fake_op) { .kind = FAKE_WRITE, .count = count, .offset = offset,
-                                             .flags = flags }, NULL, buf, NULL);
+  return operate (handle, new_op (FAKE_WRITE, count, offset, flags), NULL, buf,
+                  NULL);
 }
 
 static int
 fake_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
-  return operate (handle, (struct fake_op) { .kind = FAKE_ZERO, .count = count, .offset = offset,
-                                             .flags = flags }, NULL, NULL, NULL);
+  return operate (handle, new_op (FAKE_ZERO, count, offset, flags), NULL, NULL,
+                  NULL);
 }
 
 static int
 fake_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
-  return operate (handle, (struct fake_op) { .kind = FAKE_TRIM, .count = count, .offset = offset,
-                                             .flags = flags }, NULL, NULL, NULL);
+  return operate (handle, new_op (FAKE_TRIM, count, offset, flags), NULL, NULL,
+                  NULL);
 }
 
 static int
 fake_flush (void *handle)
 {
-  return operate (handle, (struct fake_op) { .kind = FAKE_FLUSH }, NULL, NULL, NULL);
+  return operate (handle, new_op (FAKE_FLUSH, 0, 0, 0), NULL, NULL, NULL);
 }
 
 static bool
@@ -333,8 +367,8 @@ fake_set_gone (struct fake *f, bool gone)
 }
 
 static const struct backend_ops ops = {
-  .pread = fake_pread, .pwrite = fake_pwrite, .zero = fake_zero, .trim = fake_trim,
-  .flush = fake_flush, .is_gone = fake_is_gone,
+  .pread = fake_pread, .pwrite = fake_pwrite, .zero = fake_zero,
+  .trim = fake_trim, .flush = fake_flush, .is_gone = fake_is_gone,
 };
 
 /* Hooks. */
@@ -348,7 +382,8 @@ async_run (void *va)
   struct fake *f = a->handle->fake;
   struct nbdkit_async_io *io;
   bool is_write = a->op.kind == FAKE_WRITE;
-  int err = operate (a->handle, a->op, is_write ? NULL : a->buf, is_write ? a->buf : NULL, a);
+  int err = operate (a->handle, a->op, is_write ? NULL : a->buf,
+                     is_write ? a->buf : NULL, a);
 
   {
     LOCK_IN_SCOPE (&f->lock);
@@ -421,7 +456,8 @@ fake_hook (struct backend *b, uint64_t grace_ns)
   struct handle *h = b->handle;
 
   h->driver = (struct nbdkit_async_driver) {
-    .can_read = true, .can_write = true, .can_cancel = true, .grace_ns = grace_ns,
+    .can_read = true, .can_write = true, .can_cancel = true,
+    .grace_ns = grace_ns,
     .start = async_start, .give_up = async_give_up
   };
   b->hooks = &h->driver;
@@ -434,7 +470,8 @@ fake_backend (struct fake *f, unsigned conn)
   g_assert_cmpuint (conn, <, CONNS);
   return (struct backend) {
     .ops = &ops, .handle = &f->handles[conn], .size = f->size, .min_block = 1,
-    .max_block = UINT32_MAX, .can_write = true, .can_flush = true, .shared = true,
+    .max_block = UINT32_MAX, .can_write = true, .can_flush = true,
+    .shared = true,
   };
 }
 
@@ -461,20 +498,25 @@ add_rule (struct fake *f, struct rule rule)
 int
 fake_hold (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
 {
-  return add_rule (f, (struct rule) { .active = true, .hold = true, .kinds = kinds,
-                                      .offset = offset, .end = end_of (f, offset, count) });
+  return add_rule (f, (struct rule) {
+      .active = true, .hold = true, .kinds = kinds, .offset = offset,
+      .end = end_of (f, offset, count)
+    });
 }
 
 int
-fake_fail (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count, int err, int times)
+fake_fail (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count,
+           int err, int times)
 {
-  return add_rule (f, (struct rule) { .active = true, .kinds = kinds, .offset = offset,
-                                      .end = end_of (f, offset, count), .err = err,
-                                      .times = times });
+  return add_rule (f, (struct rule) {
+      .active = true, .kinds = kinds, .offset = offset,
+      .end = end_of (f, offset, count), .err = err, .times = times
+    });
 }
 
 void
-fake_fail_some (struct fake *f, unsigned kinds, unsigned per_mille, uint32_t seed)
+fake_fail_some (struct fake *f, unsigned kinds, unsigned per_mille,
+                uint32_t seed)
 {
   LOCK_IN_SCOPE (&f->lock);
   f->some_kinds = kinds;
@@ -528,7 +570,7 @@ fake_pass (struct fake *f, int rule, unsigned n)
     }
   }
   pthread_cond_broadcast (&f->changed);
-  /* What is held from here on are others. */
+  /* Operations that are held from here on are others. */
   while (r->left < left)
     wait_locked (f, &ts, "an operation to go on");
 }
@@ -546,12 +588,14 @@ fake_wait_held (struct fake *f, int rule, unsigned n)
 }
 
 static unsigned
-count_locked (struct fake *f, unsigned kinds, uint64_t offset, uint64_t end, bool ended)
+count_locked (struct fake *f, unsigned kinds, uint64_t offset, uint64_t end,
+              bool ended)
 {
   unsigned n = 0;
 
   for (unsigned i = f->forgotten; i < f->log->len; i++)
-    n += touches (op_at (f, i), kinds, offset, end) && (!ended || op_at (f, i)->end != 0);
+    n += touches (op_at (f, i), kinds, offset, end)
+      && (!ended || op_at (f, i)->end != 0);
   return n;
 }
 
@@ -570,7 +614,8 @@ fake_ended (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
 }
 
 void
-fake_wait_ended (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count, unsigned n)
+fake_wait_ended (struct fake *f, unsigned kinds, uint64_t offset,
+                 uint64_t count, unsigned n)
 {
   struct timespec ts = deadline ();
 
@@ -586,15 +631,17 @@ fake_wait_asked (struct fake *f, unsigned n)
 
   LOCK_IN_SCOPE (&f->lock);
   while (f->asked < n)
-    wait_locked (f, &ts, "somebody to ask whether the client has gone");
+    wait_locked (f, &ts, "the engine to ask whether the client has gone");
 }
 
 struct fake_op
-fake_op (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count, unsigned n)
+fake_op (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count,
+         unsigned n)
 {
   LOCK_IN_SCOPE (&f->lock);
   for (unsigned i = f->forgotten; i < f->log->len; i++)
-    if (touches (op_at (f, i), kinds, offset, end_of (f, offset, count)) && n-- == 0)
+    if (touches (op_at (f, i), kinds, offset, end_of (f, offset, count))
+        && n-- == 0)
       return *op_at (f, i);
   g_error ("fake: there was no such operation");
 }

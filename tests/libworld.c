@@ -501,6 +501,16 @@ prefetch (struct world *w, unsigned i, unsigned n)
   wait_state (w, BUF_CLEAN, 2 * U, n * U, n);
 }
 
+int
+start_held_stream (struct world *w, unsigned i)
+{
+  int rule = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+
+  start_stream (w, i);
+  fake_wait_held (w->f, rule, 1);
+  return rule;
+}
+
 void
 make_failed (struct world *w, unsigned i, uint32_t count, uint64_t offset,
              unsigned tag, int err)
@@ -613,6 +623,12 @@ start_held (struct world *w, int rule, unsigned i, enum kind kind,
 
   fake_wait_held (w->f, rule, 1);
   return t;
+}
+
+struct task *
+start_held_flush (struct world *w, int rule, unsigned i)
+{
+  return start_held (w, rule, i, FLUSH, 0, 0, 0);
 }
 
 /* The state of a thread, and how often it gave up the CPU.  0: it has ended. */

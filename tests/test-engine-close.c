@@ -3,8 +3,9 @@
  * The end of a connection, and of the server: acknowledged data is written.
  *
  * A connection that ends waits for its calls under way and writes its dirty
- * data.  It tries failed data once more.  Data that fails again is kept for other
- * connections of the device, or is lost with the last one.  Both are reported.
+ * data.  It tries failed data once more.  Data that fails again is kept for
+ * other connections of the device, or is lost with the last one.  Both are
+ * reported.
  */
 #include "world.h"
 
@@ -30,8 +31,8 @@ test_writes (struct world *w)
   assert_device (w->f, U, U, 1);
 }
 
-/* The end waits for a prefetch under way.  A prefetch that waits for a worker is
- * taken back.
+/* The end waits for a prefetch under way.  A prefetch that waits for a worker
+ * is taken back.
  */
 static void
 test_prefetches (struct world *w)
@@ -40,9 +41,7 @@ test_prefetches (struct world *w)
   int hold;
 
   open_readahead (w, 4 * U, 8, 1);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
-  start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  hold = start_held_stream (w, 0);
   close = start_blocked_close (w, 0);
   fake_release (w->f, hold);
   task_ends (close, 0);
@@ -94,7 +93,7 @@ test_leave (struct world *w)
   conn_close (w->c[0]);
   assert_device (w->f, 4096, 40 * U, 3);
   close = start_blocked_close (w, 0);
-  do_read (w, 1, U, 20 * U + 512, OLD);
+  do_read (w, 1, U, 20 * U + 512, OLD);         /* others go on */
   fake_release (w->f, hold);
   task_ends (close, 0);
 }
@@ -230,8 +229,7 @@ test_beside_retry (struct world *w)
   fake_release (w->f, fail);
   fake_forget (w->f);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  flush = start_flush (w, 1);
-  fake_wait_held (w->f, hold, 1);
+  flush = start_held_flush (w, hold, 1);
   report_gate_open ();
   fake_wait_held (w->f, hold, 2);
   for (unsigned i = 0; i < 2; i++)
@@ -256,8 +254,7 @@ test_after_retry (struct world *w)
   open_writeback (w, 4 * U, 8, 2);
   make_failed (w, 0, 4096, 4096, 1, ENOSPC);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  flush = start_flush (w, 1);
-  fake_wait_held (w->f, hold, 1);
+  flush = start_held_flush (w, hold, 1);
   g_assert_cmpuint (fake_op (w->f, FAKE_WRITE, 0, U, 0).conn, ==, 0);
   close = start_blocked_close (w, 0);
   fake_release (w->f, hold);
@@ -373,9 +370,7 @@ test_stop_waits (struct world *w)
   int hold;
 
   open_readahead (w, 64 * U, 16, 16);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
-  start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  hold = start_held_stream (w, 0);
   conn_close (w->c[0]);
   stop = start_blocked (w, 0, STOP, 0, 0, 0);
   fake_release (w->f, hold);

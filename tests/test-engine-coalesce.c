@@ -3,9 +3,9 @@
  * Coalescing: small deferred writes join in one buffer, and the plugin gets one
  * operation for them.
  *
- * A deferred write stays in an OPEN buffer, which grows by adjacent writes.  The
- * buffer is written when it is full, after the linger time, or when a flush or an
- * overlapping request needs it.
+ * A deferred write stays in an OPEN buffer, which grows by adjacent writes.
+ * The buffer is written when it is full, after the linger time, or when a flush
+ * or an overlapping request needs it.
  */
 #include <signal.h>
 #include <sys/mman.h>
@@ -151,8 +151,8 @@ test_join_youngest (struct world *w)
 
 /* The copy of a write into its buffer.
  *
- * The data of this write is a page that no thread may read.  So the copy stops in
- * the handler of SIGSEGV, until the gate is opened.
+ * The data of this write is a page that no thread may read.  So the copy stops
+ * in the handler of SIGSEGV, until the gate is opened.
  */
 
 static struct {

@@ -5,8 +5,8 @@
  * Connections of one export name have the same device if all say multi-conn.
  * They share its buffers.
  *
- * All other connections possibly have the same device.  Between those no data is
- * shared, but order is kept.  Dirty data is written before another device's
+ * All other connections possibly have the same device.  Between those no data
+ * is shared, but order is kept.  Dirty data is written before another device's
  * overlapping request, and newer data supersedes older failed data.  A request
  * waits a bounded time for another device's data.
  */
@@ -17,17 +17,10 @@
 /* How connection 2 differs from the others. */
 enum differs { SIZE, MAX_BLOCK, MIN_BLOCK, MULTI_CONN };
 
-/* Connections of one name have the same device if both say multi-conn, whatever
- * else differs.  One with another size or other block sizes cannot use the
- * buffers of the first: it neither prefetches nor defers, but it sees and
- * flushes all waiting data.
- */
 static void
-test_same_name (struct world *w)
+open_differing (struct world *w, enum differs differs)
 {
-  enum differs differs = w->arg;
   struct backend b;
-  int fail, hold;
 
   open_readahead (w, 4 * U, 8, 2);
   b = world_backend (w, 2);
@@ -38,36 +31,63 @@ test_same_name (struct world *w)
   case MULTI_CONN: b.shared = false; break;
   }
   world_open_as (w, 2, "", &b);
+}
+
+/* Connections of one name have the same device if both say multi-conn, whatever
+ * else differs.  But a connection with another size or other block sizes cannot
+ * use the buffers of the first one.
+ */
+static void
+test_same_name (struct world *w)
+{
+  enum differs differs = w->arg;
+
+  open_differing (w, differs);
   g_assert_true (has_same_device (w, 0, 1));
   g_assert_true (has_same_device (w, 0, 2) == (differs != MULTI_CONN));
   g_assert_true (w->c[2]->shares == (differs == MULTI_CONN));
-  if (differs != MULTI_CONN) {
-    fail = fake_fail (w->f, FAKE_WRITE, 0, U, ENOSPC, -1);
-    do_write (w, 0, 4096, 4096, 1);
-    g_assert_true (drain (w, 0, U, 0));
-    flush_fails (w, 2, ENOSPC);
-    do_read (w, 2, 4096, 4096, 1);
-    fake_release (w->f, fail);
-    do_flush (w, 2);
-    assert_device (w->f, 4096, 4096, 1);
-    hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-    do_write (w, 0, 4096, 0, 2);
-    do_read (w, 2, 4096, 0, 2);         /* dirty data, from its buffer */
-    fake_release (w->f, hold);
-    do_write (w, 2, 4096, 2048, 3);     /* direct, in order */
-    assert_device (w->f, 2048, 0, 2);
-    assert_device (w->f, 4096, 2048, 3);
-    for (unsigned i = 0; i < 3; i++)
-      do_read (w, 2, 4096, 2 * U + i * 4096, OLD);
-    g_assert_cmpuint (count_held (w), ==, 0);
-    do_flush (w, 0);
-    do_read (w, 0, U / 2, U, OLD);
-    do_read (w, 0, U / 2, U + U / 2, OLD);
-    wait_state (w, BUF_CLEAN, 2 * U, U, 1);
-    fake_forget (w->f);
-    do_read (w, 2, 4096, 2 * U, OLD);   /* not from the prefetched buffer */
-    g_assert_cmpuint (fake_op (w->f, FAKE_READ, 2 * U, 4096, 0).conn, ==, 2);
-  }
+}
+
+/* Such a connection sees and flushes all waiting data.  It neither prefetches
+ * nor defers, nor does it use what the others prefetch.
+ */
+static void
+test_without_buffers (struct world *w)
+{
+  int fail, hold;
+
+  open_differing (w, w->arg);
+
+  /* Failed data. */
+  fail = fake_fail (w->f, FAKE_WRITE, 0, U, ENOSPC, -1);
+  do_write (w, 0, 4096, 4096, 1);
+  g_assert_true (drain (w, 0, U, 0));
+  flush_fails (w, 2, ENOSPC);
+  do_read (w, 2, 4096, 4096, 1);
+  fake_release (w->f, fail);
+  do_flush (w, 2);
+  assert_device (w->f, 4096, 4096, 1);
+
+  /* Dirty data: a read takes it from its buffer, a write waits for it. */
+  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  do_write (w, 0, 4096, 0, 2);
+  do_read (w, 2, 4096, 0, 2);
+  fake_release (w->f, hold);
+  do_write (w, 2, 4096, 2048, 3);
+  assert_device (w->f, 2048, 0, 2);
+  assert_device (w->f, 4096, 2048, 3);
+
+  /* Read-ahead. */
+  for (unsigned i = 0; i < 3; i++)
+    do_read (w, 2, 4096, 2 * U + i * 4096, OLD);
+  g_assert_cmpuint (count_held (w), ==, 0);
+  do_flush (w, 0);
+  do_read (w, 0, U / 2, U, OLD);
+  do_read (w, 0, U / 2, U + U / 2, OLD);
+  wait_state (w, BUF_CLEAN, 2 * U, U, 1);
+  fake_forget (w->f);
+  do_read (w, 2, 4096, 2 * U, OLD);
+  g_assert_cmpuint (fake_op (w->f, FAKE_READ, 2 * U, 4096, 0).conn, ==, 2);
 }
 
 /* The same, where the connection without multi-conn comes first. */
@@ -416,6 +436,9 @@ static const struct test tests[] = {
   { "devices/same-name/min-block", test_same_name, MIN_BLOCK },
   { "devices/same-name/multi-conn", test_same_name, MULTI_CONN },
   { "devices/same-name-first", test_same_name_first },
+  { "devices/without-buffers/size", test_without_buffers, SIZE },
+  { "devices/without-buffers/max-block", test_without_buffers, MAX_BLOCK },
+  { "devices/without-buffers/min-block", test_without_buffers, MIN_BLOCK },
   { "devices/not-shared", test_not_shared },
   { "devices/names", test_names },
   { "devices/names-prefetch", test_names_prefetch },

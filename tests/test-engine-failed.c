@@ -2,13 +2,13 @@
  *
  * Failed writes: a deferred write that fails is kept, served and tried again.
  *
- * The data stays in a FAILED buffer.  The next flush tries it again, and returns
- * the plugin's error if it fails again.  From the first failure until a flush
- * succeeds, the device is "failing", and its writes are direct.  A newer change
- * of the same bytes supersedes failed data.
+ * The data stays in a FAILED buffer.  The next flush tries it again, and
+ * returns the plugin's error if it fails again.  From the first failure until a
+ * flush succeeds, the device is "failing", and its writes are direct.  A newer
+ * change of the same bytes supersedes failed data.
  *
- * Not here: failed data at the end of a connection (test-engine-close.c), and of
- * possibly the same device (test-engine-devices.c).
+ * Not here: failed data at the end of a connection (test-engine-close.c), and
+ * of possibly the same device (test-engine-devices.c).
  */
 #include "flush.h"
 #include "world.h"
@@ -224,8 +224,7 @@ test_meanwhile (struct world *w)
   open_writeback (w, 8 * U, 8, 2);
   hold = fake_hold (w->f, FAKE_FLUSH, ANYWHERE);
   fail = fake_fail (w->f, FAKE_WRITE, 0, U, EIO, 1);
-  flush = start_flush (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  flush = start_held_flush (w, hold, 0);
   do_write (w, 1, U, 0, 1);
   wait_state (w, BUF_FAILED, 0, U, 1);
   fake_release (w->f, hold);
@@ -248,8 +247,7 @@ test_busy (struct world *w)
   open_writeback (w, 8 * U, 8, 4);
   make_failed (w, 0, 4096, 0, 1, EIO);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  flush = start_flush (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  flush = start_held_flush (w, hold, 0);
   /* As a flush that found nothing to wait for. */
   g_assert_cmpint (flush_end (w->c[1], 0), ==, 0);
   g_assert_true (is_failing (w, 0));
@@ -342,11 +340,8 @@ test_supersede (struct world *w)
   fake_release (w->f, hold);
   task_ends (direct, 0);
   written = fake_started (w->f, FAKE_WRITE, from, to - from);
-  if (s.kind == TRIM) {
+  if (s.kind == TRIM)
     parts[1].count = 0;         /* the device may hold anything there */
-    if (to - from == hi - lo)
-      parts[0].count = parts[2].count = 0;
-  }
   for (unsigned p = 0; p < 3; p++)
     if (parts[p].count > 0)
       for (unsigned i = 0; i < 2; i++)

@@ -157,8 +157,7 @@ test_names_bound (struct world *w)
   be_patient (w);
   make_failed (w, 0, U, 0, 2, EIO);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  flush = start_flush (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  flush = start_held_flush (w, hold, 0);
   do_flush (w, 1);
   fake_release (w->f, hold);
   task_ends (flush, 0);
@@ -177,8 +176,7 @@ test_starved (struct world *w)
   make_failed (w, 0, U, 0, 1, EIO);
   fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, 1);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  first = start_flush (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  first = start_held_flush (w, hold, 0);
   second = start_blocked_flush (w, 1);
   engine_lock (w->e);           /* the second flush does not run meanwhile */
   fake_pass (w->f, hold, 1);
@@ -253,8 +251,7 @@ test_shows_later (struct world *w)
   do_request (w, 1, TRIM, 4096, 3 * U, 0);
   do_write (w, 1, 4096, 3 * U, OLD);
   hold = fake_hold (w->f, FAKE_FLUSH, ANYWHERE);
-  flush = start_flush (w, 1);
-  fake_wait_held (w->f, hold, 1);
+  flush = start_held_flush (w, hold, 1);
   prefetch (w, 0, 4);
   fake_release (w->f, hold);
   task_ends (flush, 0);

@@ -3,12 +3,12 @@
  * Async hooks: operations without a thread, and plugins that do not reply.
  *
  * With hooks as many operations are in flight as there are buffers.  While its
- * client is there, a request waits as long as the plugin takes.  Once the client
- * has gone, the plugin has a grace time to reply.  Then the operations are given
- * up, and failed data is kept as after any error.
+ * client is there, a request waits as long as the plugin takes.  Once the
+ * client has gone, the plugin has a grace time to reply.  Then the operations
+ * are given up, and failed data is kept as after any error.
  *
- * Not here: what holds with and without hooks.  All other test-engine-* run over
- * both.
+ * Not here: what holds with and without hooks.  All other test-engine-* run
+ * over both.
  */
 #include "clock.h"
 #include "dispatch.h"
@@ -232,9 +232,7 @@ test_stop (struct world *w)
   int hold;
 
   open_hasty (w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
-  start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  hold = start_held_stream (w, 0);
   world_stop (w);
   assert_ended (w, FAKE_READ, 2 * U, 0, 0);
   fake_release (w->f, hold);

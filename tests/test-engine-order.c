@@ -3,8 +3,8 @@
  * Order: overlapping writes reach the plugin in the order of their answers.
  *
  * A direct operation is a FUA write, a zero, a trim, or a write that is not
- * deferred.  It waits for older dirty data that it overlaps.  Block status waits
- * for dirty data in its range as well, which is a drain.
+ * deferred.  It waits for older dirty data that it overlaps.  Block status
+ * waits for dirty data in its range as well, which is a drain.
  */
 #include "world.h"
 
@@ -156,8 +156,7 @@ test_flush_and_zero (struct world *w)
     make_failed (w, 0, 8192, 0, 1, EIO);
     hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
     fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, 1);
-    flush = start_flush (w, n & 1);
-    fake_wait_held (w->f, hold, 1);
+    flush = start_held_flush (w, hold, n & 1);
     zero = start_blocked (w, 0, ZERO, count, 0, 0);
     second = start_blocked_flush (w, 1);
     fake_release (w->f, hold);

@@ -2,10 +2,11 @@
  *
  * Random requests: whatever several clients do, each reads what it wrote last.
  *
- * Threads send requests through all connections, each thread to its own parts of
- * the device.  A thread knows what these parts hold: a copy of the bytes, and
- * whether a block is known at all.  Blocks are unknown after a trim and after a
- * change that failed.  Each read, and the device after each flush, must agree.
+ * Threads send requests through all connections, each thread to its own parts
+ * of the device.  A thread knows what these parts hold: a copy of the bytes,
+ * and whether a block is known at all.  Blocks are unknown after a trim and
+ * after a change that failed.  Each read, and the device after each flush, must
+ * agree.
  *
  * Not here: whole servers (test-random.c, test-crash.c).
  */

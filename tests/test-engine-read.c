@@ -184,9 +184,7 @@ test_stale_pinned (struct world *w)
   int hold;
 
   open_readahead (w, 3 * U, 16, 4);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
-  start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  hold = start_held_stream (w, 0);
   read = start_blocked (w, 0, READ, U / 2, 2 * U, OLD);
   do_write (w, 1, U / 2, 2 * U + U / 2, 1);
   task_wait_blocked (read);

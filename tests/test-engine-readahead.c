@@ -3,8 +3,8 @@
  * Read-ahead: what is prefetched for a sequential reader, and how it is used.
  *
  * Two reads in sequence make a stream.  From then on the units behind it are
- * prefetched, as many as the window allows.  A demand read takes the data from a
- * CLEAN buffer, waits for one that is being read, or goes to the plugin.
+ * prefetched, as many as the window allows.  A demand read takes the data from
+ * a CLEAN buffer, waits for one that is being read, or goes to the plugin.
  *
  * Not here: the rules of streams and windows (test-pure.c), and how prefetched
  * data gives way to writers (test-engine-slab.c).

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Sizes: the plugin's block sizes, and devices that are no multiple of the unit.
+ * Sizes: the plugin's block sizes, and devices that are no multiple of the
+ * unit.
  *
  * Operations keep the plugin's minimum and maximum block size.  A request that
  * the plugin may refuse reaches it whole, so that it does all of it or nothing.

@@ -4,8 +4,8 @@
  *
  * The number of buffers is fixed.  Prefetched data gives way to writers until
  * both have half of the buffers.  When no buffer is free, a writer waits
- * (back-pressure).  When all buffers hold failed data, no request waits: it gets
- * an error, or goes to the plugin.
+ * (back-pressure).  When all buffers hold failed data, no request waits: it
+ * gets an error, or goes to the plugin.
  */
 #include "buffers.h"
 #include "world.h"

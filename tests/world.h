@@ -5,12 +5,13 @@
  *
  * Each program tests one subject.  It has a table of cases, and a case is a
  * function that gets a world.  The world is empty at first: the case opens an
- * engine with connections in it, and the library closes what is open at the end.
- * A case runs twice: the plugin is used through the thread pool (/pool/...), and
- * through its async hooks (/hooks/...).
+ * engine with connections in it, and the library closes what is open at the
+ * end.  A case runs twice: the plugin is used through the thread pool
+ * (/pool/...), and through its async hooks (/hooks/...).
  *
- * Data.  Each byte depends on its place and on a tag, a small number.  A request
- * names the tag that it writes or must find.  So a test never compares buffers.
+ * Data.  Each byte depends on its place and on a tag, a small number.  A
+ * request names the tag that it writes or must find.  So a test never compares
+ * buffers.
  *
  * Time.  Rules of fake.h hold operations, so a test decides their order.  Where
  * something must happen, the test waits for it.  Where nothing must happen yet,
@@ -44,13 +45,14 @@ enum {
 /* Cases. */
 
 struct world {
-  /* Constant. */
+  /* Constant: how the case was registered. */
   bool hooked;                  /* the plugin has async hooks */
-  unsigned arg;                 /* the case's, see struct test */
+  unsigned arg;                 /* from the table */
+  /* Constant while it is open. */
   struct fake *f;               /* the device */
   struct fake *f2;              /* a second one, where a test needs it */
   struct engine *e;
-  struct conn *c[CONNS];
+  struct conn *c[CONNS];        /* NULL: closed */
 };
 
 /* A row of a table leaves out what is 0. */
@@ -159,6 +161,10 @@ extern void write_units (struct world *, unsigned i, unsigned first, unsigned n,
 extern void start_stream (struct world *, unsigned i);
 /* The same, and waits until the N units behind them are prefetched. */
 extern void prefetch (struct world *, unsigned i, unsigned n);
+/* Makes a stream whose prefetches are held, and waits for the first.  Returns
+ * the rule of fake.h that holds them.
+ */
+extern int start_held_stream (struct world *, unsigned i);
 /* Leaves COUNT bytes of TAG at OFFSET, within one unit, FAILED with ERR.  The
  * plugin takes writes again afterwards.
  */
@@ -173,15 +179,16 @@ extern struct task *task_start (struct world *, unsigned i, enum kind,
                                 uint32_t count, uint64_t offset, unsigned tag);
 extern struct task *start_flush (struct world *, unsigned i);
 extern struct task *start_close (struct world *, unsigned i);
-/* It must wait for something. */
+/* The request must wait for something. */
 extern struct task *start_blocked (struct world *, unsigned i, enum kind,
                                    uint32_t count, uint64_t offset,
                                    unsigned tag);
 extern struct task *start_blocked_flush (struct world *, unsigned i);
 extern struct task *start_blocked_close (struct world *, unsigned i);
-/* The RULE of fake.h must hold its operation, and holds no other. */
+/* The plugin gets an operation of the request, which RULE of fake.h holds. */
 extern struct task *start_held (struct world *, int rule, unsigned i, enum kind,
                                 uint32_t count, uint64_t offset, unsigned tag);
+extern struct task *start_held_flush (struct world *, int rule, unsigned i);
 /* Waits until the thread sleeps and is not woken for a while.  The request must
  * not have ended.
  */
@@ -215,8 +222,8 @@ extern void assert_devices (struct fake *, const struct part *, unsigned n);
 /* Reads all parts, which are neighbours, with one request. */
 extern void assert_reads (struct world *, unsigned i, const struct part *,
                           unsigned n);
-/* Both connections read what a FUA write of TAG, a zero or a trim leaves, and so
- * does the device.
+/* Both connections read what a FUA write of TAG, a zero or a trim leaves, and
+ * so does the device.
  */
 extern void assert_changed (struct world *, enum kind, uint32_t count,
                             uint64_t offset, unsigned tag);
