@@ -7,8 +7,8 @@
  * client has gone, the plugin has a grace time to reply.  Then the operations
  * are given up, and failed data is kept as after any error.
  *
- * Not here: what holds with and without hooks.  All other test-engine-* run
- * over both.
+ * Not here: rules that hold with and without hooks.  All other test-engine-*
+ * run over both.
  */
 #include "handover.h"
 #include "world.h"
@@ -360,7 +360,7 @@ give_up_replying (struct nbdkit_async_io *io)
   return false;
 }
 
-/* A reply to what is being given up is no sign of life: the other operations
+/* A reply to an operation that is being given up is no sign of life: the others
  * are given up as well.
  */
 static void

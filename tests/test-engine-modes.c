@@ -16,7 +16,7 @@
 static void
 test_auto (struct world *w)
 {
-  enum kind kind = w->arg;      /* what enables write-back */
+  enum kind kind = w->arg;      /* of the request that enables write-back */
 
   world_init (w, 8 * U, config (8, 2, WRITE_AUTO, READ_DIRECT));
   do_write (w, 0, 4096, 0, 1);

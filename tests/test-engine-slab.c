@@ -232,7 +232,7 @@ test_threads (struct world *w)
 
 /* Prefetched data gives way to writers, the far end first, until each have
  * half, and all of it once its client reads no more.  The stream prefetches
- * again what it has lost.
+ * again the units that it has lost.
  */
 static void
 test_evict (struct world *w)
