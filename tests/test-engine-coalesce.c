@@ -101,6 +101,19 @@ test_linger_join (struct world *w)
   g_assert_cmpuint (open_since_ns (w), ==, since);
 }
 
+/* As many buffers stay OPEN as there may be streams.  One more has the oldest
+ * written.
+ */
+static void
+test_open_max (struct world *w)
+{
+  open_writeback (w, 32 * U, 32, 2);
+  for (unsigned i = 0; i <= STREAMS; i++)
+    do_write (w, 0, 4096, i * U, 1);
+  g_assert_cmpuint (count_state (w, BUF_OPEN, 0, 32 * U), <=, STREAMS);
+  fake_wait_ended (w->f, FAKE_WRITE, 0, U, 1);
+}
+
 /* Which buffer a write may join. */
 
 /* A write joins a READY buffer, which waits for an older one, if it overwrites
@@ -147,6 +160,24 @@ test_join_youngest (struct world *w)
   task_ends (waiter, false);
   do_flush (w, 0);
   assert_device (w->f, 4096, 4096, 4);
+}
+
+/* A write joins one buffer and overlaps an older one.  The older one grows no
+ * more, as the younger one waits for it.
+ */
+static void
+test_join_overlaps (struct world *w)
+{
+  open_writeback (w, 8 * U, 8, 2);
+  do_write (w, 0, 4096, 0, 1);
+  do_write (w, 1, 4096, 8192, 2);
+  do_write (w, 1, 8192, 2048, 3);
+  fake_wait_ended (w->f, FAKE_WRITE, 0, 2048, 1);       /* without a flush */
+  assert_states (w, BUF_OPEN, 0, U, 1);
+  do_flush (w, 0);
+  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
+  assert_devices (w->f, PARTS ({ 0, 2048, 1 }, { 2048, 8192, 3 },
+                               { 10240, 2048, 2 }));
 }
 
 /* The copy of a write into its buffer.
@@ -278,8 +309,10 @@ static const struct test tests[] = {
   { "coalesce/over-units", test_over_units },
   { "coalesce/linger", test_linger },
   { "coalesce/linger-join", test_linger_join },
+  { "coalesce/open-max", test_open_max },
   { "coalesce/join-ready", test_join_ready },
   { "coalesce/join-youngest", test_join_youngest },
+  { "coalesce/join-overlaps", test_join_overlaps },
   { "coalesce/copying", test_copying },
   { "coalesce/copying-dropped", test_copying_dropped },
 };

@@ -301,6 +301,8 @@ test_grace (struct world *w)
   close = start_close (w, 0);
   fake_wait_held (w->f, hold, 1);
   task_wait_blocked (close);
+  g_usleep (2 * BACKEND_POLL_NS / 1000);        /* it has looked once more */
+  task_wait_blocked (close);
   fake_release (w->f, hold);
   task_ends (close, 0);
   assert_device (w->f, U, U, 1);
