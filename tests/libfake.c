@@ -693,9 +693,10 @@ check_tree (struct engine *e)
     bool should = b->state != BUF_FREE && b->state != BUF_TAKEN && !b->dropped;
 
     g_assert_true (should == (b->node != NULL));
-    g_assert_true (!b->dropped || b->state == BUF_TAKEN || b->state == BUF_READING
+    g_assert_true (!b->dropped || b->state == BUF_TAKEN
+                   || b->state == BUF_READING || b->state == BUF_WRITING);
+    g_assert_true (!b->hooked || b->state == BUF_READING
                    || b->state == BUF_WRITING);
-    g_assert_true (!b->hooked || b->state == BUF_READING || b->state == BUF_WRITING);
     n += should;
     if (should) {
       g_assert_true (g_tree_node_key (b->node) == b);
@@ -703,11 +704,13 @@ check_tree (struct engine *e)
       g_assert_cmpuint (b->hi, <=, e->config.buffer_size);
     }
   }
-  for (GTreeNode *node = g_tree_node_first (e->tree); node; node = g_tree_node_next (node)) {
+  for (GTreeNode *node = g_tree_node_first (e->tree); node;
+       node = g_tree_node_next (node)) {
     const struct buf *b = g_tree_node_key (node);
 
     if (last)
-      g_assert_true (last->base < b->base || (last->base == b->base && last->seq < b->seq));
+      g_assert_true (last->base < b->base
+                     || (last->base == b->base && last->seq < b->seq));
     last = b;
     in_tree++;
   }
@@ -746,9 +749,12 @@ check_buf (struct engine *e, const struct buf *b)
     for (GList *l = e->mutators.head; l; l = l->next) {
       const struct mutator *m = l->data;
 
-      /* Of several pieces the first is being written.  Another device's may not have moved in time. */
-      g_assert_false (m->running && ranges_overlap (m->offset, m->end, buf_start (b), buf_end (b))
-                      && m->device == b->device);
+      /* Of several pieces the first is being written.  For another device's
+       * data the operation waits a bounded time only.
+       */
+      g_assert_false (m->running && m->device == b->device
+                      && ranges_overlap (m->offset, m->end, buf_start (b),
+                                         buf_end (b)));
     }
   if (buf_is_dirty (b))
     g_assert_nonnull (b->conn);
@@ -790,7 +796,8 @@ check_queues (struct engine *e)
     dirty_of_exports += x->dirty.length;
     check_sorted (&x->dirty);
   }
-  g_assert_cmpuint (dirty_of_exports, ==, n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
+  g_assert_cmpuint (dirty_of_exports, ==,
+                    n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
   g_assert_cmpuint (e->starts.length, ==, 0);
   g_assert_true (!e->writer_called || e->writers.length > 0);
   check_sorted (&e->failed);
