@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What the tests of the engine share: see world.h.
+ * The library of the engine's tests: see world.h.
  *
  * The Makefile links it with test-engine-* only, as it calls the engine.
  */

@@ -110,9 +110,9 @@ test_retries (struct world *w)
   assert_device (w->f, U, U, 1);
 }
 
-/* Workers try failed data first, and the connection's own thread only what
- * fails once more.  A filter that sleeps fails on that thread, as its client
- * has gone.
+/* Workers try failed data first.  The connection's own thread tries only data
+ * that fails once more.  A filter that sleeps fails on that thread, as its
+ * client has gone.
  */
 static void
 test_workers (struct world *w)

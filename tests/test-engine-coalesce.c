@@ -149,6 +149,24 @@ test_join_youngest (struct world *w)
   assert_device (w->f, 4096, 4096, 4);
 }
 
+/* A write joins one buffer and overlaps an older one.  The older one grows no
+ * more, as the younger one waits for it.
+ */
+static void
+test_join_overlaps (struct world *w)
+{
+  open_writeback (w, 8 * U, 8, 2);
+  do_write (w, 0, 4096, 0, 1);
+  do_write (w, 1, 4096, 8192, 2);
+  do_write (w, 1, 8192, 2048, 3);
+  fake_wait_ended (w->f, FAKE_WRITE, 0, 2048, 1);       /* without a flush */
+  assert_states (w, BUF_OPEN, 0, U, 1);
+  do_flush (w, 0);
+  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
+  assert_devices (w->f, PARTS ({ 0, 2048, 1 }, { 2048, 8192, 3 },
+                               { 10240, 2048, 2 }));
+}
+
 /* The copy of a write into its buffer.
  *
  * The data of this write is a page that no thread may read.  So the copy stops
@@ -280,6 +298,7 @@ static const struct test tests[] = {
   { "coalesce/linger-join", test_linger_join },
   { "coalesce/join-ready", test_join_ready },
   { "coalesce/join-youngest", test_join_youngest },
+  { "coalesce/join-overlaps", test_join_overlaps },
   { "coalesce/copying", test_copying },
   { "coalesce/copying-dropped", test_copying_dropped },
 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Devices: which connections share data, and what holds between the others.
+ * Devices: which connections share data, and which rules the others keep.
  *
  * Connections of one export name have the same device if all say multi-conn.
  * They share its buffers.
@@ -49,7 +49,7 @@ test_same_name (struct world *w)
 }
 
 /* Such a connection sees and flushes all waiting data.  It neither prefetches
- * nor defers, nor does it use what the others prefetch.
+ * nor defers, nor does it use data that the others have prefetched.
  */
 static void
 test_without_buffers (struct world *w)
@@ -137,7 +137,7 @@ test_not_shared (struct world *w)
 
 /* Two names of one device. */
 
-/* Each name reads what was written by the other name, and overlapping writes
+/* Each name reads data that the other name has written, and overlapping writes
  * keep their order.
  */
 static void

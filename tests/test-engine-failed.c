@@ -280,7 +280,7 @@ test_waiter (struct world *w)
 
 /* Newer data supersedes failed data. */
 
-/* What is FAILED. */
+/* The range of the FAILED data. */
 enum { FAILED_FROM = U + 8192, FAILED_TO = FAILED_FROM + 16384 };
 
 /* The direct operation, in relation to that. */
@@ -457,13 +457,13 @@ test_pieces_wait (struct world *w)
 }
 
 /* Two direct operations are under way over one buffer of failed data.  A flush
- * waits for both, and writes what neither has replaced.  It does not wait for
- * one elsewhere.
+ * waits for both, and writes the bytes that neither has replaced.  It does not
+ * wait for an operation elsewhere.
  */
 static void
 test_pieces_two (struct world *w)
 {
-  uint32_t count = w->arg;      /* what each of them takes of 16384 bytes */
+  uint32_t count = w->arg;      /* bytes that each of them takes of 16384 */
   struct part parts[] = { { 0, count, 0 }, { count, 8192 - count, 1 },
                           { 8192, count, 0 },
                           { 8192 + count, 8192 - count, 1 } };

@@ -6,7 +6,7 @@
  * it, and the plugin's own flush has succeeded after that.  It covers all
  * connections of its export name.
  *
- * Not here: what a flush does with failed data (test-engine-failed.c).
+ * Not here: flushes that try failed data again (test-engine-failed.c).
  */
 #include "dispatch.h"
 #include "world.h"
@@ -197,11 +197,11 @@ test_starved (struct world *w)
 /* What a flush shows.
  *
  * Until a flush, the plugin may show a change only to the connection that made
- * it.  So what another connection has prefetched of these bytes may be old.
+ * it.  So data that another connection has prefetched there may be old.
  */
 
-/* A connection is not served what another one has prefetched of its own
- * changes.  A flush drops such prefetched data, and no other.
+/* A connection does not read its own changes from data that another one has
+ * prefetched.  A flush drops such prefetched data, and no other.
  */
 static void
 test_shows (struct world *w)
@@ -230,14 +230,14 @@ test_shows (struct world *w)
   assert_states (w, BUF_CLEAN, 3 * U, U, 0);
   assert_states (w, BUF_CLEAN, 2 * U, 4 * U, 3);
 
-  /* Connection 0 sees its own change in what it has prefetched. */
+  /* Connection 0 reads its own change from its prefetched data. */
   for (unsigned i = 2; i < 6; i++)
     do_read (w, 0, U, i * U, OLD);
   assert_started (w, FAKE_READ, 3 * U, U, 3);
   assert_started (w, FAKE_READ, 5 * U, U, 1);
 }
 
-/* The same holds for what is prefetched while the plugin flushes, and for
+/* The same holds for data that is prefetched while the plugin flushes, and for
  * changes of a connection that has ended since.  A client that is alone keeps
  * its prefetched data.
  */

@@ -7,8 +7,8 @@
  * client has gone, the plugin has a grace time to reply.  Then the operations
  * are given up, and failed data is kept as after any error.
  *
- * Not here: what holds with and without hooks.  All other test-engine-* run
- * over both.
+ * Not here: rules that hold with and without hooks.  All other test-engine-*
+ * run over both.
  */
 #include "clock.h"
 #include "dispatch.h"
@@ -302,6 +302,8 @@ test_grace (struct world *w)
   close = start_close (w, 0);
   fake_wait_held (w->f, hold, 1);
   task_wait_blocked (close);
+  g_usleep (2 * BACKEND_POLL_NS / 1000);        /* it has looked once more */
+  task_wait_blocked (close);
   fake_release (w->f, hold);
   task_ends (close, 0);
   assert_device (w->f, U, U, 1);
@@ -361,7 +363,7 @@ give_up_replying (struct nbdkit_async_io *io)
   return false;
 }
 
-/* A reply to what is being given up is no sign of life: the other operations
+/* A reply to an operation that is being given up is no sign of life: the others
  * are given up as well.
  */
 static void

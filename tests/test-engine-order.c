@@ -146,7 +146,7 @@ test_unregistered (struct world *w)
 static void
 test_flush_and_zero (struct world *w)
 {
-  uint32_t count = w->arg;      /* what the zero takes of 8192 bytes */
+  uint32_t count = w->arg;      /* bytes that the zero takes of 8192 */
 
   for (unsigned n = 0; n < 10; n++) {
     struct task *flush, *second, *zero;

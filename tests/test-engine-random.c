@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Random requests: whatever several clients do, each reads what it wrote last.
+ * Random requests of several clients: each reads the data that it wrote last.
  *
  * Threads send requests through all connections, each thread to its own parts
- * of the device.  A thread knows what these parts hold: a copy of the bytes,
- * and whether a block is known at all.  Blocks are unknown after a trim and
- * after a change that failed.  Each read, and the device after each flush, must
- * agree.
+ * of the device.  A thread has a copy of these bytes.  It also knows which
+ * blocks are unknown: those after a trim, and after a change that failed.  Each
+ * read, and the device after each flush, must agree with the copy.
  *
  * Not here: whole servers (test-random.c, test-crash.c).
  */
@@ -15,7 +14,7 @@
 enum { THREADS = 4, RANDOM_CONNS = 3 };
 
 /* The device: stripes that the threads own in turn, a region for each thread,
- * and bytes that nobody changes.
+ * and bytes that no thread changes.
  */
 #define STRIPE (8 * KIB)
 #define STRIPES (4 * U)
@@ -92,7 +91,7 @@ choose_own (struct client *c, uint64_t *offset, uint32_t *count)
     + g_rand_int_range (c->rand, 0, (size - *count) / BLOCK + 1) * BLOCK;
 }
 
-/* Compares what was read, or is in the device, with what this thread knows. */
+/* Compares data from a read, or from the device, with this thread's copy. */
 static void
 check_own (struct client *c, const uint8_t *buf, uint32_t count,
            uint64_t offset, const char *where)

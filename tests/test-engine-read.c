@@ -98,7 +98,7 @@ test_pins (struct world *w)
 /* Stale prefetched data. */
 
 struct stale {
-  enum kind kind;               /* what changes the device */
+  enum kind kind;               /* of the request that changes the device */
   unsigned conn;                /* through this connection; 0 prefetches */
   bool deferring;               /* connections defer writes */
   bool in_flight;               /* the prefetch is under way, or else CLEAN */

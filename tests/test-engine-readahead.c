@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Read-ahead: what is prefetched for a sequential reader, and how it is used.
+ * Read-ahead: which units are prefetched for a reader, and how they are used.
  *
  * Two reads in sequence make a stream.  From then on the units behind it are
  * prefetched, as many as the window allows.  A demand read takes the data from
@@ -41,7 +41,7 @@ test_used (struct world *w)
 }
 
 /* One read takes its units from prefetched, dirty and no buffers.  The plugin
- * is asked only for what no buffer holds.
+ * is asked only for units that no buffer holds.
  */
 static void
 test_mixed (struct world *w)
@@ -70,7 +70,7 @@ test_mixed (struct world *w)
   fake_release (w->f, hold);
 }
 
-/* A client skips within what is prefetched.  The skipped units are dropped at
+/* A client skips some prefetched units.  The skipped units are dropped at
  * its second read behind them.
  */
 static void
@@ -291,8 +291,8 @@ test_slack (struct world *w)
   g_assert_cmpuint (count_streams (w, 0), ==, 1);
 }
 
-/* A slow reader finds what was prefetched for it long ago.  A client that reads
- * elsewhere leaves nothing behind.
+/* A slow reader finds data that was prefetched for it long ago.  The data of a
+ * client that reads elsewhere is dropped.
  */
 static void
 test_slow (struct world *w)
@@ -312,7 +312,7 @@ test_slow (struct world *w)
 /* Several streams share the buffers. */
 
 /* A stream was left while it has all buffers.  Single reads elsewhere take none
- * of them, and another stream takes what it needs, from the far end.
+ * of them, and another stream takes as many as it needs, from the far end.
  */
 static void
 test_left (struct world *w)
@@ -347,7 +347,7 @@ test_share (struct world *w)
   g_assert_cmpuint (count_prefetched (w, 1), ==, 8);
 }
 
-/* A short stream keeps what it uses beside a long one, which gets the rest. */
+/* A short stream keeps the buffers that it uses.  A long one gets the rest. */
 static void
 test_beside (struct world *w)
 {

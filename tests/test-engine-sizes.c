@@ -109,7 +109,7 @@ test_limits (struct world *w)
   open_with (w, U, UINT32_MAX);
 }
 
-/* What is left of a block at the end of the device is not prefetched. */
+/* A part of a block at the end of the device is not prefetched. */
 static void
 test_end (struct world *w)
 {

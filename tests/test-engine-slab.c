@@ -70,6 +70,18 @@ test_filling (struct world *w)
 
 /* Back-pressure. */
 
+/* As if a write took an hour: a writer that waits looks again when something
+ * wakes it, and not before.
+ */
+static void
+make_very_slow (struct world *w)
+{
+  for (unsigned i = 0; i < CONNS; i++)
+    if (w->c[i])
+      speed_note (w->c[i]->backend.write_speed, HOUR_NS, 1);
+  make_older (w, -HOUR_NS);     /* no prefetched data is idle in time, either */
+}
+
 /* A writer waits for a buffer, and gets the first that becomes free.  OPEN
  * buffers are written meanwhile.
  */
@@ -83,6 +95,7 @@ test_wait (struct world *w)
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 3, 1);
   do_write (w, 0, 4096, 3 * U, 1);      /* OPEN */
+  make_very_slow (w);
   write = task_start (w, 1, WRITE, U, 5 * U, 2);
   fake_wait_held (w->f, hold, 4);       /* the writer has it written */
   task_wait_blocked (write);
@@ -108,6 +121,7 @@ test_wait_order (struct world *w)
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 4, 1);
   fake_wait_held (w->f, hold, 4);
+  make_very_slow (w);
   for (unsigned i = 0; i < 3; i++)
     write[i] = start_blocked (w, i % 2, WRITE, 4096, (5 + i) * U, 2 + i);
   for (unsigned i = 0; i < 3; i++) {
@@ -167,6 +181,7 @@ test_wait_two (struct world *w)
   stop_readahead (w, 0);
   /* It uses up two buffers, and waits for the unit that is held. */
   read = start_held (w, hold_read, 0, READ, 3 * U, 2 * U, OLD);
+  make_very_slow (w);
   for (unsigned i = 0; i < 2; i++)
     write[i] = start_blocked (w, 1, WRITE, U, (12 + i) * U, 1);
   fake_release (w->f, hold_read);
@@ -191,6 +206,7 @@ test_failed (struct world *w)
   hold = fake_hold (w->f, FAKE_WRITE, 0, 4 * U);
   fail = fake_fail (w->f, FAKE_WRITE, 0, 6 * U, EIO, -1);
   write_units (w, 0, 0, 4, 1);
+  make_very_slow (w);
   write = start_blocked (w, other ? 2 : 1, WRITE, U, 5 * U, 2);
   fake_release (w->f, hold);
   task_ends (write, EIO);
@@ -232,7 +248,7 @@ test_threads (struct world *w)
 
 /* Prefetched data gives way to writers, the far end first, until each have
  * half, and all of it once its client reads no more.  The stream prefetches
- * again what it has lost.
+ * again the units that it has lost.
  */
 static void
 test_evict (struct world *w)
@@ -261,6 +277,38 @@ test_evict (struct world *w)
   do_flush (w, 1);
   do_read (w, 0, U, 2 * U, OLD);
   wait_state (w, BUF_CLEAN, 4 * U, 2 * U, 2);
+}
+
+/* Prefetched data that reads copy from does not give way.  It does once a read
+ * has ended and has left a part of it.
+ */
+static void
+test_evict_pinned (struct world *w)
+{
+  struct task *read[2], *write;
+  int hold[2], hold_write;
+
+  open_readahead (w, 16 * U, 3, 3);
+  prefetch (w, 0, 3);
+  make_older (w, 0);
+  stop_readahead (w, 0);
+  stop_readahead (w, 1);
+  hold_write = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  do_write (w, 1, U, 10 * U, 1);        /* in place of unit 4 */
+  hold[0] = fake_hold (w->f, FAKE_READ, U, U);
+  hold[1] = fake_hold (w->f, FAKE_READ, 4 * U, U);
+  for (unsigned i = 0; i < 2; i++)      /* of units 2 and 3 each a part */
+    read[i] = start_held (w, hold[i], i, READ, U, (1 + 2 * i) * U + 512, OLD);
+  make_very_slow (w);
+  write = start_blocked (w, 1, WRITE, U, 11 * U, 1);
+  assert_states (w, BUF_CLEAN, 2 * U, 2 * U, 2);
+  fake_release (w->f, hold[0]);
+  task_ends (read[0], 0);
+  task_ends (write, 0);
+  assert_states (w, BUF_CLEAN, 2 * U, 2 * U, 1);
+  fake_release (w->f, hold[1]);
+  task_ends (read[1], 0);
+  fake_release (w->f, hold_write);
 }
 
 /* A writer looks again when prefetched data becomes idle, though no buffer
@@ -361,6 +409,7 @@ static const struct test tests[] = {
   { "slab/failed-other", test_failed, true },
   { "slab/threads", test_threads },
   { "slab/evict", test_evict },
+  { "slab/evict-pinned", test_evict_pinned },
   { "slab/evict-idle", test_evict_idle },
   { "slab/evict-reading", test_evict_reading, .on = POOL_ONLY },
   { "slab/half", test_half },

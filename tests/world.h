@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What the tests of the engine share: one engine over the fake device of
- * fake.h, requests, and looks inside.
+ * The library of the engine's tests: one engine over the fake device of fake.h,
+ * requests, and looks inside.
  *
  * Each program tests one subject.  It has a table of cases, and a case is a
  * function that gets a world.  The world is empty at first: the case opens an
- * engine with connections in it, and the library closes what is open at the
+ * engine with connections in it, and the library closes all of it at the
  * end.  A case runs twice: the plugin is used through the thread pool
  * (/pool/...), and through its async hooks (/hooks/...).
  *
@@ -55,7 +55,7 @@ struct world {
   struct conn *c[CONNS];        /* NULL: closed */
 };
 
-/* A row of a table leaves out what is 0. */
+/* A row of a table leaves out fields that are 0. */
 #pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 
 struct test {
@@ -85,7 +85,7 @@ extern void be_patient (struct world *);
 extern void world_start (struct world *, uint64_t size, struct engine_config);
 /* Opens connection I (0 to CONNS - 1). */
 extern void world_open (struct world *, unsigned i, const char *export_name);
-/* What conn_open wants, for a test to change. */
+/* The plugin of connection I for conn_open.  A test may change it. */
 extern struct backend world_backend (struct world *, unsigned i);
 extern void world_open_as (struct world *, unsigned i, const char *export_name,
                            const struct backend *);
@@ -150,7 +150,7 @@ extern void do_zero (struct world *, unsigned i, uint32_t count,
                      uint64_t offset);
 extern void do_flush (struct world *, unsigned i);
 extern void flush_fails (struct world *, unsigned i, int err);
-/* Writes what is dirty in the range.  True: failed data is left there. */
+/* Writes the dirty data in the range.  True: failed data is left there. */
 extern bool drain (struct world *, unsigned i, uint32_t count,
                    uint64_t offset);
 
@@ -222,8 +222,8 @@ extern void assert_devices (struct fake *, const struct part *, unsigned n);
 /* Reads all parts, which are neighbours, with one request. */
 extern void assert_reads (struct world *, unsigned i, const struct part *,
                           unsigned n);
-/* Both connections read what a FUA write of TAG, a zero or a trim leaves, and
- * so does the device.
+/* The device, and reads of both connections, have the bytes that this request
+ * leaves: a FUA write of TAG, a zero or a trim.
  */
 extern void assert_changed (struct world *, enum kind, uint32_t count,
                             uint64_t offset, unsigned tag);
@@ -295,7 +295,7 @@ extern void put_in_flight (struct world *, unsigned i, unsigned n);
 extern void set_window (struct world *, unsigned i, unsigned n);
 /* As if its read-ahead had just failed. */
 extern void stop_readahead (struct world *, unsigned i);
-/* As if what is prefetched were so much older, and read in order. */
+/* As if prefetched data were so much older, and were read in order. */
 extern void make_older (struct world *, uint64_t ns);
 /* As if no stream had been followed for so long. */
 extern void stop_reading (struct world *, uint64_t ns);
