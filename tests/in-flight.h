@@ -36,7 +36,7 @@ struct in_flight {
   unsigned n;
 };
 
-static bool
+CLIENT_FUNCTION bool
 in_flight_conflicts (const struct in_flight *f, enum kind kind,
                      uint64_t offset, uint64_t count)
 {
@@ -50,7 +50,7 @@ in_flight_conflicts (const struct in_flight *f, enum kind kind,
   return false;
 }
 
-static bool
+CLIENT_FUNCTION bool
 in_flight_has_connection (const struct in_flight *f, unsigned connection)
 {
   for (unsigned i = 0; i < IN_FLIGHT_MAX; i++)
@@ -60,7 +60,7 @@ in_flight_has_connection (const struct in_flight *f, unsigned connection)
 }
 
 /* Whether the server offers requests of this kind. */
-static bool
+CLIENT_FUNCTION bool
 in_flight_can_send (const struct in_flight *f, enum kind kind,
                     unsigned connection)
 {
@@ -97,7 +97,7 @@ send_operation (struct nbd_handle *nbd, struct operation *o, uint32_t flags)
 }
 
 /* A write has its data in BUF. */
-static void
+CLIENT_FUNCTION void
 in_flight_send (struct in_flight *f, struct operation o, uint32_t flags)
 {
   unsigned i;
@@ -112,7 +112,7 @@ in_flight_send (struct in_flight *f, struct operation o, uint32_t flags)
 /* Completes the operations whose replies have come, and waits for one of them
  * if WAIT.
  */
-static void
+CLIENT_FUNCTION void
 in_flight_progress (struct in_flight *f, bool wait,
                     void (*complete) (void *data, struct operation *),
                     void *data)
@@ -138,7 +138,7 @@ in_flight_progress (struct in_flight *f, bool wait,
   } while (wait && !some && f->n > 0);
 }
 
-static void
+CLIENT_FUNCTION void
 in_flight_destroy (struct in_flight *f)
 {
   for (unsigned i = 0; i < IN_FLIGHT_MAX; i++)
