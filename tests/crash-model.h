@@ -1,18 +1,21 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-/* What each block of crash.so's device may hold, for test-crash.c.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * Every write has a number, and every block that it writes names this number,
- * so that a block tells its origin.  A block's history is the list of its
- * writes, oldest first; these are never in flight together.  Two members of
- * the list have a part:
+ * A model of crash.so's device, for test-crash.c: what each block may hold.
  *
- * - stable: the newest that was acknowledged.  A read returns it, or one that
- *   failed after it.
- * - floor: the newest that a flush or FUA promised.  The durable block holds
- *   it, or any later one.
+ * A write, zero or trim is a change, and has a number.  A write fills its
+ * blocks with its number, so that a block names its origin.  The model has a
+ * history for each block: the numbers of its changes, oldest first.  Changes
+ * of one block are never in flight together.  Two of them are special:
  *
- * A block that was trimmed may hold any older data, but never another block's.
- * Number 0 is the empty device.
+ * - acknowledged: the newest that succeeded.  A read returns it, or one after
+ *   it, which has failed and may be there in part.
+ * - promised: the newest that a flush or FUA covers.  The durable block holds
+ *   it, or any later one, as a device may write more than it must.
+ *
+ * A trimmed block may hold any older data, but never another block's.  Change 0
+ * is the empty device.
+ *
+ * Not its job: which connections a flush covers (test-crash.c).
  */
 #ifndef TESTS_CRASH_MODEL_H
 #define TESTS_CRASH_MODEL_H
@@ -26,74 +29,73 @@
 #include <glib.h>
 
 #include "crash.h"
+#include "in-flight.h"
 
 enum { WORDS = CRASH_BLOCK / 8 };
 enum { FOREIGN = -1, ZEROES = 0 };      /* of a block, in place of a number */
 
-enum kind { READ, WRITE, ZERO, TRIM, FLUSH };
-static const char *const kind_names[] = {
-  "read", "write", "zero", "trim", "flush",
-};
+enum state { IN_FLIGHT, SUCCEEDED, FAILED };
+static const char *const state_names[] = { "in flight", "succeeded", "failed" };
 
-enum state { IN_FLIGHT, GOOD, FAILED };
-static const char *const state_names[] = { "in flight", "good", "failed" };
-
-/* A write, zero or trim.  Its number is its index in the model's array. */
-struct write {
-  enum kind kind;
+/* A change's number is its index in the model's array. */
+struct change {
+  enum kind kind;               /* WRITE, ZERO or TRIM */
   enum state state;
   bool fua;
-  bool reported;                /* its client had an error from a flush since */
+  bool reported;                /* a later flush of its client failed */
   unsigned client;
-  unsigned sent, settled;       /* moments; the later one is greater */
+  unsigned sent, completed;     /* moments; the later one is greater */
   uint64_t offset, count;
 };
 
 struct block {
-  GArray *history;              /* unsigned: numbers of writes */
-  unsigned stable, floor;
+  GArray *history;              /* unsigned: numbers of changes */
+  unsigned acknowledged, promised;
 };
 
 struct model {
   unsigned now;
-  GArray *writes;
+  GArray *changes;
   struct block blocks[CRASH_BLOCKS];
 };
 
-static inline struct write *
+static inline struct change *
 model_get (const struct model *m, unsigned number)
 {
-  return &g_array_index (m->writes, struct write, number);
+  return &g_array_index (m->changes, struct change, number);
 }
 
+/* The number of the block's Ith change. */
 static inline unsigned
 block_get (const struct block *b, unsigned i)
 {
   return g_array_index (b->history, unsigned, i);
 }
 
-/* A new write is sent; the result is its number. */
+/* A change is sent.  Returns its number. */
 static inline unsigned
-model_send (struct model *m, const struct write *w)
+model_send (struct model *m, const struct change *c)
 {
-  unsigned number = m->writes->len;
+  unsigned number = m->changes->len;
 
-  g_array_append_vals (m->writes, w, 1);
-  for (uint64_t i = 0; i < w->count / CRASH_BLOCK; i++)
-    g_array_append_val (m->blocks[w->offset / CRASH_BLOCK + i].history, number);
+  g_array_append_vals (m->changes, c, 1);
+  for (uint64_t i = 0; i < c->count / CRASH_BLOCK; i++)
+    g_array_append_val (m->blocks[c->offset / CRASH_BLOCK + i].history, number);
   return number;
 }
 
 static inline void
 model_init (struct model *m)
 {
-  struct write nothing = { .kind = ZERO, .state = GOOD, .count = CRASH_SIZE };
+  struct change empty = {
+    .kind = ZERO, .state = SUCCEEDED, .count = CRASH_SIZE
+  };
 
   memset (m, 0, sizeof *m);
-  m->writes = g_array_new (false, false, sizeof nothing);
+  m->changes = g_array_new (false, false, sizeof empty);
   for (unsigned i = 0; i < CRASH_BLOCKS; i++)
     m->blocks[i].history = g_array_new (false, false, sizeof (unsigned));
-  model_send (m, &nothing);
+  model_send (m, &empty);
 }
 
 static inline void
@@ -101,42 +103,44 @@ model_destroy (struct model *m)
 {
   for (unsigned i = 0; i < CRASH_BLOCKS; i++)
     g_array_unref (m->blocks[i].history);
-  g_array_unref (m->writes);
+  g_array_unref (m->changes);
 }
 
-/* The write was answered. */
+/* The change has its reply. */
 static inline void
-model_settle (struct model *m, unsigned number, bool is_good)
+model_complete (struct model *m, unsigned number, bool success)
 {
-  struct write *w = model_get (m, number);
+  struct change *c = model_get (m, number);
 
-  w->state = is_good ? GOOD : FAILED;
-  w->settled = ++m->now;
-  for (uint64_t i = 0; is_good && i < w->count / CRASH_BLOCK; i++) {
-    struct block *b = &m->blocks[w->offset / CRASH_BLOCK + i];
+  c->state = success ? SUCCEEDED : FAILED;
+  c->completed = ++m->now;
+  for (uint64_t i = 0; success && i < c->count / CRASH_BLOCK; i++) {
+    struct block *b = &m->blocks[c->offset / CRASH_BLOCK + i];
 
-    b->stable = number;
-    if (w->fua)
-      b->floor = number;
+    b->acknowledged = number;
+    if (c->fua)
+      b->promised = number;
   }
 }
 
-/* A flush of this client failed.  If a write of its own was lost to a newer one
- * of another client that is apart, this was what it is told, once.
+/* A flush of this client failed.  This error may report the client's lost
+ * changes, which newer data of another device has superseded.  It is reported
+ * once, so a later flush may succeed.
  */
 static inline void
 model_flush_failed (struct model *m, unsigned client)
 {
-  for (unsigned i = 1; i < m->writes->len; i++) {
-    struct write *w = model_get (m, i);
+  for (unsigned i = 1; i < m->changes->len; i++) {
+    struct change *c = model_get (m, i);
 
-    if (w->client == client && w->state == GOOD)
-      w->reported = true;
+    if (c->client == client && c->state == SUCCEEDED)
+      c->reported = true;
   }
 }
 
-/* A flush succeeded that was sent at that moment.  It covers the clients for
- * which the function says so, but what was reported and replaced by others.
+/* A flush that was sent at this moment has succeeded.  It covers the clients
+ * for which the function says so, but no change that was reported and that
+ * another client superseded.
  */
 static inline void
 model_flush (struct model *m, unsigned sent,
@@ -146,22 +150,24 @@ model_flush (struct model *m, unsigned sent,
     struct block *b = &m->blocks[block];
     unsigned newer = UINT_MAX;          /* the client of the next newer one */
 
-    for (unsigned i = b->history->len; block_get (b, --i) > b->floor;) {
-      const struct write *w = model_get (m, block_get (b, i));
-      bool is_replaced = w->reported && newer != UINT_MAX
-        && newer != w->client;
+    for (unsigned i = b->history->len; block_get (b, --i) > b->promised;) {
+      const struct change *c = model_get (m, block_get (b, i));
+      bool is_superseded = c->reported && newer != UINT_MAX
+        && newer != c->client;
 
-      newer = w->client;        /* one that failed may have been done in part */
-      if (w->state != GOOD || w->settled > sent || is_replaced
-          || !covers (data, w->client))
+      newer = c->client;        /* if it failed, a part may be there */
+      if (c->state != SUCCEEDED || c->completed > sent || is_superseded
+          || !covers (data, c->client))
         continue;
-      b->floor = block_get (b, i);
+      b->promised = block_get (b, i);
       break;
     }
   }
 }
 
-/* What a write writes. */
+/* The data of a write.  Each word has the number, the block and its place in
+ * the block.
+ */
 static inline void
 model_stamp (char *buf, unsigned number, uint64_t offset, uint64_t count)
 {
@@ -174,7 +180,7 @@ model_stamp (char *buf, unsigned number, uint64_t offset, uint64_t count)
   }
 }
 
-/* The number of the write that the whole block is of. */
+/* The number of the write that has written all of the block. */
 static inline int
 model_origin (const char *data, uint64_t block)
 {
@@ -189,9 +195,8 @@ model_origin (const char *data, uint64_t block)
   return (uint32_t) words[0] == block ? (int) (words[0] >> 32) : FOREIGN;
 }
 
-/* What a client must see that does not share failed data with others: the
- * newest that was acknowledged to itself.  (What is promised to another one may
- * be written while the read is under way.)
+/* The newest change that was acknowledged to this client: the least that it
+ * reads where it shares no failed data with others.
  */
 static inline unsigned
 model_own (const struct model *m, uint64_t block, unsigned client)
@@ -199,25 +204,27 @@ model_own (const struct model *m, uint64_t block, unsigned client)
   const struct block *b = &m->blocks[block];
   unsigned i = b->history->len - 1;
 
-  while (i > 0 && (model_get (m, block_get (b, i))->state != GOOD
+  while (i > 0 && (model_get (m, block_get (b, i))->state != SUCCEEDED
                    || model_get (m, block_get (b, i))->client != client))
     i--;
   return block_get (b, i);
 }
 
-/* Whether the block may hold this where NUMBER or a later write is due. */
+/* Whether the block may have this origin where change LEAST or a later one is
+ * due.
+ */
 static inline bool
-model_may_hold (const struct model *m, uint64_t block, int found,
-                unsigned number)
+model_may_hold (const struct model *m, uint64_t block, int origin,
+                unsigned least)
 {
   const struct block *b = &m->blocks[block];
 
-  for (unsigned i = b->history->len; i-- > 0 && block_get (b, i) >= number;) {
+  for (unsigned i = b->history->len; i-- > 0 && block_get (b, i) >= least;) {
     unsigned n = block_get (b, i);
     enum kind kind = model_get (m, n)->kind;
 
-    if (kind == TRIM ? found != FOREIGN
-        : kind == ZERO ? found == ZEROES : found == (int) n)
+    if (kind == TRIM ? origin != FOREIGN
+        : kind == ZERO ? origin == ZEROES : origin == (int) n)
       return true;
   }
   return false;
@@ -228,17 +235,17 @@ model_print (const struct model *m, uint64_t block)
 {
   const struct block *b = &m->blocks[block];
 
-  fprintf (stderr, "# block %" PRIu64 " at %#" PRIx64 ": stable %u, floor %u, "
-           "now %u, history:\n", block, block * CRASH_BLOCK, b->stable,
-           b->floor, m->now);
+  fprintf (stderr, "# block %" PRIu64 " at %#" PRIx64 ": acknowledged %u, "
+           "promised %u, now %u, history:\n", block, block * CRASH_BLOCK,
+           b->acknowledged, b->promised, m->now);
   for (unsigned i = b->history->len - MIN (b->history->len, 8);
        i < b->history->len; i++) {
-    const struct write *w = model_get (m, block_get (b, i));
+    const struct change *c = model_get (m, block_get (b, i));
 
     fprintf (stderr, "#   %u: %s%s by client %u at %#" PRIx64 "+%#" PRIx64
-             ", sent %u, %s %u\n", block_get (b, i), kind_names[w->kind],
-             w->fua ? " FUA" : "", w->client, w->offset, w->count, w->sent,
-             state_names[w->state], w->settled);
+             ", sent %u, %s %u\n", block_get (b, i), kind_names[c->kind],
+             c->fua ? " FUA" : "", c->client, c->offset, c->count, c->sent,
+             state_names[c->state], c->completed);
   }
 }
 

@@ -1,12 +1,13 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-/* The device of crash.so: a file that test-crash.c and the plugin both map.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * The file outlives the server, so a test sees what a power cut would leave.
- * It holds this header and two images of the device: `written` is what reads
- * return, `durable` is what was flushed or written with FUA.
+ * The device of crash.so: a file that test-crash.c and the plugin both map.
  *
- * Locks: `lock` is held while one block changes, never for longer.  A test
- * that holds it when it kills the server finds no half-written block.
+ * The file outlives the server, so it shows what a power cut would leave.  It
+ * holds this header and two images of the device: `written' is what reads
+ * return, `durable' is what was flushed or written with FUA.
+ *
+ * Lock: `lock' is held while one block changes, never for longer.  A test that
+ * holds it when it kills the server finds no block that is half written.
  */
 #ifndef TESTS_CRASH_H
 #define TESTS_CRASH_H

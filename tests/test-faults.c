@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * No memory and no threads: the engine says so, leaves nothing behind, and
- * works as soon as there are some.
+ * Memory or threads are missing: the engine returns an error and leaves nothing
+ * behind, and it works once they are there.
  *
- * This program has functions of its own in place of those that can fail.  The
- * Makefile has the linker put __wrap_calloc in place of the filter's calloc.
+ * This program replaces the functions that can fail: it defines GLib's
+ * g_try_malloc functions and pthread_create itself, and the Makefile lets the
+ * linker put __wrap_calloc in place of the filter's calloc.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,12 +19,13 @@
 
 #include "engine.h"
 #include "fake.h"
+#include "table.h"
 
 #define U UINT64_C (65536)      /* the unit */
 
 enum { BUFFERS = 64, THREADS = 4 };
 
-/* 0: none fails.  N: the Nth call from now on does. */
+/* 0: no call fails.  N: the Nth call from now on fails. */
 static atomic_int fail_memory, fail_thread;
 
 static bool
@@ -65,7 +67,7 @@ g_try_malloc0 (gsize size)
   return g_try_malloc_n (1, size);
 }
 
-/* GLib calls it, too. */
+/* Visible, as GLib calls it too. */
 __attribute__ ((visibility ("default"))) int
 pthread_create (pthread_t *id, const pthread_attr_t *attr,
                 void *(*run) (void *), void *arg)
@@ -96,13 +98,14 @@ new_engine (void)
   return e;
 }
 
+/* No memory for the buffers, for the statistics, or for a slab of terabytes. */
 static void
 test_new (void)
 {
   struct engine_config c = config ();
   struct engine *e;
 
-  for (int n = 1; n <= 2; n++) {        /* the buffers, the statistics */
+  for (int n = 1; n <= 2; n++) {
     atomic_store (&fail_memory, n);
     g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
     g_assert_cmpint (atomic_load (&fail_memory), ==, 0);
@@ -115,7 +118,7 @@ test_new (void)
   g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
 }
 
-/* Whichever of the workers, or the linger thread, cannot be started. */
+/* One of the workers, or the linger thread, does not start. */
 static void
 test_start (void)
 {
@@ -141,16 +144,17 @@ static void
 test_populate (void)
 {
   struct engine *e = new_engine ();
+  char *slab = e->buffers.slab.data;
 
-  g_assert_cmpint (mprotect (e->buffers.slab.data, BUFFERS * U, PROT_READ), ==, 0);
+  g_assert_cmpint (mprotect (slab, BUFFERS * U, PROT_READ), ==, 0);
   g_assert_cmpint (engine_start (e), ==, 0);
-  g_assert_cmpint (mprotect (e->buffers.slab.data, BUFFERS * U, PROT_READ | PROT_WRITE),
-                   ==, 0);
-  e->buffers.slab.data[0] = 1;
+  g_assert_cmpint (mprotect (slab, BUFFERS * U, PROT_READ | PROT_WRITE), ==, 0);
+  slab[0] = 1;
   engine_stop (e);
   engine_free (e);
 }
 
+/* A connection that lacks one of its allocations does not open. */
 static void
 test_open (void)
 {
@@ -170,7 +174,7 @@ test_open (void)
                       ==, 0);
   }
   atomic_store (&fail_memory, 0);
-  g_assert_cmpint (n, ==, 5);   /* four were needed */
+  g_assert_cmpint (n, ==, 5);   /* it needs four */
   conn_close (c);
   conn_free (c);
   engine_stop (e);
@@ -178,7 +182,7 @@ test_open (void)
   fake_free (f);
 }
 
-/* A read over more buffers than it has pins for without memory. */
+/* A read needs memory for its pins if it is of many buffers. */
 static void
 test_pins (void)
 {
@@ -211,16 +215,18 @@ test_pins (void)
   fake_free (f);
 }
 
+static const struct test tests[] = {
+  { "/faults/no-memory-for-the-engine", .run = test_new },
+  { "/faults/no-thread-at-the-start", .run = test_start },
+  { "/faults/no-pages-at-the-start", .run = test_populate },
+  { "/faults/no-memory-for-a-connection", .run = test_open },
+  { "/faults/no-memory-for-pins", .run = test_pins },
+};
+
 int
-main (int argc, char *argv[])
+main (int argc, char **argv)
 {
-  g_test_init (&argc, &argv, NULL);
-  /* GLib keeps no thread that would be used again. */
+  /* GLib keeps no idle thread that it would use instead of a new one. */
   g_thread_pool_set_max_unused_threads (0);
-  g_test_add_func ("/faults/new", test_new);
-  g_test_add_func ("/faults/start", test_start);
-  g_test_add_func ("/faults/populate", test_populate);
-  g_test_add_func ("/faults/open", test_open);
-  g_test_add_func ("/faults/pins", test_pins);
-  return g_test_run ();
+  return run_table (argc, argv, tests, G_N_ELEMENTS (tests));
 }

@@ -1,123 +1,132 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A random workload over several connections against a shadow copy, for many configurations.
+ * Random requests on several connections, checked by a shadow copy of the
+ * device, in many configurations.
  *
- * Requests in flight never conflict: no range is in flight twice unless all of them read. So the
- * answer to a read is known when it is sent, whichever connection asks. Now and then everything is
- * awaited and flushed, and then the device itself is compared, past the server.
+ * No two requests in flight have a common byte, unless both read.  So the data
+ * of a read is known when it is sent, whichever connection sends it.  Now and
+ * then the test waits for all requests and flushes, and then compares the
+ * plugin's memory itself.
  *
- * What a trim leaves, and what a change that failed leaves, is unknown until it is written again.
+ * The data of a range that was trimmed, or whose change failed, is not known
+ * until it is written again.
  */
-#include "client.h"
+#include "in-flight.h"
 
 #define SIZE (16 * MIB)
 
-enum { CONNECTIONS_MAX = 4, IN_FLIGHT_MAX = 16 };
-
 struct config {
-  const char *options, *below, *plugin;
+  const char *path;
+  const char *below, *plugin;
   const char *parameters;
   unsigned connections;
-  uint32_t minimum, maximum;    /* of the plugin, 0 if it has none */
-  bool names;                   /* a different export name for every connection */
-  bool errors;                  /* the error filter is below, switched on by a file */
-};
-
-enum kind { READ, WRITE, ZERO, TRIM, FLUSH, KINDS };
-
-struct operation {
-  struct request request;       /* nbd NULL: not in use */
-  enum kind kind;
-  uint64_t offset, count;
-  char *buf;
+  uint32_t minimum, maximum;    /* the plugin's block sizes, 0 if it has none */
+  bool names;                   /* each connection has its own export name */
+  bool errors;                  /* has the error filter, which a file enables */
 };
 
 struct run {
   const struct config *config;
   struct server server;
-  struct nbd_handle *nbd[CONNECTIONS_MAX];
+  struct in_flight in_flight;
   uint64_t next_read[CONNECTIONS_MAX], next_write[CONNECTIONS_MAX];
-  struct operation ops[IN_FLIGHT_MAX];
   char *shadow;
   bool *known;
   char *error_file;
-  bool failing;                 /* the error filter is on */
-  unsigned in_flight, depth, done[KINDS], failed[KINDS];
+  bool has_errors;              /* the file is there */
+  unsigned done[KINDS], failed[KINDS];
 };
 
-static void
-settle (struct run *r, struct operation *o)
+static int
+draw (int from, int to)
 {
-  int error = o->request.error;
-
-  r->in_flight--;
-  r->done[o->kind]++;
-  if (error) {
-    r->failed[o->kind]++;
-    if (!r->config->errors || error != ENOSPC)
-      g_error ("kind %d at %" PRIu64 "+%" PRIu64 " failed: %s", o->kind, o->offset, o->count,
-               g_strerror (error));
-    if (o->kind != READ && o->kind != FLUSH)
-      memset (r->known + o->offset, 0, o->count * sizeof *r->known);
-  }
-  else if (o->kind == READ)
-    for (uint64_t i = 0; i < o->count; i++)
-      if (o->buf[i] != r->shadow[o->offset + i] && r->known[o->offset + i]) {
-        fprintf (stderr, "# read %" PRIu64 "+%" PRIu64 ": wrong at %" PRIu64 ": %#x, not %#x\n",
-                 o->offset, o->count, o->offset + i, (unsigned char) o->buf[i],
-                 (unsigned char) r->shadow[o->offset + i]);
-        if (!r->config->plugin)
-          gate_print (r->server.gate);
-        abort ();
-      }
-  g_free (o->buf);
-  memset (o, 0, sizeof *o);
+  return g_test_rand_int_range (from, to);
 }
 
-/* Takes the answers that are there; waits for one if told to. */
+/* Comparison with the shadow copy. */
+
+static void
+set_known (struct run *r, uint64_t offset, uint64_t count, bool is_known)
+{
+  memset (r->known + offset, is_known, count * sizeof *r->known);
+}
+
+static void
+check (struct run *r, const char *source, const char *data, uint64_t offset,
+       uint64_t count)
+{
+  const char *expected = r->shadow + offset;
+
+  for (uint64_t i = 0; i < count; i++) {
+    if (data[i] == expected[i] || !r->known[offset + i])
+      continue;
+    fprintf (stderr, "# %s of %" PRIu64 "+%" PRIu64 ": wrong at %" PRIu64
+             ": %#x, not %#x\n", source, offset, count, offset + i,
+             (unsigned char) data[i], (unsigned char) expected[i]);
+    if (!r->config->plugin)
+      gate_print (r->server.gate);
+    abort ();
+  }
+}
+
+static void
+check_device (struct run *r)
+{
+  if (!r->config->plugin)
+    check (r, "device", server_device (&r->server), 0, SIZE);
+}
+
+/* Requests. */
+
+static void
+complete (void *data, struct operation *o)
+{
+  struct run *r = data;
+  int error = o->request.error;
+
+  r->done[o->kind]++;
+  if (!error) {
+    if (o->kind == READ)
+      check (r, "read", o->buf, o->offset, o->count);
+    return;
+  }
+  r->failed[o->kind]++;
+  if (!r->config->errors || error != ENOSPC)
+    g_error ("%s at %" PRIu64 "+%" PRIu64 " failed: %s", kind_names[o->kind],
+             o->offset, o->count, g_strerror (error));
+  if (o->kind != READ && o->kind != FLUSH)
+    set_known (r, o->offset, o->count, false);
+}
+
 static void
 progress (struct run *r, bool wait)
 {
-  bool some = false;
-
-  do {
-    for (unsigned c = 0; c < r->config->connections; c++)
-      nbd_ok (nbd_poll (r->nbd[c], 0));
-    for (unsigned i = 0; i < IN_FLIGHT_MAX; i++)
-      if (r->ops[i].request.nbd && request_is_done (&r->ops[i].request)) {
-        settle (r, &r->ops[i]);
-        some = true;
-      }
-    if (wait && !some && r->in_flight > 0)      /* any of them; others are looked at above */
-      for (unsigned i = 0; i < IN_FLIGHT_MAX; i++)
-        if (r->ops[i].request.nbd) {
-          nbd_ok (nbd_poll (r->ops[i].request.nbd, 1));
-          break;
-        }
-  } while (wait && !some && r->in_flight > 0);
+  in_flight_progress (&r->in_flight, wait, complete, r);
 }
 
-static bool
-conflicts (struct run *r, enum kind kind, uint64_t offset, uint64_t count)
+static void
+wait_for_all (struct run *r)
 {
-  for (unsigned i = 0; i < IN_FLIGHT_MAX; i++) {
-    const struct operation *o = &r->ops[i];
+  while (r->in_flight.n > 0)
+    progress (r, true);
+}
 
-    if (o->request.nbd && offset < o->offset + o->count && o->offset < offset + count &&
-        (kind != READ || o->kind != READ))
-      return true;
-  }
-  return false;
+static enum kind
+draw_kind (void)
+{
+  int percent = draw (0, 100);
+
+  return percent < 40 ? READ : percent < 86 ? WRITE : percent < 92 ? ZERO
+    : percent < 97 ? TRIM : FLUSH;
 }
 
 static uint64_t
-random_count (struct run *r, enum kind kind)
+draw_count (struct run *r, enum kind kind)
 {
-  uint64_t count = UINT64_C (1) << g_test_rand_int_range (0, 23);
+  uint64_t count = draw (1, (1 << draw (0, 23)) + 1);
 
-  count = g_test_rand_int_range (1, (int) count + 1);
-  if (g_test_rand_int_range (0, 4) == 0)        /* what clients send */
-    count = 4096 << g_test_rand_int_range (0, 7);
+  if (draw (0, 4) == 0)         /* a power of two, as clients send */
+    count = 4096 << draw (0, 7);
   count = MIN (count, 4 * MIB);
   if (r->config->maximum && kind <= WRITE)
     count = MIN (count, r->config->maximum);
@@ -126,109 +135,96 @@ random_count (struct run *r, enum kind kind)
   return count;
 }
 
+/* A stream goes on, or the range is anywhere. */
+static bool
+draw_range (struct run *r, struct operation *o)
+{
+  const bool has_stream = o->kind <= WRITE;
+  uint64_t *next = o->kind == READ ? &r->next_read[o->connection]
+    : &r->next_write[o->connection];
+
+  o->count = draw_count (r, o->kind);
+  if (has_stream && draw (0, 3) > 0) {
+    if (*next + o->count > SIZE)
+      *next = 0;
+    o->offset = *next;
+  }
+  else
+    o->offset = draw (0, (int) (SIZE - o->count + 1));
+  if (r->config->minimum)
+    o->offset -= o->offset % r->config->minimum;
+  if (in_flight_conflicts (&r->in_flight, o->kind, o->offset, o->count))
+    return false;
+  if (has_stream)
+    *next = o->offset + o->count;
+  return true;
+}
+
+/* Changes the shadow copy, and draws the flags. */
+static uint32_t
+begin_change (struct run *r, struct operation *o)
+{
+  uint32_t flags = 0;
+  char *shadow = r->shadow + o->offset;
+
+  if (nbd_can_fua (r->in_flight.nbd[o->connection]) == 1 && draw (0, 10) == 0)
+    flags |= LIBNBD_CMD_FLAG_FUA;
+  set_known (r, o->offset, o->count, o->kind != TRIM);
+  if (o->kind == WRITE) {
+    fill (shadow, o->count, (unsigned) g_test_rand_int ());
+    o->buf = g_malloc (o->count);
+    memcpy (o->buf, shadow, o->count);
+  }
+  else if (o->kind == ZERO) {
+    memset (shadow, 0, o->count);
+    if (g_test_rand_bit ())
+      flags |= LIBNBD_CMD_FLAG_NO_HOLE;
+  }
+  return flags;
+}
+
 static void
 send_one (struct run *r)
 {
-  const unsigned c = g_test_rand_int_range (0, r->config->connections);
-  const int what = g_test_rand_int_range (0, 100);
-  enum kind kind = what < 40 ? READ : what < 86 ? WRITE : what < 92 ? ZERO : what < 97 ? TRIM : FLUSH;
-  struct nbd_handle *nbd = r->nbd[c];
-  uint64_t count = random_count (r, kind), offset;
-  uint64_t *next = kind == READ ? &r->next_read[c] : &r->next_write[c];
+  struct in_flight *f = &r->in_flight;
+  struct operation o = { .connection = draw (0, f->n_connections),
+                         .kind = draw_kind () };
   uint32_t flags = 0;
-  unsigned i;
 
-  for (i = 0; r->ops[i].request.nbd; i++)
-    ;
-  if ((kind == TRIM && nbd_can_trim (nbd) != 1) || (kind == ZERO && nbd_can_zero (nbd) != 1))
+  if (!in_flight_can_send (f, o.kind, o.connection)
+      || (o.kind != FLUSH && !draw_range (r, &o)))
     return;
-  if (kind == FLUSH) {
-    if (nbd_can_flush (nbd) != 1)
-      return;
-    r->ops[i] = (struct operation) { .request = send_flush (nbd), .kind = kind };
-    r->in_flight++;
-    return;
-  }
-
-  if (kind <= WRITE && g_test_rand_int_range (0, 3) > 0) {      /* a stream goes on */
-    if (*next + count > SIZE)
-      *next = 0;
-    offset = *next;
-  }
-  else
-    offset = g_test_rand_int_range (0, (int) (SIZE - count + 1));
-  if (r->config->minimum)
-    offset -= offset % r->config->minimum;
-  if (conflicts (r, kind, offset, count))
-    return;
-  if (kind <= WRITE)
-    *next = offset + count;
-
-  r->ops[i] = (struct operation) { .kind = kind, .offset = offset, .count = count };
-  if (kind != READ && nbd_can_fua (nbd) == 1 && g_test_rand_int_range (0, 10) == 0)
-    flags |= LIBNBD_CMD_FLAG_FUA;
-  switch (kind) {
-  case READ:
-    r->ops[i].buf = g_malloc (count);
-    r->ops[i].request = send_read (nbd, r->ops[i].buf, count, offset);
-    break;
-  case WRITE:
-    fill (r->shadow + offset, count, (unsigned) g_test_rand_int ());
-    memset (r->known + offset, 1, count * sizeof *r->known);
-    r->ops[i].request = send_write (nbd, r->shadow + offset, count, offset, flags);
-    break;
-  case ZERO:
-    memset (r->shadow + offset, 0, count);
-    memset (r->known + offset, 1, count * sizeof *r->known);
-    if (g_test_rand_bit ())
-      flags |= LIBNBD_CMD_FLAG_NO_HOLE;
-    r->ops[i].request = send_zero (nbd, count, offset, flags);
-    break;
-  default:
-    memset (r->known + offset, 0, count * sizeof *r->known);
-    r->ops[i].request = send_trim (nbd, count, offset, flags);
-    break;
-  }
-  r->in_flight++;
+  if (o.kind != READ && o.kind != FLUSH)
+    flags = begin_change (r, &o);
+  in_flight_send (f, o, flags);
 }
 
-static void
-check_device (struct run *r)
-{
-  const char *device = server_device (&r->server);
-
-  for (uint64_t i = 0; i < SIZE; i++)
-    if (device[i] != r->shadow[i] && r->known[i]) {
-      fprintf (stderr, "# device: wrong at %" PRIu64 ": %#x, not %#x\n", i,
-               (unsigned char) device[i], (unsigned char) r->shadow[i]);
-      gate_print (r->server.gate);
-      abort ();
-    }
-}
-
-/* Nothing in flight, all flushed: what a flush has promised is on the device. */
+/* With nothing in flight, a flush succeeds, or fails because a write did.  If
+ * it succeeds, all data is in the plugin.
+ */
 static void
 checkpoint (struct run *r, bool must_succeed)
 {
-  struct nbd_handle *nbd = r->nbd[g_test_rand_int_range (0, r->config->connections)];
+  const struct in_flight *f = &r->in_flight;
+  struct nbd_handle *nbd = f->nbd[draw (0, f->n_connections)];
 
-  while (r->in_flight > 0)
-    progress (r, true);
+  wait_for_all (r);
   if (nbd_can_flush (nbd) != 1)
     return;
-  for (unsigned c = 0; r->config->names && c < r->config->connections; c++)
-    if (r->nbd[c] != nbd)               /* a flush covers one name */
-      nbd_ok (nbd_flush (r->nbd[c], 0));
+  for (unsigned c = 0; r->config->names && c < f->n_connections; c++)
+    if (f->nbd[c] != nbd)               /* a flush covers one name */
+      nbd_ok (nbd_flush (f->nbd[c], 0));
   if (nbd_flush (nbd, 0) == -1) {
-    if (must_succeed || !r->failing)
+    if (must_succeed || !r->has_errors)
       g_error ("flush: %s", nbd_get_error ());
     g_assert_cmpint (nbd_get_errno (), ==, ENOSPC);
     r->failed[FLUSH]++;
     return;
   }
-  if (!r->config->plugin)
-    check_device (r);
+  check_device (r);
 }
+
+/* Runs. */
 
 static void
 switch_errors (struct run *r, bool on)
@@ -239,32 +235,82 @@ switch_errors (struct run *r, bool on)
     g_assert_true (g_file_set_contents (r->error_file, "", 0, NULL));
   else
     g_unlink (r->error_file);
-  r->failing = on;
+  r->has_errors = on;
+}
+
+/* The filter defers writes only to a device that it has seen to be slow. */
+static void
+warm_up (struct run *r, struct nbd_handle *nbd)
+{
+  for (unsigned i = 0; i < 8; i++) {
+    nbd_ok (nbd_pwrite (nbd, r->shadow, 4096, i * 4096, 0));
+    nbd_ok (nbd_pread (nbd, r->shadow, 4096, i * 4096, 0));
+  }
 }
 
 static void
 start (struct run *r)
 {
+  static const char *const names[CONNECTIONS_MAX] = { "a", "b", "c", "d" };
   const struct config *config = r->config;
   g_autofree char *error = NULL, *parameters = NULL;
 
-  r->error_file = g_strdup_printf ("%s/nbdkit-async-errors.%ld", g_get_tmp_dir (),
-                                   (long) getpid ());
+  r->error_file = g_strdup_printf ("%s/nbdkit-async-errors.%ld",
+                                   g_get_tmp_dir (), (long) getpid ());
   switch_errors (r, false);
-  error = g_strdup_printf ("error-pwrite=ENOSPC error-pwrite-rate=0.3 error-file=%s",
-                           r->error_file);
-  parameters = g_strdup_printf ("size=%u %s %s", (unsigned) SIZE, config->parameters,
+  error = g_strdup_printf ("error-pwrite=ENOSPC error-pwrite-rate=0.3 "
+                           "error-file=%s", r->error_file);
+  parameters = g_strdup_printf ("size=%u %s %s", (unsigned) SIZE,
+                                config->parameters,
                                 config->errors ? error : "");
-  server_start_with (&r->server, config->options, config->below, config->plugin, parameters);
+  server_start_with (&r->server, NULL, config->below, config->plugin,
+                     parameters);
+  r->in_flight.n_connections = config->connections;
   for (unsigned c = 0; c < config->connections; c++) {
-    const char *name = (const char *[]) { "a", "b", "c", "d" } [c];
+    r->in_flight.nbd[c] = client_connect_export (&r->server, config->names
+                                                 ? names[c] : "");
+    warm_up (r, r->in_flight.nbd[c]);
+  }
+}
 
-    r->nbd[c] = client_connect_export (&r->server, config->names ? name : "");
-    /* The filter defers only what is slow, and to know that it wants to see some operations. */
-    for (unsigned i = 0; i < 8; i++) {
-      nbd_ok (nbd_pwrite (r->nbd[c], r->shadow, 4096, i * 4096, 0));
-      nbd_ok (nbd_pread (r->nbd[c], r->shadow, 4096, i * 4096, 0));
+/* Some thousand requests, as far as the time allows. */
+static void
+run_requests (struct run *r)
+{
+  static const unsigned depths[] = { 1, 1, 1, 2, 2, 4, 8, IN_FLIGHT_MAX };
+  const unsigned steps = client_is_slow () ? 1000 : 4000;
+  const gint64 end_us = g_get_monotonic_time ()
+    + (client_is_slow () ? 8 : 5) * G_USEC_PER_SEC;
+  unsigned depth = 1;
+
+  for (unsigned step = 0; step < steps && g_get_monotonic_time () < end_us;
+       step++) {
+    if (step % 100 == 0) {
+      depth = depths[draw (0, G_N_ELEMENTS (depths))];
+      if (step % 400 == 0)
+        checkpoint (r, false);
+      switch_errors (r, step % 300 == 0 && step % 1200 != 0);
     }
+    while (r->in_flight.n >= depth)
+      progress (r, true);
+    send_one (r);
+    progress (r, false);
+  }
+  wait_for_all (r);
+}
+
+static void
+read_all (struct run *r, unsigned connection)
+{
+  uint64_t largest = MIB / 4;
+
+  if (r->config->maximum)
+    largest = MIN (largest, r->config->maximum);
+  for (uint64_t offset = 0; offset < SIZE; offset += largest) {
+    in_flight_send (&r->in_flight, (struct operation) {
+      .kind = READ, .connection = connection, .offset = offset,
+      .count = MIN (largest, SIZE - offset) }, 0);
+    progress (r, true);
   }
 }
 
@@ -273,171 +319,156 @@ test_random (gconstpointer data)
 {
   const struct config *config = data;
   struct run run = { .config = config }, *r = &run;
-  const unsigned steps = client_is_slow () ? 1000 : 4000;
-  const gint64 budget_us = (client_is_slow () ? 8 : 5) * G_USEC_PER_SEC;
-  const gint64 start_us = g_get_monotonic_time ();
-  const uint64_t largest
-    = config->maximum ? MIN (config->maximum, MIB / 4) : MIB / 4;
 
   alarm (2 * CASE_SECONDS);
   r->shadow = g_malloc0 (SIZE);
   r->known = g_new (bool, SIZE);
-  memset (r->known, 1, SIZE * sizeof *r->known);
+  set_known (r, 0, SIZE, true);
   start (r);
-
-  for (unsigned step = 0; step < steps && g_get_monotonic_time () - start_us < budget_us; step++) {
-    if (step % 100 == 0) {
-      static const unsigned depths[] = { 1, 1, 1, 2, 2, 4, 8, IN_FLIGHT_MAX };
-
-      r->depth = depths[g_test_rand_int_range (0, G_N_ELEMENTS (depths))];
-      if (step % 400 == 0)
-        checkpoint (r, false);
-      switch_errors (r, step % 300 == 0 && step % 1200 != 0);
-    }
-    while (r->in_flight >= r->depth)
-      progress (r, true);
-    send_one (r);
-    progress (r, false);
-  }
-  while (r->in_flight > 0)
-    progress (r, true);
+  run_requests (r);
   switch_errors (r, false);
   for (unsigned c = 0; c < config->connections; c++)
-    if (nbd_can_flush (r->nbd[c]) == 1)
-      nbd_ok (nbd_flush (r->nbd[c], 0));
+    if (nbd_can_flush (r->in_flight.nbd[c]) == 1)
+      nbd_ok (nbd_flush (r->in_flight.nbd[c], 0));
   checkpoint (r, true);
-
-  /* All of it once more through every connection. */
   for (unsigned c = 0; c < config->connections; c++)
-    for (uint64_t offset = 0, count; offset < SIZE; offset += count) {
-      count = MIN (largest, SIZE - offset);
-      r->ops[0] = (struct operation) {
-        .kind = READ, .offset = offset, .count = count, .buf = g_malloc (count)
-      };
-      r->ops[0].request = send_read (r->nbd[c], r->ops[0].buf, count, offset);
-      r->in_flight++;
-      progress (r, true);
-    }
-  g_test_message ("read %u, written %u, zeroed %u, trimmed %u, flushed %u; failed: %u writes, "
-                  "%u flushes", r->done[READ], r->done[WRITE], r->done[ZERO], r->done[TRIM],
+    read_all (r, c);
+  g_test_message ("read %u, written %u, zeroed %u, trimmed %u, flushed %u; "
+                  "failed: %u writes, %u flushes", r->done[READ],
+                  r->done[WRITE], r->done[ZERO], r->done[TRIM],
                   r->done[FLUSH], r->failed[WRITE], r->failed[FLUSH]);
   for (unsigned c = 0; c < config->connections; c++)
-    client_close (r->nbd[c]);
+    client_close (r->in_flight.nbd[c]);
   if (!config->plugin)
-    server_device (&r->server);
+    server_device (&r->server);         /* its memory outlives the server */
   server_terminate (&r->server);
   server_wait (&r->server);
-  if (!config->plugin)
-    check_device (r);
+  check_device (r);
   server_free (&r->server);
+  in_flight_destroy (&r->in_flight);
   g_free (r->shadow);
   g_free (r->known);
   g_free (r->error_file);
 }
 
-static const struct {
-  const char *name;
-  struct config config;
-} cases[] = {
-  { "behind", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us",
-    .connections = 4 } },
-  { "behind-defaults", {
-    .parameters = "asyncpool-write=behind delay=1ms", .connections = 2 } },
-  { "auto", {
-    .parameters = "asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us", .connections = 3 } },
-  { "through", {
-    .parameters = "asyncpool-write=through asyncpool-buffers=16 delay=500us", .connections = 3 } },
-  { "one-connection", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=8 asyncpool-buffer-size=64k delay=500us",
-    .connections = 1 } },
-  { "one-buffer", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=1 asyncpool-buffer-size=64k delay=300us",
-    .connections = 3 } },
-  { "two-buffers", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=2 asyncpool-buffer-size=64k delay=300us",
-    .connections = 4 } },
-  { "few-buffers-many-threads", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=4 asyncpool-buffer-size=128k "
-      "asyncpool-threads=16 delay=300us", .connections = 4 } },
-  { "many-buffers-few-threads", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=64 asyncpool-buffer-size=64k "
-      "asyncpool-threads=3 delay=1ms", .connections = 4 } },
-  { "one-thread", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=8 asyncpool-threads=1 delay=300us",
-    .connections = 2 } },
-  { "read-direct", {
-    .parameters = "asyncpool-write=behind asyncpool-read=direct asyncpool-buffers=16 delay=500us",
-    .connections = 2 } },
-  { "large-buffers", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=4 asyncpool-buffer-size=4M delay=2ms",
-    .connections = 2 } },
-  { "names", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us",
-    .connections = 3, .names = true } },
-  { "without-flush", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us "
-      "flush=0 fua=none zero=0 trim=0 extents=0 multi_conn=0", .connections = 1 } },
-  { "fua-emulated", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us "
-      "fua=emulate", .connections = 3 } },
-  { "block-sizes", {
+/* Parameters of most configurations. */
+#define BEHIND "asyncpool-write=behind "
+#define BUFFERS(n) "asyncpool-buffers=" #n " "
+#define SMALL_BUFFERS(n) BUFFERS (n) "asyncpool-buffer-size=64k "
+#define SMALL_SLAB SMALL_BUFFERS (16) "delay=500us "
+
+static const struct config configs[] = {
+  { .path = "/random/behind",
+    .parameters = BEHIND SMALL_SLAB,
+    .connections = 4 },
+  { .path = "/random/behind-defaults",
+    .parameters = BEHIND "delay=1ms",
+    .connections = 2 },
+  { .path = "/random/auto",
+    .parameters = SMALL_SLAB,
+    .connections = 3 },
+  { .path = "/random/through",
+    .parameters = BUFFERS (16) "asyncpool-write=through delay=500us",
+    .connections = 3 },
+  { .path = "/random/one-connection",
+    .parameters = BEHIND SMALL_BUFFERS (8) "delay=500us",
+    .connections = 1 },
+  { .path = "/random/one-buffer",
+    .parameters = BEHIND SMALL_BUFFERS (1) "delay=300us",
+    .connections = 3 },
+  { .path = "/random/two-buffers",
+    .parameters = BEHIND SMALL_BUFFERS (2) "delay=300us",
+    .connections = 4 },
+  { .path = "/random/few-buffers-many-threads",
+    .parameters = BEHIND BUFFERS (4)
+      "asyncpool-buffer-size=128k asyncpool-threads=16 delay=300us",
+    .connections = 4 },
+  { .path = "/random/many-buffers-few-threads",
+    .parameters = BEHIND SMALL_BUFFERS (64) "asyncpool-threads=3 delay=1ms",
+    .connections = 4 },
+  { .path = "/random/one-thread",
+    .parameters = BEHIND BUFFERS (8) "asyncpool-threads=1 delay=300us",
+    .connections = 2 },
+  { .path = "/random/read-direct",
+    .parameters = BEHIND BUFFERS (16) "asyncpool-read=direct delay=500us",
+    .connections = 2 },
+  { .path = "/random/large-buffers",
+    .parameters = BEHIND BUFFERS (4) "asyncpool-buffer-size=4M delay=2ms",
+    .connections = 2 },
+  { .path = "/random/names",
+    .parameters = BEHIND SMALL_SLAB,
+    .connections = 3, .names = true },
+  { .path = "/random/without-flush",
+    .parameters = BEHIND SMALL_SLAB
+      "flush=0 fua=none zero=0 trim=0 extents=0 multi_conn=0",
+    .connections = 1 },
+  { .path = "/random/fua-emulated",
+    .parameters = BEHIND SMALL_SLAB "fua=emulate",
+    .connections = 3 },
+  { .path = "/random/block-sizes",
     .below = "--filter=blocksize-policy",
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 delay=500us "
-      "blocksize-minimum=4096 blocksize-preferred=64k blocksize-maximum=1M "
-      "blocksize-error-policy=error", .connections = 3, .minimum = 4096, .maximum = MIB } },
-  { "small-maximum", {
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 delay=500us "
-      "minimum=512 preferred=4096 maximum=48k", .connections = 3, .minimum = 512,
-      .maximum = 48 * KIB } },
-  { "errors", {
+    .parameters = BEHIND BUFFERS (16)
+      "delay=500us blocksize-minimum=4096 blocksize-preferred=64k "
+      "blocksize-maximum=1M blocksize-error-policy=error",
+    .connections = 3, .minimum = 4096, .maximum = MIB },
+  { .path = "/random/small-maximum",
+    .parameters = BEHIND BUFFERS (16)
+      "delay=500us minimum=512 preferred=4096 maximum=48k",
+    .connections = 3, .minimum = 512, .maximum = 48 * KIB },
+  { .path = "/random/errors",
     .below = "--filter=error",
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us",
-    .connections = 3, .errors = true } },
-  { "errors-two-buffers", {
+    .parameters = BEHIND SMALL_SLAB,
+    .connections = 3, .errors = true },
+  { .path = "/random/errors-two-buffers",
     .below = "--filter=error",
-    .parameters = "asyncpool-write=behind asyncpool-buffers=2 asyncpool-buffer-size=64k delay=500us",
-    .connections = 2, .errors = true } },
-  { "errors-auto", {
+    .parameters = BEHIND SMALL_BUFFERS (2) "delay=500us",
+    .connections = 2, .errors = true },
+  { .path = "/random/errors-auto",
     .below = "--filter=error",
-    .parameters = "asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us",
-    .connections = 3, .errors = true } },
-  { "delaymem-slow", {
-    .plugin = "delaymem.so", .parameters = "asyncpool-write=behind delay=200us",
-    .connections = 4 } },
-  { "delaymem-fast", {
-    .plugin = "delaymem.so", .parameters = "asyncpool-write=behind delay=0", .connections = 4 } },
-  { "delaymem-synchronous", {
-    .plugin = "delaymem.so", .parameters = "asyncpool-write=behind delay=200us io-threads=0",
-    .connections = 4 } },
-  { "hooks-two-buffers", {
+    .parameters = SMALL_SLAB,
+    .connections = 3, .errors = true },
+  { .path = "/random/delaymem-slow",
     .plugin = "delaymem.so",
-    .parameters = "asyncpool-write=behind asyncpool-buffers=2 asyncpool-buffer-size=64k delay=300us",
-    .connections = 4 } },
-  { "hooks-auto", {
-    .plugin = "delaymem.so", .parameters = "asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us",
-    .connections = 3 } },
-  { "hooks-through", {
-    .plugin = "delaymem.so", .parameters = "asyncpool-write=through asyncpool-buffers=16 delay=500us",
-    .connections = 3 } },
-  { "hooks-names", {
+    .parameters = BEHIND "delay=200us",
+    .connections = 4 },
+  { .path = "/random/delaymem-fast",
     .plugin = "delaymem.so",
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=500us "
-      "io-threads=5", .connections = 3, .names = true } },
-  { "hooks-awaited", {          /* nbdkit's and the pool's threads wait for the replies */
+    .parameters = BEHIND "delay=0",
+    .connections = 4 },
+  { .path = "/random/delaymem-synchronous",
+    .plugin = "delaymem.so",
+    .parameters = BEHIND "delay=200us io-threads=0",
+    .connections = 4 },
+  { .path = "/random/hooks-two-buffers",
+    .plugin = "delaymem.so",
+    .parameters = BEHIND SMALL_BUFFERS (2) "delay=300us",
+    .connections = 4 },
+  { .path = "/random/hooks-auto",
+    .plugin = "delaymem.so",
+    .parameters = SMALL_SLAB,
+    .connections = 3 },
+  { .path = "/random/hooks-through",
+    .plugin = "delaymem.so",
+    .parameters = BUFFERS (16) "asyncpool-write=through delay=500us",
+    .connections = 3 },
+  { .path = "/random/hooks-names",
+    .plugin = "delaymem.so",
+    .parameters = BEHIND SMALL_SLAB "io-threads=5",
+    .connections = 3, .names = true },
+  /* A filter is below: the threads of nbdkit and of the pool wait for the
+   * replies of the hooks.
+   */
+  { .path = "/random/hooks-awaited",
     .plugin = "tests/async-gate.so", .below = "--filter=nofilter",
-    .parameters = "asyncpool-write=behind asyncpool-buffers=16 asyncpool-buffer-size=64k delay=300us",
-    .connections = 3 } },
+    .parameters = BEHIND SMALL_BUFFERS (16) "delay=300us",
+    .connections = 3 },
 };
 
 int
 main (int argc, char **argv)
 {
   g_test_init (&argc, &argv, NULL);
-  for (unsigned i = 0; i < G_N_ELEMENTS (cases); i++) {
-    g_autofree char *path = g_strdup_printf ("/random/%s", cases[i].name);
-
-    g_test_add_data_func (path, &cases[i].config, test_random);
-  }
+  for (unsigned i = 0; i < G_N_ELEMENTS (configs); i++)
+    g_test_add_data_func (configs[i].path, &configs[i], test_random);
   return g_test_run ();
 }

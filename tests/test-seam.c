@@ -1,17 +1,19 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-
-/* The seam between nbdkit and the engine: flags, what a connection is told,
- * the time that an unflushed write waits, and the end of a connection.
- * Through nbdkit, over gate.so.  Not its job: the contract, see
- * test-safety-*.c and test-connections-*.c.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Between nbdkit and the engine: the flags of operations, the abilities that a
+ * connection shows, how long an unflushed write is deferred, and the end of a
+ * connection.  Through nbdkit, over gate.so.
+ *
+ * Not its job: the contract (test-safety-*.c, test-connections-*.c).
  */
 #include "client.h"
+#include "table.h"
 
 #define SLAB "asyncpool-buffers=16 asyncpool-buffer-size=64k"
 #define BEHIND SLAB " asyncpool-write=behind"
 #define THROUGH SLAB " asyncpool-write=through"
 
-/* The device's last megabyte is for warming up and round trips. */
+/* The device's last megabyte is for warm_up and round_trips. */
 #define WARM (63 * MIB)
 
 /* nbdkit's flags, as gate.so logs them. */
@@ -51,7 +53,7 @@ stop (struct server *s, struct nbd_handle *nbd)
 
 /* Flags. */
 
-/* The flags of the only operation since the last call. */
+/* The flags of the only change since the last call, which is of this KIND. */
 static unsigned
 flags_at_plugin (struct server *s, unsigned kind)
 {
@@ -127,10 +129,21 @@ test_flags (gconstpointer parameters)
   stop (&s, nbd);
 }
 
-/* What a connection is told. */
+/* Abilities of a connection. */
 
-/* Without multi-conn nothing that the filter holds for one connection is given
- * to another: each has the plugin's own view of the device.
+/* The plugin has read this unit once, for this connection. */
+static void
+assert_read_by (struct server *s, uint64_t offset, unsigned conn)
+{
+  g_assert_cmpuint (gate_started (s->gate, GATE_READ, offset, UNIT), ==, 1);
+  g_assert_cmpuint (gate_op (s->gate, GATE_READ, offset, UNIT, 0).conn, ==,
+                    conn);
+}
+
+/* Without multi-conn the filter gives no data of one connection to another:
+ * each has the plugin's own view of the device.  So B reads prefetched data of
+ * A from the plugin, and waits for A's deferred write and reads from the plugin
+ * then.
  */
 static void
 test_no_multi_conn (gconstpointer export)
@@ -150,10 +163,8 @@ test_no_multi_conn (gconstpointer export)
   gate_wait_ended (s.gate, GATE_READ, ahead, UNIT, 1);
   gate_forget (s.gate);
   nbd_ok (nbd_pread (b, buf, UNIT, ahead, 0));
-  g_assert_cmpuint (gate_started (s.gate, GATE_READ, ahead, UNIT), ==, 1);
-  g_assert_cmpuint (gate_op (s.gate, GATE_READ, ahead, UNIT, 0).conn, ==, 2);
+  assert_read_by (&s, ahead, 2);
 
-  /* B waits for A's write, and reads from the plugin then. */
   fill (buf, UNIT, 1);
   held = gate_hold (s.gate, GATE_WRITE, dirty, UNIT);
   nbd_ok (nbd_pwrite (a, buf, UNIT, dirty, 0));
@@ -162,15 +173,13 @@ test_no_multi_conn (gconstpointer export)
   read = send_read (b, buf, UNIT, dirty);
   gate_release (s.gate, held);
   g_assert_cmpint (request_wait (&read), ==, 0);
-  g_assert_cmpuint (gate_started (s.gate, GATE_READ, dirty, UNIT), ==, 1);
-  g_assert_cmpuint (gate_op (s.gate, GATE_READ, dirty, UNIT, 0).conn, ==, 2);
+  assert_read_by (&s, dirty, 2);
   assert_same (buf, server_device (&s) + dirty, UNIT);
   client_close (b);
   stop (&s, a);
 }
 
-/* A flush is offered where the plugin has one, or the filter has something to
- * write out.
+/* A flush is offered if the plugin has one, or if the filter may defer writes.
  */
 static void
 test_can_flush (void)
@@ -200,10 +209,10 @@ test_can_flush (void)
   }
 }
 
-/* The time that a write waits. */
+/* How long an unflushed write is deferred. */
 
-/* The manual says 100 ms.  A busy machine may add anything to one try, but
- * takes nothing away, and not every try is unlucky.
+/* 100 ms, as the manual says.  A busy machine makes it longer, but not in each
+ * of twenty tries.  It never makes it shorter.
  */
 static void
 test_unflushed_write (void)
@@ -222,17 +231,17 @@ test_unflushed_write (void)
     best_us = MIN (best_us, g_get_monotonic_time () - start_us);
   }
   g_assert_cmpint (best_us, <=, 600000);
-  g_assert_cmpint (best_us, >=, 90000);         /* neighbours can join it */
+  g_assert_cmpint (best_us, >=, 90000);         /* other writes can join it */
   stop (&s, nbd);
 }
 
-/* More than 128 busy workers. */
+/* More than 128 busy workers, and a flush. */
 
 #define MANY 135
 #define MANY_BUSY "asyncpool-buffers=256 asyncpool-threads=180 " \
   "asyncpool-buffer-size=64k asyncpool-write=behind"
 
-/* A client whose writes keep MANY workers busy, until a rule is released. */
+/* A client whose writes keep MANY workers busy until the test releases HELD. */
 static struct nbd_handle *
 start_busy (struct server *s, int *held)
 {
@@ -242,14 +251,14 @@ start_busy (struct server *s, int *held)
   *held = gate_hold (s->gate, GATE_WRITE, 0, MANY * UNIT);
   for (unsigned i = 0; i < MANY; i++)
     nbd_ok (nbd_pwrite (nbd, data, UNIT, i * UNIT, 0));
-  /* The last one may stay queued for a worker that ends its job. */
+  /* The last write may stay queued for a worker that completes another. */
   gate_wait_held (s->gate, *held, MANY - 1);
   return nbd;
 }
 
 /* A queued write starts when a flush waits for it. */
 static void
-test_flush_hurries (void)
+test_queued_write (void)
 {
   struct server s;
   struct request flush;
@@ -263,9 +272,9 @@ test_flush_hurries (void)
   stop (&s, nbd);
 }
 
-/* So do those that waited for an older one to end, when it ends. */
+/* Writes that are ordered after an older one start when that one completes. */
 static void
-test_flush_hurries_followers (void)
+test_ordered_writes (void)
 {
   const uint64_t offset = 512 * UNIT;
   struct server s;
@@ -291,7 +300,7 @@ test_flush_hurries_followers (void)
 
 /* While a flush waits, no write stays queued, not even a newer one. */
 static void
-test_flush_hurries_newer (void)
+test_newer_writes (void)
 {
   struct server s;
   struct request flush;
@@ -315,8 +324,8 @@ test_flush_hurries_newer (void)
 
 /* The end of a connection. */
 
-/* nbdkit leaves out the filter's .finalize if that of an outer filter fails.
- * What was deferred is written all the same.
+/* nbdkit skips the filter's .finalize if that of an outer filter fails.  The
+ * deferred writes reach the plugin nevertheless.
  */
 static void
 test_close_without_finalize (void)
@@ -341,23 +350,24 @@ test_close_without_finalize (void)
   server_stop (&s);
 }
 
-int
-main (int argc, char **argv)
-{
-  g_test_init (&argc, &argv, NULL);
+static const struct test tests[] = {
+  { "/seam/flags-reach-the-plugin/behind",
+    .run_with = test_flags, .data = BEHIND },
+  { "/seam/flags-reach-the-plugin/auto",
+    .run_with = test_flags, .data = SLAB },
+  { "/seam/flags-reach-the-plugin/through",
+    .run_with = test_flags, .data = THROUGH },
+  { "/seam/no-multi-conn-no-shared-data/one-name",
+    .run_with = test_no_multi_conn, .data = "" },
+  { "/seam/no-multi-conn-no-shared-data/two-names",
+    .run_with = test_no_multi_conn, .data = "other" },
+  { "/seam/a-flush-is-offered-where-it-has-work", .run = test_can_flush },
+  { "/seam/an-unflushed-write-waits-100-ms", .run = test_unflushed_write },
+  { "/seam/a-flush-starts/queued-writes", .run = test_queued_write },
+  { "/seam/a-flush-starts/ordered-writes", .run = test_ordered_writes },
+  { "/seam/a-flush-starts/newer-writes", .run = test_newer_writes },
+  { "/seam/a-close-without-finalize-writes",
+    .run = test_close_without_finalize },
+};
 
-  g_test_add_data_func ("/seam/flags/behind", BEHIND, test_flags);
-  g_test_add_data_func ("/seam/flags/auto", SLAB, test_flags);
-  g_test_add_data_func ("/seam/flags/through", THROUGH, test_flags);
-  g_test_add_data_func ("/seam/no-multi-conn/one-name", "", test_no_multi_conn);
-  g_test_add_data_func ("/seam/no-multi-conn/two-names", "other",
-                        test_no_multi_conn);
-  g_test_add_func ("/seam/can-flush", test_can_flush);
-  g_test_add_func ("/seam/unflushed-write", test_unflushed_write);
-  g_test_add_func ("/seam/hurry/flush", test_flush_hurries);
-  g_test_add_func ("/seam/hurry/followers", test_flush_hurries_followers);
-  g_test_add_func ("/seam/hurry/newer", test_flush_hurries_newer);
-  g_test_add_func ("/seam/close-without-finalize",
-                   test_close_without_finalize);
-  return g_test_run ();
-}
+TABLE_MAIN (tests)

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Detection: which reads of a connection are a sequential stream.
+ *
+ * A stream begins with the second of two adjacent reads.  A connection has up
+ * to 16 streams at once.  A client that keeps several requests in flight has
+ * slack, as its reads arrive out of order.
+ */
+#include "reader.h"
+
+static void
+test_adjacent (void)
+{
+  struct reader c = { 0 };
+  struct stream *s;
+  uint64_t latest_ns;
+
+  g_assert_null (reader_read (&c, 1000, 4096));
+  g_assert_null (reader_read (&c, 1000 + 4097, 4096));  /* a byte between */
+  s = reader_read (&c, 1000 + 4096, 100);
+  g_assert_nonnull (s);
+  g_assert_true (s->is_sequential);
+  g_assert_true (reader_read (&c, 1000 + 4196, 1) == s);
+  latest_ns = c.now_ns;
+  g_assert_cmpuint (stream_active (&c.t, latest_ns + 1), ==, 1);
+  /* The same read again does not continue the stream. */
+  g_assert_null (reader_read (&c, 1000 + 4196, 1));
+  g_assert_cmpuint (stream_active (&c.t, latest_ns + STREAM_IDLE_NS), ==, 0);
+}
+
+static void
+test_random (void)
+{
+  struct reader c = { 0 };
+
+  for (unsigned i = 0; i < 10000; i++)
+    g_assert_null (reader_read (&c, g_test_rand_int_range (0, 1000) * MIB,
+                                4096));
+  g_assert_cmpuint (stream_active (&c.t, c.now_ns), ==, 0);
+}
+
+/* N files are read in turns of one unit: each read continues its file's own
+ * stream.
+ */
+static void
+test_interleaved (unsigned n)
+{
+  struct reader c = { 0 };
+  struct stream *s[STREAMS];
+
+  for (unsigned round = 0; round < 50; round++)
+    for (unsigned i = 0; i < n; i++) {
+      struct stream *got = reader_read (&c, i * 1024 * MIB + round * U, U);
+
+      if (round == 0)
+        g_assert_null (got);
+      else if (round == 1)
+        s[i] = got;
+      else
+        g_assert_true (got == s[i]);
+      for (unsigned j = 0; j < i && round == 1; j++)
+        g_assert_true (s[j] != got);
+    }
+  g_assert_cmpuint (stream_active (&c.t, c.now_ns), ==, n);
+}
+
+/* A client that keeps DEPTH requests in flight is one stream, in whichever
+ * order they arrive.  No request is overtaken by more than DEPTH others.
+ */
+static void
+test_deep (unsigned depth)
+{
+  struct reader c = { .slack = (depth - 1) * 2 * U };
+  g_autofree unsigned *in_flight = g_new (unsigned, depth);
+  unsigned next = depth;
+  struct stream *s = NULL;
+
+  for (unsigned i = 0; i < depth; i++)
+    in_flight[i] = i;
+  for (unsigned i = 0; i < 2000; i++) {
+    unsigned at = g_test_rand_int_range (0, depth);
+    struct stream *got;
+
+    for (unsigned j = 0; j < depth; j++)
+      if (in_flight[j] + depth <= next)
+        at = j;
+    got = reader_read (&c, 10 * MIB + in_flight[at] * U, U);
+    in_flight[at] = next++;
+    if (i == 0)
+      g_assert_null (got);
+    else if (i == 1)
+      g_assert_nonnull (s = got);
+    else
+      g_assert_true (got == s);
+  }
+  g_assert_cmpuint (stream_active (&c.t, c.now_ns), ==, 1);
+}
+
+/* With slack, a read continues the stream whose end is nearest. */
+static void
+test_nearest (void)
+{
+  struct reader c = { 0 };
+  struct stream *a, *b;
+
+  reader_read (&c, 0, 1024);
+  reader_read (&c, 8192, 1024);
+  a = reader_read (&c, 1024, 1024);
+  b = reader_read (&c, 9216, 1024);
+  g_assert_true (a && b && a != b);
+  c.slack = 8192;
+  g_assert_true (reader_read (&c, 4096, 1024) == a);
+  g_assert_true (reader_read (&c, 11264, 1024) == b);
+}
+
+/* The first two reads of a stream arrive out of order. */
+static void
+test_first_two (void)
+{
+  struct reader c = { .slack = 4 * U };
+  struct stream *s;
+
+  reader_read (&c, U, U);
+  s = reader_read (&c, 0, U);
+  g_assert_cmpuint (s->start, ==, 0);
+  g_assert_cmpuint (s->end, ==, 2 * U);
+}
+
+/* A stream reaches the place of an earlier single read: the next read continues
+ * the stream, not the single read.
+ */
+static void
+test_earlier_read (void)
+{
+  struct reader c = { 0 };
+  struct stream *s;
+
+  reader_read (&c, 5 * U, U);
+  s = reader_run (&c, 0, 6);
+  g_assert_true (reader_read (&c, 6 * U, U) == s);
+}
+
+/* When all places are in use, a new read takes the one that was unused for
+ * longest.  The prefetched data of that stream is left over.
+ */
+static void
+test_places (void)
+{
+  struct reader c = { 0 };
+  struct stream_range left;
+  struct stream *s[STREAMS];
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    s[i] = reader_run (&c, i * 100 * MIB, 2);
+    s[i]->ahead = s[i]->end + 3 * U;
+  }
+  /* Now s[1] is unused for longest. */
+  g_assert_true (reader_read (&c, 2 * U, U) == s[0]);
+  g_assert_null (reader_note (&c, 9000 * MIB, U, &left));
+  assert_range (left, 100 * MIB + 2 * U, 100 * MIB + 5 * U);
+  g_assert_null (reader_note (&c, 9100 * MIB, U, &left));
+  assert_range (left, 200 * MIB + 2 * U, 200 * MIB + 5 * U);
+  /* The new stream has prefetched nothing. */
+  g_assert_true (reader_read (&c, 9000 * MIB + U, U) == s[1]);
+}
+
+static const struct test tests[] = {
+  { "/stream/adjacent-reads-are-a-stream", .run = test_adjacent },
+  { "/stream/random-reads-are-none", .run = test_random },
+  { "/stream/interleaved-reads-are-several", .run_each = test_interleaved,
+    .values = { 8, 16 } },
+  { "/stream/a-deep-client-has-one", .run_each = test_deep,
+    .values = { 2, 16, 64 } },
+  { "/stream/the-nearest-continues", .run = test_nearest },
+  { "/stream/the-first-two-may-be-out-of-order", .run = test_first_two },
+  { "/stream/continues-past-an-earlier-read", .run = test_earlier_read },
+  { "/stream/the-longest-unused-gives-way", .run = test_places },
+};
+
+TABLE_MAIN (tests)
