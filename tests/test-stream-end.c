@@ -173,6 +173,20 @@ test_no_join (void)
   g_assert_cmpuint (other->ahead, ==, 24 * U);
 }
 
+/* Nor is it taken over by a stream that reads the same as that one did. */
+static void
+test_read_again (void)
+{
+  struct reader c = { .t.window = 8 };
+  struct stream *ended = reader_run (&c, 0, 16), *s;
+
+  (void) reader_plan (&c, ended, 8);
+  g_assert_null (reader_read (&c, 4 * U, U));
+  s = reader_read (&c, 5 * U, U);
+  g_assert_cmpuint (s->ahead, ==, 0);
+  g_assert_cmpuint (ended->ahead, ==, 24 * U);
+}
+
 /* The data of an ended stream gives way to a later one: from its far end, and
  * no more than is needed.
  */
@@ -212,28 +226,33 @@ test_take_own (void)
 
 /* Errors. */
 
-/* A failed prefetch ends its stream, and no other. */
+/* A failed prefetch ends its stream, and no stream before or after it. */
 static void
 test_failed (unsigned count)
 {
+  const uint64_t at = 50 * MIB, others[] = { 0, 90 * MIB };
   struct reader c = { 0 };
-  struct stream *other, *s;
+  struct stream *s, *other[2];
   struct stream_range r;
 
-  reader_read (&c, 50 * MIB, count);
-  reader_read (&c, 0, count);
-  other = reader_read (&c, 50 * MIB + count, count);
-  s = reader_read (&c, count, count);
-  r = reader_plan (&c, s, 8);
-  (void) reader_plan (&c, other, 8);
+  reader_read (&c, at, count);
+  for (unsigned i = 0; i < 2; i++)
+    reader_read (&c, others[i], count);
+  for (unsigned i = 0; i < 2; i++)
+    other[i] = reader_read (&c, others[i] + count, count);
+  s = reader_read (&c, at + count, count);
+  r = reader_plan (&c, s, 12);
+  for (unsigned i = 0; i < 2; i++)
+    (void) reader_plan (&c, other[i], 12);
   stream_end (&c.t, r.from, r.from + U);
-  g_assert_cmpuint (stream_active (&c.t, c.now_ns + 1), ==, 1);
+  g_assert_cmpuint (stream_active (&c.t, c.now_ns + 1), ==, 2);
   /* A pointer to the ended stream plans nothing. */
   stream_answered (&c.t, MIB, true);
   assert_empty (reader_plan (&c, s, 100));
-  g_assert_null (reader_read (&c, 2 * count, count));
-  g_assert_true (reader_read (&c, 50 * MIB + 2 * count, count) == other);
-  g_assert_nonnull (reader_read (&c, 3 * count, count));
+  g_assert_null (reader_read (&c, at + 2 * count, count));
+  for (unsigned i = 0; i < 2; i++)
+    g_assert_true (reader_read (&c, others[i] + 2 * count, count) == other[i]);
+  g_assert_nonnull (reader_read (&c, at + 3 * count, count));
 }
 
 /* After a failed prefetch there is no other until 4 units were read in sequence
@@ -290,6 +309,7 @@ static const struct test tests[] = {
   { "/ended/data-serves-a-stream-after-a-gap-of", .run_each = test_join,
     .values = { 1, 2, 3, 4, 5, 6, 7, 8 } },
   { "/ended/not-while-it-is-read", .run = test_no_join },
+  { "/ended/not-where-it-was-read-before", .run = test_read_again },
   { "/ended/data-gives-way-from-its-far-end", .run = test_take },
   { "/ended/data-stays-where-it-will-be-read", .run = test_take_own },
   { "/failed/prefetch-ends-its-stream/read-size", .run_each = test_failed,
