@@ -968,6 +968,12 @@ put_in_flight (struct world *w, unsigned i, unsigned n)
 }
 
 void
+make_patient (struct world *w, unsigned i)
+{
+  pace_note (w->c[i]->backend.pace_write, HOUR_NS, 1);
+}
+
+void
 set_window (struct world *w, unsigned i, unsigned n)
 {
   w->c[i]->streams.window = n;

@@ -108,6 +108,7 @@ test_wait_order (struct world *w)
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 4, 1);
   fake_wait_held (w->f, hold, 4);
+  make_patient (w, 0);
   for (unsigned i = 0; i < 3; i++)
     write[i] = start_blocked (w, i % 2, WRITE, 4096, (5 + i) * U, 2 + i);
   for (unsigned i = 0; i < 3; i++) {
@@ -191,6 +192,7 @@ test_failed (struct world *w)
   hold = fake_hold (w->f, FAKE_WRITE, 0, 4 * U);
   fail = fake_fail (w->f, FAKE_WRITE, 0, 6 * U, EIO, -1);
   write_units (w, 0, 0, 4, 1);
+  make_patient (w, other ? 2 : 1);
   write = start_blocked (w, other ? 2 : 1, WRITE, U, 5 * U, 2);
   fake_release (w->f, hold);
   task_ends (write, EIO);
@@ -264,7 +266,7 @@ test_evict (struct world *w)
 }
 
 /* A writer looks again when prefetched data becomes idle, though no buffer
- * becomes free before.  This device would have it wait for an hour.
+ * becomes free before.
  */
 static void
 test_evict_idle (struct world *w)
@@ -275,7 +277,7 @@ test_evict_idle (struct world *w)
   prefetch (w, 0, 4);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
   write_units (w, 1, 10, 2, 1);
-  pace_note (w->c[1]->backend.pace_write, HOUR_NS, 1);
+  make_patient (w, 1);
   do_write (w, 1, U, 12 * U, 1);
   g_assert_cmpuint (count_state (w, BUF_CLEAN, 0, 16 * U), <, 2);
   assert_ended (w, FAKE_WRITE, ANYWHERE, 0);
