@@ -969,6 +969,12 @@ put_in_flight (struct world *w, unsigned i, unsigned n)
 }
 
 void
+make_patient (struct world *w, unsigned i)
+{
+  speed_note (w->c[i]->backend.write_speed, HOUR_NS, 1);
+}
+
+void
 set_window (struct world *w, unsigned i, unsigned n)
 {
   w->c[i]->streams.window = n;

@@ -291,7 +291,9 @@ test_bound (struct world *w)
     do_request (w, 1, kind, 4096, 4096, 2);
   else
     do_request (w, 1, kind, 8192, 0, 2);
-  flush = start_blocked_flush (w, 0);   /* not bounded for its own device */
+  flush = start_blocked_flush (w, 0);
+  g_usleep (2 * 50000);                 /* longer than the bound */
+  task_wait_blocked (flush);            /* for its own device */
   fake_release (w->f, hold);
   task_ends (flush, EIO);
   assert_late (2);

@@ -291,6 +291,10 @@ extern void assert_noted (struct world *, enum stats_kind, uint64_t n);
 
 /* As if the connection had N more requests in flight. */
 extern void put_in_flight (struct world *, unsigned i, unsigned n);
+/* As if a write of its device had just taken an hour.  So a writer that waits
+ * for a buffer does not look again on its own.
+ */
+extern void make_patient (struct world *, unsigned i);
 /* As if its read-ahead window had grown to N units. */
 extern void set_window (struct world *, unsigned i, unsigned n);
 /* As if its read-ahead had just failed. */
