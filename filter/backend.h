@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The backend: one connection's way into the plugin, and the only caller of it.
+ * The backend: one connection's way into the plugin, and the only caller of
+ * its data operations, except block status and cache (asyncpool.c).
  *
- * Data operations are timed here, for the statistics and for speed.h.  The rest
- * of the filter knows the plugin only through struct backend_ops, so that it
- * runs in a unit test over a fake.
+ * Reads and writes are timed here, for the statistics and for speed.h.  The
+ * rest of the filter knows the plugin only through struct backend_ops, so that
+ * it runs in a unit test over a fake.
  *
  * A read or write is either called, and the calling thread waits; or it is a
  * struct backend_io.  A backend_io is done on the thread that calls

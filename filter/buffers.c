@@ -225,6 +225,12 @@ buffers_wake_writers (struct engine *e)
 }
 
 void
+buffers_writer_runs (struct writer *w)
+{
+  w->conn->engine->buffers.writer_called = false;
+}
+
+void
 buffers_add_writer (struct writer *w)
 {
   struct buffers *s = &w->conn->engine->buffers;
@@ -234,10 +240,7 @@ buffers_add_writer (struct writer *w)
     w->link.data = w;
     g_queue_push_tail_link (&s->writers, &w->link);
   }
-  /* The one that was called may do something else just now: another call may
-   * wake the first one.
-   */
-  s->writer_called = false;
+  buffers_writer_runs (w);
 }
 
 void
@@ -326,7 +329,7 @@ buffers_cut (struct buf *b, uint64_t offset, uint64_t end)
 {
   GArray *left;
 
-  if (offset <= buf_start (b) && buf_limit (b) <= end) {
+  if (offset <= buf_start (b) && buf_end (b) <= end) {
     buffers_remove (b);
     return;
   }
@@ -354,7 +357,7 @@ buffers_cut (struct buf *b, uint64_t offset, uint64_t end)
 static void
 evict (struct buf *b)
 {
-  b->conn->lost = MIN (b->conn->lost, b->base);
+  b->conn->evicted_at = MIN (b->conn->evicted_at, b->base);
   buffers_remove (b);
 }
 
@@ -382,9 +385,9 @@ buffers_drop_conn (struct conn *c, uint64_t offset, uint64_t end)
   BUFFERS_FOREACH (b, c->engine, offset, end) {
     if (b->conn != c || !is_ahead (b))
       continue;
-    if (buf_end (b) > end)
+    if (buf_first_end (b) > end)
       b->used += end - MAX (buf_start (b), offset);
-    if (buf_end (b) <= end || (b->state == BUF_CLEAN && b->used >= b->hi))
+    if (buf_first_end (b) <= end || (b->state == BUF_CLEAN && b->used >= b->hi))
       buffers_remove (b);
   }
 }

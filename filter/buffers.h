@@ -165,7 +165,7 @@ buf_start (const struct buf *b)
 }
 
 static inline uint64_t
-buf_end (const struct buf *b)
+buf_first_end (const struct buf *b)
 {
   return b->base + b->hi;
 }
@@ -193,7 +193,7 @@ buf_piece (const struct buf *b, unsigned i)
 
 /* The end of the last piece. */
 static inline uint64_t
-buf_limit (const struct buf *b)
+buf_end (const struct buf *b)
 {
   return b->base + buf_piece (b, buf_n_pieces (b) - 1).hi;
 }
@@ -229,7 +229,9 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
   for (struct buf *b = buffers_first (e, offset, end), *b##_next;       \
        b && (b##_next = buffers_next (b, offset, end), true);           \
        b = b##_next)
-/* Whether one of them is in one of the STATES: of this device, of any other. */
+/* Whether one of them is in one of the STATES: buffers of this device, or of
+ * any other.
+ */
 extern bool buffers_have (const struct device *, unsigned states,
                           uint64_t offset, uint64_t end);
 extern bool buffers_others_have (const struct device *, unsigned states,
@@ -257,8 +259,10 @@ extern uint64_t buffers_idle_ns (const struct engine *);
 /* Writers that wait for a buffer. */
 
 extern void buffers_add_writer (struct writer *);
-/* The writer has a buffer, or needs none.  Another free buffer is the next
- * writer's.
+/* The writer runs: another one may be called. */
+extern void buffers_writer_runs (struct writer *);
+/* The writer has a buffer, or needs none.  If another buffer is free, wakes the
+ * next writer.
  */
 extern void buffers_remove_writer (struct writer *);
 /* Wakes one writer.  Not one for each free buffer: other requests mostly take

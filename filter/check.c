@@ -66,9 +66,10 @@ check_pair (const struct buf *a, const struct buf *b)
   if (buf_is_waiting (a) && buf_is_waiting (b))
     g_assert_true (a->device == b->device);
   /* Of several pieces the first one is being written. */
-  if (a->state == BUF_WRITING && buf_overlaps (b, buf_start (a), buf_end (a))) {
-    g_assert_false (b->state == BUF_WRITING && buf_start (b) < buf_end (a)
-                    && buf_start (a) < buf_end (b));
+  if (a->state == BUF_WRITING
+      && buf_overlaps (b, buf_start (a), buf_first_end (a))) {
+    g_assert_false (b->state == BUF_WRITING && buf_start (b) < buf_first_end (a)
+                    && buf_start (a) < buf_first_end (b));
     /* Data that has failed before may be READY again meanwhile: it waits. */
     g_assert_false (buf_is_dirty (b) && b->seq < a->seq && b->failed_seq == 0);
   }
@@ -85,7 +86,7 @@ check_pairs (struct engine *e)
          nb = g_tree_node_next (nb)) {
       const struct buf *b = g_tree_node_key (nb);
 
-      if (b->base >= buf_limit (a))
+      if (b->base >= buf_end (a))
         break;
       check_pair (a, b);
       check_pair (b, a);
@@ -106,7 +107,7 @@ check_buf (struct engine *e, const struct buf *b)
       /* Of several pieces the first one is being written. */
       g_assert_false (d->running && d->device == b->device
                       && ranges_overlap (d->offset, d->end, buf_start (b),
-                                         buf_end (b)));
+                                         buf_first_end (b)));
     }
   if (buf_is_dirty (b))
     g_assert_nonnull (b->conn);

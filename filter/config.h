@@ -3,8 +3,7 @@
  * The parameters on nbdkit's command line.  nbdkit-asyncpool-filter(1) has the
  * reasons for the defaults.
  *
- * To add one: a field here or in struct engine_config, a line in config_set, a
- * default in config_complete, CONFIG_HELP, and the manual.
+ * filter/README says how to add one.
  */
 #ifndef ASYNCPOOL_CONFIG_H
 #define ASYNCPOOL_CONFIG_H

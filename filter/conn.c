@@ -27,8 +27,8 @@ unit_of (const struct engine *e, const struct backend *b)
   return unit;
 }
 
-/* Wants the lock.  deferring first: a write that defers then is seen by every
- * direct operation (direct_begin).
+/* Raises deferring before it sets defers: so direct_begin misses no connection
+ * that defers.  Wants the lock.
  */
 static void
 defer_from_now_on (struct conn *c)
@@ -63,7 +63,7 @@ conn_open (struct engine *e, const char *export_name,
   d->unit = c->unit;
   d->min_block = backend->min_block;
   c->link.data = c;
-  c->lost = UINT64_MAX;
+  c->evicted_at = UINT64_MAX;
   lock_init (&c->streams_lock);
   lock_init (&c->wrote_lock);
 
@@ -243,7 +243,7 @@ conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   err = read_serve (c, covered ? s : NULL, buf, count, offset, now_ns,
                     &waited);
   if (s)
-    readahead_answered (c, s, count, err, waited, now_ns);
+    readahead_advance (c, s, count, err, waited, now_ns);
   end (c, STATS_READ, now_ns, count);
   return err;
 }

@@ -52,7 +52,7 @@ struct conn {
   unsigned n_dirty;             /* its dirty buffers */
   unsigned n_reading;           /* its READING buffers, also dropped ones */
   unsigned n_ahead;             /* its READING and CLEAN buffers in the tree */
-  uint64_t lost;                /* lowest prefetched unit of it that was
+  uint64_t evicted_at;          /* lowest prefetched unit of it that was
                                  * evicted, until readahead.c takes the value;
                                  * UINT64_MAX: none */
   uint64_t read_ns;             /* when a read continued a stream last */
@@ -61,7 +61,7 @@ struct conn {
 
 enum { CONN_CLOSED = 1, CONN_CALL = 2 };
 
-/* BACKEND: the caller sets the plugin's part of it.  EINVAL: the
+/* BACKEND: the caller sets all but the engine's fields.  EINVAL: the
  * plugin's minimum block is larger than a buffer.  ENOMEM.
  */
 extern int conn_open (struct engine *, const char *export_name,

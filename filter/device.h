@@ -10,7 +10,7 @@
  * (conn.shares is false) only reads waiting data from its buffers.  It neither
  * prefetches nor defers.
  *
- * All others may have the same device: many plugins ignore the export name, and
+ * All others may reach the same disk: many plugins ignore the export name, and
  * some give each connection a disk of its own.  They have a struct device each.
  * Data is never served or retried across devices, but order is kept (order.h).
  *

@@ -24,7 +24,7 @@ flush_drain (struct conn *c, uint64_t offset, uint64_t end)
 static bool
 can_write (const struct conn *c, const struct buf *b)
 {
-  if (!c->backend.can_write || buf_limit (b) > c->backend.size)
+  if (!c->backend.can_write || buf_end (b) > c->backend.size)
     return false;
   for (unsigned i = 0; i < buf_n_pieces (b); i++) {
     struct span p = buf_piece (b, i);
@@ -81,7 +81,8 @@ take_over (struct conn *c, struct buf *b)
   return true;
 }
 
-/* Has workers try failed data again, except data that no connection can write.
+/* Has workers try failed data again, if this connection or the buffer's own one
+ * can write it.  Wants the lock.
  */
 static void
 retry_all (struct conn *c,
@@ -121,15 +122,15 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
   if (*err == 0)
     return true;
   order_fail_locked (b);
-  order_dispatch_locked (e, buf_start (b), buf_limit (b));
+  order_dispatch_locked (e, buf_start (b), buf_end (b));
   cond_broadcast (&e->order.progress);
   if (*err == ETIMEDOUT)
     *err = b->err;
   return false;
 }
 
-/* Tries a piece of a FAILED buffer again, through the connection that wrote
- * the data: before a flush that may be the only one to see it.  The calling
+/* Tries a piece of a FAILED buffer again, through the buffer's connection:
+ * before its next flush that may be the only one that sees the data.  The calling
  * thread does it, because it is nbdkit's: there the plugin's error is not
  * lost.  But a hook is not called on another connection's thread; the
  * operation is dispatched then, and its error is the plugin's in any case.
@@ -158,7 +159,7 @@ try_again (struct conn *c, struct buf *b)
   buffers_set_state (b, BUF_WRITING);
   b->io.hook.offset = offset = buf_start (b);
   b->io.hook.count = b->hi - b->lo;
-  end = buf_end (b);
+  end = buf_first_end (b);
   engine_unlock_and_dispatch (e);
   err = backend_pwrite (&via->backend, b->data + (offset - b->base),
                         end - offset, offset, 0);
@@ -172,7 +173,7 @@ try_again (struct conn *c, struct buf *b)
  * slow.  The export stays.
  */
 static void
-log_unwritten (struct buf *b, bool kept)
+log_failed (struct buf *b, bool kept)
 {
   struct engine *e = b->engine;
   const char *name = b->device->export->name;
@@ -192,12 +193,13 @@ log_unwritten (struct buf *b, bool kept)
   engine_lock (e);
 }
 
+/* Wants the lock, releases it meanwhile. */
 static void
 lose (struct buf *b)
 {
   if (!b->reported)
     atomic_store (&b->device->export->lost, b->err);
-  log_unwritten (b, false);
+  log_failed (b, false);
 }
 
 /* Flush. */
@@ -272,7 +274,7 @@ flush_begin (struct conn *c)
       b->reported = true;
       lose (b);
     }
-    else if (err == 0 && !is_retried) { /* the plugin takes writes again */
+    else if (err == 0 && !is_retried) { /* the plugin may take writes again */
       is_retried = true;
       retry_all (c, is_of_device);
     }
@@ -372,7 +374,7 @@ flush_close (struct conn *c)
       lose (b);
     else {
       b->conn = NULL;
-      log_unwritten (b, true);
+      log_failed (b, true);
     }
   }
   /* A client of another name has replaced data here: the next client of this

@@ -34,7 +34,7 @@ supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
 {
   struct engine *e = device->export->engine;
   BUFFERS_FOREACH (b, e, offset, end) {
-    uint64_t from = buf_start (b), to = buf_limit (b);
+    uint64_t from = buf_start (b), to = buf_end (b);
 
     if (!buf_is_waiting (b) || b->seq > seq)
       continue;
@@ -67,7 +67,7 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   struct engine *e = b->engine;
   struct device *device = b->device;
   /* Newer data may have replaced some bytes meanwhile. */
-  uint64_t from = MIN (offset, buf_start (b)), to = MAX (end, buf_limit (b));
+  uint64_t from = MIN (offset, buf_start (b)), to = MAX (end, buf_end (b));
   uint64_t seq = b->seq;
 
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": error %d", offset, end,
@@ -83,7 +83,9 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
     order_fail_locked (b);
   else {
     buffers_set_state (b, BUF_READY);   /* for the other pieces */
-    /* Long ago: a flush waits for the next try of the other pieces. */
+    /* As if it had failed long ago: a flush under way then waits for the next
+     * try of the other pieces.
+     */
     b->failed_seq = MIN (b->failed_seq, 1);
     buffers_cut (b, offset, end);
     supersede (device, seq, offset, end);
@@ -110,7 +112,7 @@ bool
 order_can_dispatch_locked (const struct buf *b)
 {
   struct engine *e = b->engine;
-  uint64_t offset = buf_start (b), end = buf_end (b);
+  uint64_t offset = buf_start (b), end = buf_first_end (b);
 
   if (b->fillers > 0)
     return false;
@@ -148,7 +150,7 @@ void
 order_submit_locked (struct buf *b)
 {
   buffers_set_state (b, BUF_READY);
-  order_dispatch_locked (b->engine, buf_start (b), buf_end (b));
+  order_dispatch_locked (b->engine, buf_start (b), buf_first_end (b));
 }
 
 void

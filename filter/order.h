@@ -46,8 +46,9 @@ struct order {
   /* Under engine.lock. */
   GQueue directs;               /* registered direct operations */
   unsigned waiters;             /* for progress */
-  struct cond progress;         /* dirty data was written or failed, a direct
-                                 * operation or a connection's call ended */
+  struct cond progress;         /* dirty data was written or failed; a direct
+                                 * operation, a call, or the last prefetch of a
+                                 * connection ended */
   /* Atomic. */
   atomic_uint unregistered;     /* direct operations under way that are not in
                                  * directs, as no connection defers writes */
@@ -95,9 +96,9 @@ extern void order_submit_locked (struct buf *);
 /* The OPEN buffers in a range, except BUT. */
 extern void order_submit_range_locked (struct engine *, const struct buf *but,
                                        uint64_t offset, uint64_t end);
-/* Whether a READY buffer's first piece may be dispatched: it has no fillers,
- * and no older dirty data, no WRITING buffer and no running direct operation
- * overlaps it.
+/* Whether a READY or FAILED buffer's first piece may be dispatched: it has no
+ * fillers, and no older dirty data, no WRITING buffer and no running direct
+ * operation overlaps it.
  */
 extern bool order_can_dispatch_locked (const struct buf *);
 /* Dispatches the READY buffers in a range that may be: something has changed

@@ -55,7 +55,7 @@ may_read (const struct read *r, const struct buf *b)
   return c->shares
     && !(c->backend.can_flush
          && device_has_unflushed (c, MAX (buf_start (b), r->offset),
-                                  MIN (buf_end (b), r->end)));
+                                  MIN (buf_first_end (b), r->end)));
 }
 
 static void
@@ -113,7 +113,7 @@ pin_all (struct read *r, uint64_t now_ns)
   int err = 0;
 
   ENGINE_LOCK_THEN_DISPATCH (r->c->engine);
-  /* It may be the same device: the plugin must have its dirty data then. */
+  /* It may be the same device: the plugin must have that dirty data then. */
   if (buffers_others_have (r->c->device, BUF_DIRTY, r->offset, r->end))
     err = order_drain_locked (r->c, r->offset, r->end);
   if (err)

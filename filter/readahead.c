@@ -26,7 +26,7 @@ prefetched (struct backend_io *io, int err)
   else {
     stats_add (e->stats, STATS_AHEAD_FAILED, 1);
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_end (&c->streams, b->base, b->base + b->hi);
+    stream_prefetch_failed (&c->streams, b->base, b->base + b->hi);
   }
 
   ENGINE_LOCK_THEN_DISPATCH (e);
@@ -61,8 +61,9 @@ readahead_wait (struct conn *c, struct buf *b)
       engine_lock (e);
     }
     else {
-      /* This connection's data must not be served to the clients of another
-       * one.  The prefetch is given up, and the caller reads for itself.
+      /* The plugin may ask on this thread which client it serves, so the thread
+       * does no operation of another connection.  The prefetch is given up, and
+       * the caller reads for itself.
        */
       pool_push (e->pool, &b->job, POOL_AHEAD);
       if (!b->dropped)
@@ -133,8 +134,8 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
   ENGINE_LOCK_THEN_DISPATCH (e);
   c->read_ns = MAX (c->read_ns, now_ns);
   buffers_evict_idle (e, now_ns);
-  *lost = c->lost;
-  c->lost = UINT64_MAX;
+  *lost = c->evicted_at;
+  c->evicted_at = UINT64_MAX;
   share = buffers_share (c);
   if (surplus > 0 && surplus >= share - share / 4)
     return 0;
@@ -168,7 +169,7 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
 }
 
 void
-readahead_answered (struct conn *c, struct stream *s, uint32_t count, int err,
+readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
                     bool waited, uint64_t now_ns)
 {
   struct stream_range plan;
@@ -179,7 +180,7 @@ readahead_answered (struct conn *c, struct stream *s, uint32_t count, int err,
   {
     LOCK_IN_SCOPE (&c->streams_lock);
     if (err)
-      stream_failed (&c->streams);
+      stream_read_failed (&c->streams);
     else
       stream_answered (&c->streams, count, waited);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
@@ -238,9 +239,9 @@ readahead_note (struct conn *c, uint32_t count, uint64_t offset,
 
   drop (c, left);
   /* Now, if the read is going to wait in the plugin, or if buffers became free.
-   * Any other read frees buffers first (readahead_answered).
+   * Any other read frees buffers first (readahead_advance).
    */
   if (s && (is_first || left.from < left.to))
-    readahead_answered (c, s, 0, 0, is_first, now_ns);
+    readahead_advance (c, s, 0, 0, is_first, now_ns);
   return s;
 }

@@ -15,7 +15,7 @@ struct conn;
 struct stream;
 
 /* Before a client's read: notes the stream that the read continues, and may
- * start to prefetch for it.  Returns the stream for readahead_answered, or NULL
+ * start to prefetch for it.  Returns the stream for readahead_advance, or NULL
  * if the read continues none.  *COVERED: the read takes the stream further, and
  * all of it should have been prefetched.  Wants no lock.
  */
@@ -25,7 +25,7 @@ extern struct stream *readahead_note (struct conn *, uint32_t count,
 /* After that read, with its result: prefetches on.  WAITED: the read had to
  * wait for the plugin.  Wants no lock.
  */
-extern void readahead_answered (struct conn *, struct stream *,
+extern void readahead_advance (struct conn *, struct stream *,
                                 uint32_t count, int err, bool waited,
                                 uint64_t now_ns);
 /* The read was covered, but a buffer is missing, because a write needed it.

@@ -30,7 +30,7 @@ enum stats_kind {
 enum stats_counter {
   STATS_AHEAD_BYTES,            /* prefetched */
   STATS_AHEAD_USED,             /* prefetched bytes that a client then read */
-  STATS_AHEAD_FAILED,           /* prefetches */
+  STATS_AHEAD_FAILED,           /* failed prefetches */
   STATS_DEFERRED,               /* client writes, or their parts in one unit */
   STATS_COALESCED,              /* deferred writes that joined an earlier one */
   STATS_BARRIERS,               /* operations that waited for older writes */

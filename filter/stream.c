@@ -133,7 +133,7 @@ stream_answered (struct streams *t, uint32_t count, bool waited)
 }
 
 void
-stream_failed (struct streams *t)
+stream_read_failed (struct streams *t)
 {
   t->answered = 0;
 }
@@ -266,7 +266,7 @@ stream_lost (struct streams *t, uint64_t offset)
 }
 
 void
-stream_end (struct streams *t, uint64_t from, uint64_t to)
+stream_prefetch_failed (struct streams *t, uint64_t from, uint64_t to)
 {
   t->failed = true;
   t->answered = 0;

@@ -32,7 +32,7 @@
  *
  * Invariants: end only grows in the life of a stream.  ahead is a multiple of
  * the unit.  All bytes between end and ahead were handed out by stream_plan,
- * or cut.
+ * or taken over from a stream that has ended.
  *
  * Sources: Linux's page-cache readahead (a window that doubles), ZFS's zfetch
  * (a few streams, tolerance for reordering).
@@ -79,7 +79,7 @@ extern struct stream *stream_note (struct streams *, uint64_t offset,
  */
 extern void stream_answered (struct streams *, uint32_t count, bool waited);
 /* It failed. */
-extern void stream_failed (struct streams *);
+extern void stream_read_failed (struct streams *);
 /* The range to prefetch now for S, of a connection that may be SHARE units
  * ahead with all of its streams, in a device of SIZE bytes.
  */
@@ -93,7 +93,8 @@ extern void stream_lost (struct streams *, uint64_t offset);
 /* The prefetch of [FROM, TO) failed: ends that stream.  No plan is made before
  * WINDOW_MIN units were read in sequence without an error.
  */
-extern void stream_end (struct streams *, uint64_t from, uint64_t to);
+extern void stream_prefetch_failed (struct streams *, uint64_t from,
+                                    uint64_t to);
 /* How many streams were read from within STREAM_IDLE_NS. */
 extern unsigned stream_active (const struct streams *, uint64_t now_ns);
 /* S finds no buffers for BYTES.  Gives up as many bytes at the far end of a

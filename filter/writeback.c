@@ -111,9 +111,9 @@ can_join (const struct writer *w, const struct buf *b)
       || (buf_overlaps (b, w->offset, w->end) && b->pins + b->fillers > 0))
     return false;
   if (b->state == BUF_OPEN)
-    return buf_start (b) <= w->end && w->offset <= buf_end (b);
+    return buf_start (b) <= w->end && w->offset <= buf_first_end (b);
   return b->state == BUF_READY && !b->claimed
-    && buf_start (b) <= w->offset && w->end <= buf_end (b);
+    && buf_start (b) <= w->offset && w->end <= buf_first_end (b);
 }
 
 /* The buffer to join.  No younger waiting data may overlap the write. */
@@ -186,10 +186,10 @@ filled (struct buf *b)
     return;
   }
   if (b->state != BUF_OPEN) {
-    order_dispatch_locked (e, buf_start (b), buf_limit (b));
+    order_dispatch_locked (e, buf_start (b), buf_end (b));
     return;
   }
-  if (b->hi == b->conn->unit || buf_end (b) == b->conn->backend.size)
+  if (b->hi == b->conn->unit || buf_first_end (b) == b->conn->backend.size)
     order_submit_locked (b);
   else if (e->buffers.writers.length > 0)
     order_submit_locked (oldest_open (e));
@@ -244,7 +244,7 @@ wait_for_buffer (struct writer *w, uint64_t now_ns)
   /* In 1 ms at the earliest: a pinned idle buffer may be due already. */
   until_ns = MIN (w->until_ns, MAX (buffers_idle_ns (e), now_ns + 1000000));
   err = engine_wait_plugin (c, &w->woken, until_ns);
-  buffers_add_writer (w);       /* it runs: another one may be called */
+  buffers_writer_runs (w);
   if (err == ETIMEDOUT)
     order_do_queued_locked (c, 0, UINT64_MAX);
   return err == ESHUTDOWN ? err : 0;

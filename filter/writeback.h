@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Write-back: acknowledged writes are held in buffers, where adjacent ones are
- * coalesced, and a thread that submits the buffers that stopped growing.
+ * Write-back: holds acknowledged writes in buffers and coalesces adjacent ones.
+ * A thread submits the buffers that stopped growing.
  *
  * Not its job: the order of writes (order.h), flush and errors (flush.h).
  */

@@ -121,11 +121,7 @@ test_wait_order (struct world *w)
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 4, 1);
   fake_wait_held (w->f, hold, 4);
-<<<<<<< HEAD
-  make_very_slow (w);
-=======
   make_patient (w, 0);
->>>>>>> 96af93064c108ad96306f6fe9f708b5c87b9136a
   for (unsigned i = 0; i < 3; i++)
     write[i] = start_blocked (w, i % 2, WRITE, 4096, (5 + i) * U, 2 + i);
   for (unsigned i = 0; i < 3; i++) {
@@ -210,11 +206,7 @@ test_failed (struct world *w)
   hold = fake_hold (w->f, FAKE_WRITE, 0, 4 * U);
   fail = fake_fail (w->f, FAKE_WRITE, 0, 6 * U, EIO, -1);
   write_units (w, 0, 0, 4, 1);
-<<<<<<< HEAD
-  make_very_slow (w);
-=======
   make_patient (w, other ? 2 : 1);
->>>>>>> 96af93064c108ad96306f6fe9f708b5c87b9136a
   write = start_blocked (w, other ? 2 : 1, WRITE, U, 5 * U, 2);
   fake_release (w->f, hold);
   task_ends (write, EIO);
@@ -275,7 +267,7 @@ test_evict (struct world *w)
   }
   assert_noted (w, STATS_SPACE_WAIT, 0);
   write = start_blocked (w, 1, WRITE, U, 12 * U, 1);
-  g_assert_cmpuint (w->c[0]->lost, ==, 4 * U);  /* the first of them */
+  g_assert_cmpuint (w->c[0]->evicted_at, ==, 4 * U);  /* the first of them */
   make_older (w, STREAM_IDLE_NS);
   stop_reading (w, STREAM_IDLE_NS);
   task_ends (write, 0);
@@ -331,11 +323,7 @@ test_evict_idle (struct world *w)
   prefetch (w, 0, 4);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
   write_units (w, 1, 10, 2, 1);
-<<<<<<< HEAD
-  speed_note (w->c[1]->backend.write_speed, HOUR_NS, 1);
-=======
   make_patient (w, 1);
->>>>>>> 96af93064c108ad96306f6fe9f708b5c87b9136a
   do_write (w, 1, U, 12 * U, 1);
   g_assert_cmpuint (count_state (w, BUF_CLEAN, 0, 16 * U), <, 2);
   assert_ended (w, FAKE_WRITE, ANYWHERE, 0);

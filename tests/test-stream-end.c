@@ -244,7 +244,7 @@ test_failed (unsigned count)
   r = reader_plan (&c, s, 12);
   for (unsigned i = 0; i < 2; i++)
     (void) reader_plan (&c, other[i], 12);
-  stream_end (&c.t, r.from, r.from + U);
+  stream_prefetch_failed (&c.t, r.from, r.from + U);
   g_assert_cmpuint (stream_active (&c.t, c.now_ns + 1), ==, 2);
   /* A pointer to the ended stream plans nothing. */
   stream_answered (&c.t, MIB, true);
@@ -265,7 +265,7 @@ test_errors (void)
   struct stream *s = reader_run (&c, 0, 4);
   struct stream_range r = reader_plan (&c, s, 64), left;
 
-  stream_end (&c.t, r.from, r.from + U);
+  stream_prefetch_failed (&c.t, r.from, r.from + U);
   for (unsigned i = 4; i < 20; i++) {
     s = stream_note (&c.t, i * U, U, 0, ++c.now_ns, &left);
     if (!s)
@@ -273,10 +273,10 @@ test_errors (void)
     if (i % 3 == 0)
       stream_answered (&c.t, U, true);
     else
-      stream_failed (&c.t);
+      stream_read_failed (&c.t);
     assert_empty (reader_plan (&c, s, 64));
   }
-  stream_failed (&c.t);
+  stream_read_failed (&c.t);
   for (unsigned i = 0; i < WINDOW_MIN; i++) {
     assert_empty (reader_plan (&c, s, 64));
     g_assert_true (reader_read (&c, (20 + i) * U, U) == s);
