@@ -151,7 +151,8 @@ test_places (void)
   struct stream *s[STREAMS];
 
   for (unsigned i = 0; i < STREAMS; i++) {
-    s[i] = reader_run (&c, i * 100 * MIB, 2);
+    reader_read (&c, i * 100 * MIB, U);
+    s[i] = reader_read (&c, i * 100 * MIB + U, U);
     s[i]->ahead = s[i]->end + 3 * U;
   }
   /* Now s[1] is unused for longest. */
