@@ -1,10 +1,18 @@
-# For tests/test-*.sh: `. "$TESTS_DIR/functions.sh"`. TAP, and nbdkit on a socket.
 # shellcheck shell=bash
+# SPDX-License-Identifier: BSD-3-Clause
 #
-# NBDKIT, BUILD, VARIANT, TOOL and TEST_DIR (a directory of this test's own) come from tests/run.
+# For tests/test-*.sh: results in TAP, and nbdkit on a socket.  A test begins
+# with `. "$TESTS_DIR/functions.sh"' and ends with `done_testing'.
+#
+# NBDKIT, BUILD, VARIANT, TOOL and TEST_DIR (a directory of this test's own)
+# come from tests/run.
+#
+# Not its job: deadlines, and findings of the sanitizers and valgrind
+# (tests/run).
 
 set -u
-# The filter under test; a stock one (nofilter) shows whether a test is right without it.
+# The filter under test.  With a stock one (FILTER=nofilter) a test shows
+# whether it is right without asyncpool.
 FILTER=${FILTER:-${ASYNCPOOL:-$BUILD/asyncpool.so}}
 DELAYMEM=$BUILD/delaymem.so
 GATE=$BUILD/tests/gate.so
@@ -12,9 +20,11 @@ PYTHON=/usr/bin/python3         # the one that has libnbd's bindings
 slow=; [ "$VARIANT$TOOL" = plain ] || slow=1
 cd "$TEST_DIR" || exit 2
 
+# Results.
+
 tap_count=0 tap_failed=0
 
-# ok STATUS NAME: one line of TAP for a status.
+# ok STATUS NAME: one line of TAP.  Returns the status.
 ok ()
 {
   tap_count=$((tap_count + 1))
@@ -27,13 +37,18 @@ ok ()
   return "$1"
 }
 
-# check NAME COMMAND...: the command must succeed; its output is shown if it does not.
+# not COMMAND...: the command must fail.
+not () { ! "$@"; }
+
+# check NAME COMMAND...: the command must succeed.  Its output is in check.out,
+# and is printed if it does not.
 check ()
 {
   local name=$1 rc=0
   shift
   "$@" >check.out 2>&1 || rc=$?
-  ok "$rc" "$name" || { echo "# status $rc of: $*"; sed 's/^/# /' check.out | tail -n 30; }
+  ok "$rc" "$name" ||
+    { echo "# status $rc of: $*"; sed 's/^/# /' check.out | tail -n 30; }
 }
 
 # is NAME GOT EXPECTED
@@ -46,6 +61,7 @@ is ()
 
 diag () { sed 's/^/# /'; }
 
+# skip NAME REASON
 skip ()
 {
   tap_count=$((tap_count + 1))
@@ -58,28 +74,52 @@ skip_all ()
   exit 0
 }
 
-# have COMMAND...: for a part of a test, with skip. require COMMAND...: for all of it.
-have ()
-{
-  local command
-  for command; do
-    command -v "$command" >/dev/null || { missing=$command; return 1; }
-  done
-}
-require () { have "$@" || skip_all "$missing is not installed"; }
-
 done_testing ()
 {
   echo "1..$tap_count"
   exit $((tap_failed > 0))
 }
 
-# server_start NAME ARGUMENT...: nbdkit in the foreground as our child, on $TEST_DIR/NAME.sock.
-# Its log is NAME.log, its address $uri. Two events can come through the FIFO that it takes for
-# its pidfile: its process id once it is ready, or its end.
-# With server_port set it listens on this port of 127.0.0.1 in place of the socket.
+# Programs that a test needs.
+
+# have COMMAND...: for a part of a test, with skip_missing.
+# require COMMAND...: for all of it.
+have ()
+{
+  local command
+  for command; do
+    command -v "$command" >/dev/null ||
+      { missing="$command is not installed"; return 1; }
+  done
+}
+have_python ()
+{
+  "$PYTHON" -c 'import nbd' 2>/dev/null ||
+    { missing="python3 with libnbd is not installed"; return 1; }
+}
+require () { have "$@" || skip_all "$missing"; }
+require_python () { have_python || skip_all "$missing"; }
+
+skip_missing () { skip "$1" "$missing"; }
+
+# nbdkit before 1.33.10 aborts when a client breaks off with requests in flight.
+survives_break ()
+{
+  local minor
+  minor=$("$NBDKIT" --version | sed 's/.* 1\.\([0-9]*\).*/\1/')
+  [ "$minor" -ge 34 ] ||
+    { missing="nbdkit 1.$minor aborts when a client breaks off"; return 1; }
+}
+
+# Servers.
+
 declare -A server_pid server_job
 server_port=
+
+# server_start NAME ARGUMENT...: nbdkit in the foreground as our child, on
+# $TEST_DIR/NAME.sock, or on server_port of 127.0.0.1 if that is set.  Its log
+# is NAME.log, its address $uri.  Its pidfile is a FIFO, which tells one of two
+# events: its process id once it is ready, or its end.
 server_start ()
 {
   local name=$1 line='' listen
@@ -88,11 +128,14 @@ server_start ()
   [ -z "$server_port" ] || listen=(-i 127.0.0.1 -p "$server_port")
   rm -f "$name.fifo" "$name.sock"
   mkfifo "$name.fifo"
-  { "$NBDKIT" -f "${listen[@]}" -P "$TEST_DIR/$name.fifo" "$@" >"$name.log" 2>&1 </dev/null
+  {
+    "$NBDKIT" -f "${listen[@]}" -P "$TEST_DIR/$name.fifo" "$@" \
+      >"$name.log" 2>&1 </dev/null
     rc=$?
-    # Nobody may read any more: opened both ways, this does not wait.
+    # The FIFO may have no reader any more.  Opened both ways, it does not wait.
     echo "ended $rc" 1<>"$name.fifo"
-    exit $rc; } &
+    exit $rc
+  } &
   server_job[$name]=$!
   exec 9<>"$name.fifo"
   read -r -t 120 line <&9
@@ -107,39 +150,55 @@ server_start ()
   uri="nbd+unix:///?socket=$TEST_DIR/$name.sock"
 }
 
-# server_stop NAME: SIGTERM; the result is nbdkit's exit status.
-server_stop ()
+# server_wait NAME: returns nbdkit's exit status.
+server_wait ()
 {
   local rc=0
-  kill -TERM "${server_pid[$1]}" || return 1
   wait "${server_job[$1]}" || rc=$?
   [ $rc = 0 ] || { echo "# nbdkit's status: $rc"; diag <"$1.log" | tail -n 30; }
   return $rc
 }
 
+# server_stop NAME: SIGTERM; returns nbdkit's exit status.
+server_stop ()
+{
+  kill -TERM "${server_pid[$1]}" || return 1
+  server_wait "$1"
+}
+
+# stops NAME [SERVER]: the check that SERVER (pool) ends without error.
+stops () { check "$1: the server ends without error" server_stop "${2:-pool}"; }
+
+# says_nothing NAME FILE: the check that FILE, nbdkit's output, is empty.
+says_nothing () { is "$1: nbdkit says nothing" "$(cat "$2")" ""; }
+
+# Clients.
+
 # random_file NAME MIB
 random_file () { head -c "$(($2 << 20))" /dev/urandom >"$1"; }
 
-# nbd_python URI <<program: a python program with h, a connection, data(seed) and UNIT.
-# It is not disconnected at the end unless the program does that.
-nbd_python ()
+# Options of nbdcopy for one request at a time.
+single=(--synchronous --connections=1 --requests=1)
+
+# copies_in NAME [OPTION...]: the check that nbdcopy writes file image to $uri.
+copies_in ()
 {
-  "$PYTHON" -c 'import nbd, os, sys, time
-UNIT = 65536
-def data(seed, count=UNIT):
-    import random
-    return random.Random(seed).randbytes(count)
-h = nbd.NBD()
-h.connect_uri(sys.argv[1])
-exec(sys.stdin.read())
-sys.stdout.flush()
-os._exit(0)' "$1"
+  local name=$1
+  shift
+  check "$name: nbdcopy${1:+ $1} writes the image" \
+    nbdcopy "$@" --flush image "$uri"
 }
-# A client that breaks off with requests in flight makes nbdkit before 1.33.10 abort.
-survives_break ()
+
+# copies_out NAME [OPTION...]: the checks that nbdcopy reads file out from $uri,
+# and that it is the same as image.
+copies_out ()
 {
-  local minor
-  minor=$("$NBDKIT" --version | sed 's/.* 1\.\([0-9]*\).*/\1/')
-  [ "$minor" -ge 34 ] || { missing="an nbdkit that survives it (1.$minor aborts)"; return 1; }
+  local name=$1
+  shift
+  rm -f out
+  check "$name: nbdcopy${1:+ $1} reads the image" nbdcopy "$@" "$uri" out
+  check "$name: the image is unchanged" cmp image out
 }
-have_python () { "$PYTHON" -c 'import nbd' 2>/dev/null || { missing="python3 with libnbd"; return 1; }; }
+
+# nbd_python URI <PROGRAM: nbd_python.py says what the program has.
+nbd_python () { "$PYTHON" "$TESTS_DIR/nbd_python.py" "$1"; }

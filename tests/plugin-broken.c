@@ -1,5 +1,10 @@
-/* A plugin with one fault of the kind that parameter fault= names, for test-runner.sh, which sees
- * whether the runner notices. */
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * broken.so: a plugin with a fault, for test-runner.sh, which checks that
+ * tests/run reports it.
+ *
+ * Parameter fault is none, leak, foreign leak, overflow, undefined or race.
+ */
 #include <glib.h>
 #include <limits.h>
 #include <pthread.h>
@@ -25,7 +30,7 @@ broken_config (const char *key, const char *value)
 }
 
 static void *
-count (void *arg)
+increment (void *arg)
 {
   (void) arg;
   for (int i = 0; i < 1000; i++)
@@ -34,25 +39,33 @@ count (void *arg)
 }
 
 static int
-broken_after_fork (void)
+run_threads (unsigned n, void *(*run) (void *), void *arg)
 {
   pthread_t threads[2];
+
+  for (unsigned i = 0; i < n; i++)
+    if (pthread_create (&threads[i], NULL, run, arg) != 0)
+      return -1;
+  for (unsigned i = 0; i < n; i++)
+    pthread_join (threads[i], NULL);
+  return 0;
+}
+
+static int
+broken_after_fork (void)
+{
   volatile char *volatile lost;
 
   if (strcmp (fault, "leak") == 0) {
     lost = g_malloc (1000);     /* GLib has no frame pointers */
     lost = NULL;
   }
-  else if (strcmp (fault, "foreign leak") == 0) {
-    /* A thread that is strdup and no more: nothing of this file is in the
-     * stack of what it leaks.
+  else if (strcmp (fault, "foreign leak") == 0)
+    /* The thread runs strdup alone, so no function of this file is in the stack
+     * of the leak.
      */
-    if (pthread_create (&threads[0], NULL,
-                        (void *(*) (void *)) (void (*) (void)) strdup,
-                        foreign) != 0)
-      return -1;
-    pthread_join (threads[0], NULL);
-  }
+    return run_threads (1, (void *(*) (void *)) (void (*) (void)) strdup,
+                        foreign);
   else if (strcmp (fault, "overflow") == 0) {
     lost = malloc (10);
     lost[10] = 'x';
@@ -60,13 +73,8 @@ broken_after_fork (void)
   }
   else if (strcmp (fault, "undefined") == 0)
     limit = limit + 1;
-  else if (strcmp (fault, "race") == 0) {
-    for (int i = 0; i < 2; i++)
-      if (pthread_create (&threads[i], NULL, count, NULL) != 0)
-        return -1;
-    for (int i = 0; i < 2; i++)
-      pthread_join (threads[i], NULL);
-  }
+  else if (strcmp (fault, "race") == 0)
+    return run_threads (2, increment, NULL);
   return 0;
 }
 
@@ -85,12 +93,13 @@ broken_get_size (void *handle)
 }
 
 static int
-broken_pread (void *handle, void *buf, uint32_t size, uint64_t offset, uint32_t flags)
+broken_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+              uint32_t flags)
 {
   (void) handle;
   (void) offset;
   (void) flags;
-  memset (buf, 0, size);
+  memset (buf, 0, count);
   return 0;
 }
 
@@ -103,6 +112,6 @@ static struct nbdkit_plugin plugin = {
   .pread = broken_pread,
 };
 
-/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+/* nbdkit's macro declares no prototype, and clang asks for one. */
 extern struct nbdkit_plugin *plugin_init (void);
 NBDKIT_REGISTER_PLUGIN (plugin)

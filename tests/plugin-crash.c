@@ -1,21 +1,26 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-/* crash.so: a device with a volatile write cache that survives the server.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * crash.h describes the device.  A write, zero or trim changes `written` when
- * it completes.  A flush copies to `durable` what had completed when the flush
- * started.  A write with FUA copies its own range.  These are the weakest
- * promises that nbdkit allows, so a filter that asks for less is found out:
+ * crash.so: a device with a volatile write cache that survives the server.
  *
- * - without multi_conn a flush covers the writes of its own connection only;
- * - an operation that fails may have changed the first half of its range;
+ * crash.h describes the device.  A write, zero or trim is a change: it alters
+ * `written' when it completes.  A flush copies to `durable' all changes that
+ * had completed when the flush started.  A change with FUA copies its own
+ * range.  Without flush there is no cache: a change that completes is durable.
+ *
+ * The device does no more than nbdkit's rules ask for.  So test-crash.c sees
+ * the damage where a filter relies on more:
+ *
+ * - without multi_conn a flush covers the changes of its own connection only;
+ * - an operation that fails has changed the first half of its range;
  * - a trim clears every other block.
  *
- * With hooks=1 reads, writes and flushes are asynchronous hooks, carried out by
- * the plugin's own threads.  Without flush there is no cache: what completes is
- * durable.
+ * With hooks=1 reads, writes and flushes are asynchronous hooks, and the
+ * plugin's own threads carry them out.
  *
  * Locks: the device's lock guards both images and the dirty marks.
  * requests_lock guards the queue of the hooks' requests.
+ *
+ * Not its job: which data a block must hold (crash-model.h).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -40,15 +45,15 @@ static struct {
   char *device;
   unsigned delay_us;
   int flush, fua, zero, trim, multi_conn, hooks;
-  uint32_t minimum;             /* block size, 0: not told */
+  uint32_t minimum;             /* block size, 0: none is told */
 } config = {
   .flush = 1, .fua = NBDKIT_FUA_NATIVE, .zero = 1, .trim = 1, .multi_conn = 1,
 };
 
 static struct crash_device *device;
 
-/* Blocks of `written` that `durable` lacks.  With multi_conn all connections
- * share one array.
+/* Blocks that have changed since they were copied to `durable'.  With
+ * multi_conn all connections share one array.
  */
 static bool all_dirty[CRASH_BLOCKS];
 
@@ -79,9 +84,9 @@ draw (uint32_t limit)
   return limit ? (x ^ x >> 15) * UINT32_C (2246822519) % limit : 0;
 }
 
-/* At least delay_us: asyncpool helps only where every operation is slow. */
+/* At least delay_us, as asyncpool defers only for a device that stays slow. */
 static void
-rest (void)
+delay (void)
 {
   uint64_t us = config.delay_us + draw (config.delay_us);
   struct timespec left = { .tv_sec = us / 1000000,
@@ -98,7 +103,7 @@ fails (void)
 }
 
 static bool
-breaks_block_size (const struct operation *o)
+violates_block_size (const struct operation *o)
 {
   return config.minimum && (o->offset | o->count) & (config.minimum - 1);
 }
@@ -127,7 +132,7 @@ change (struct handle *h, const struct operation *o)
   uint64_t first = o->offset / CRASH_BLOCK, n = o->count / CRASH_BLOCK;
   int err = 0;
 
-  rest ();
+  delay ();
   if (fails ()) {
     err = ENOSPC;
     n /= 2;
@@ -145,7 +150,7 @@ flush (struct handle *h)
   pthread_mutex_lock (&device->lock);
   memcpy (covered, h->dirty, sizeof covered);
   pthread_mutex_unlock (&device->lock);
-  rest ();
+  delay ();
   if (fails ())
     return ENOSPC;
   for (uint64_t i = 0; i < CRASH_BLOCKS; i++) {
@@ -166,7 +171,7 @@ operate (struct handle *h, const struct operation *o)
 {
   if (o->kind == FLUSH)
     return flush (h);
-  if (breaks_block_size (o)) {
+  if (violates_block_size (o)) {
     atomic_fetch_add (&device->violations, 1);
     return EINVAL;
   }
@@ -175,14 +180,15 @@ operate (struct handle *h, const struct operation *o)
   pthread_mutex_lock (&device->lock);
   memcpy (o->buf, device->written + o->offset, o->count);
   pthread_mutex_unlock (&device->lock);
-  rest ();
+  delay ();
   return 0;
 }
 
 /* Callbacks. */
 
+/* Returns what a callback returns. */
 static int
-answer (int err)
+result (int err)
 {
   errno = err;
   return err ? -1 : 0;
@@ -193,7 +199,7 @@ crash_pread (void *h, void *buf, uint32_t count, uint64_t offset,
              uint32_t flags)
 {
   (void) flags;
-  return answer (operate (h, &(struct operation) {
+  return result (operate (h, &(struct operation) {
     .kind = READ, .count = count, .offset = offset, .buf = buf }));
 }
 
@@ -201,7 +207,7 @@ static int
 crash_pwrite (void *h, const void *buf, uint32_t count, uint64_t offset,
               uint32_t flags)
 {
-  return answer (operate (h, &(struct operation) {
+  return result (operate (h, &(struct operation) {
     .kind = WRITE, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
     .offset = offset, .data = buf }));
 }
@@ -209,7 +215,7 @@ crash_pwrite (void *h, const void *buf, uint32_t count, uint64_t offset,
 static int
 crash_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return answer (operate (h, &(struct operation) {
+  return result (operate (h, &(struct operation) {
     .kind = ZERO, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
     .offset = offset }));
 }
@@ -217,7 +223,7 @@ crash_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 static int
 crash_trim (void *h, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  return answer (operate (h, &(struct operation) {
+  return result (operate (h, &(struct operation) {
     .kind = TRIM, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
     .offset = offset }));
 }
@@ -226,7 +232,7 @@ static int
 crash_flush (void *h, uint32_t flags)
 {
   (void) flags;
-  return answer (operate (h, &(struct operation) { .kind = FLUSH }));
+  return result (operate (h, &(struct operation) { .kind = FLUSH }));
 }
 
 /* Hooks. */
@@ -254,7 +260,7 @@ start_request (void *conn, uint64_t reqid, void *handle, struct operation o)
   struct request *r = malloc (sizeof *r);
 
   if (!r)
-    return answer (ENOMEM);
+    return result (ENOMEM);
   *r = (struct request) { .conn = conn, .reqid = reqid, .handle = handle,
                           .o = o };
   pthread_mutex_lock (&requests_lock);
@@ -291,7 +297,7 @@ async_flush (void *conn, uint64_t reqid, void *handle, uint32_t flags)
                         (struct operation) { .kind = FLUSH });
 }
 
-/* Every request ends within milliseconds, so this waits until all have. */
+/* Waits for all requests, as each ends within milliseconds. */
 static void
 async_cancel (void *conn, uint64_t reqid, void *handle)
 {
@@ -316,8 +322,9 @@ run_request (struct request *r)
   free (r);
 }
 
+/* A thread of the plugin. */
 static void *
-service (void *arg)
+run_requests (void *arg)
 {
   struct request *r;
 
@@ -350,7 +357,7 @@ static struct nbdkit_async hooks = {
   .async_cancel = async_cancel,
 };
 
-/* Life. */
+/* Parameters. */
 
 static const struct {
   const char *name;
@@ -385,7 +392,7 @@ crash_config (const char *key, const char *value)
       *switches[i].value = nbdkit_parse_bool (value);
       return *switches[i].value == -1 ? -1 : 0;
     }
-  if (strcmp (key, "gate") == 0)        /* client.h gives it to any plugin */
+  if (strcmp (key, "gate") == 0)        /* client.h passes it to every gate */
     return 0;
   if (strcmp (key, "device") == 0) {
     config.device = nbdkit_absolute_path (value);
@@ -402,7 +409,7 @@ crash_config (const char *key, const char *value)
 }
 
 #define crash_config_help \
-  "device=FILE                       Made anew: struct crash_device.\n" \
+  "device=FILE                       A new file: struct crash_device.\n" \
   "delay=MICROSECONDS minimum=BYTES  Of every operation.\n" \
   "fua=none|emulate|native flush|zero|trim|multi_conn|hooks=BOOL"
 
@@ -415,6 +422,8 @@ crash_config_complete (void)
   }
   return config.hooks ? 0 : nbdkit_async_disable ();
 }
+
+/* Lifetimes. */
 
 static int
 crash_get_ready (void)
@@ -446,7 +455,7 @@ static int
 crash_after_fork (void)
 {
   while (config.hooks && n_threads < HOOK_THREADS) {
-    if (pthread_create (&threads[n_threads], NULL, service, NULL) != 0)
+    if (pthread_create (&threads[n_threads], NULL, run_requests, NULL) != 0)
       return -1;
     n_threads++;
   }
@@ -484,6 +493,8 @@ crash_close (void *handle)
   free (handle);
 }
 
+/* Abilities. */
+
 static int64_t
 crash_get_size (void *handle)
 {
@@ -502,19 +513,19 @@ crash_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
   return 0;
 }
 
-#define ANSWER(name, value) \
+#define ABILITY(name, value) \
   static int \
   crash_ ## name (void *handle) \
   { \
     (void) handle; \
     return value; \
   }
-ANSWER (can_flush, config.flush)
-ANSWER (can_fua, config.fua)
-ANSWER (can_zero, config.zero)
-ANSWER (can_trim, config.trim)
-ANSWER (can_multi_conn, config.multi_conn)
-ANSWER (can_cache, NBDKIT_CACHE_EMULATE)
+ABILITY (can_flush, config.flush)
+ABILITY (can_fua, config.fua)
+ABILITY (can_zero, config.zero)
+ABILITY (can_trim, config.trim)
+ABILITY (can_multi_conn, config.multi_conn)
+ABILITY (can_cache, NBDKIT_CACHE_EMULATE)
 
 static struct nbdkit_plugin plugin = {
   .name = "crash",

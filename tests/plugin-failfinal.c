@@ -1,6 +1,6 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-
-/* failfinal.so: a filter whose .finalize fails.  nbdkit then leaves out the
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * failfinal.so: a filter whose .finalize fails.  nbdkit then does not call the
  * .finalize of the filters below it, and goes on with .close.
  */
 #define NBDKIT_API_VERSION 2
@@ -20,6 +20,6 @@ static struct nbdkit_filter filter = {
   .finalize = failfinal_finalize,
 };
 
-/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+/* nbdkit's macro declares no prototype, and clang asks for one. */
 extern struct nbdkit_filter *filter_init (void);
 NBDKIT_REGISTER_FILTER (filter)

@@ -1,15 +1,18 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-
-/* lastfua.so: a filter that cuts requests at 64 KiB.  Where the layer below
- * answers can_fua with NBDKIT_FUA_EMULATE it sets FUA on the last piece only,
- * as nbdkit-filter(3) allows: one flush at the end does for all pieces.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * lastfua.so: a filter that cuts writes, zeroes and trims into pieces of
+ * 64 KiB.
+ *
+ * If the layer below answers can_fua with NBDKIT_FUA_EMULATE, only the last
+ * piece has FUA, as nbdkit-filter(3) allows: nbdkit emulates FUA by a flush,
+ * which covers all pieces.
  */
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-filter.h>
 
 enum { PIECE = 65536 };
 
-/* The flags of a piece with LEFT bytes to go, itself included. */
+/* The flags of a piece.  LEFT bytes are left, with this piece. */
 static uint32_t
 piece_flags (nbdkit_next *next, uint32_t flags, uint32_t left)
 {
@@ -68,6 +71,6 @@ static struct nbdkit_filter filter = {
   .trim = lastfua_trim,
 };
 
-/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+/* nbdkit's macro declares no prototype, and clang asks for one. */
 extern struct nbdkit_filter *filter_init (void);
 NBDKIT_REGISTER_FILTER (filter)

@@ -1,8 +1,11 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-
-/* olderror.so: a plugin whose operations call nbdkit_set_error (ENOSPC) and
- * succeed, but for those that touch [64 KiB, 128 KiB) after arm: they fail and
- * set no error, which nbdkit takes for EIO.  Writing at ARM arms it.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * olderror.so: a plugin that fails without an error, on a thread where an older
+ * operation has set one.
+ *
+ * Each operation calls nbdkit_set_error (ENOSPC) and succeeds.  A write at ARM
+ * arms the plugin.  From then on an operation that touches [BAD, BAD_END) fails
+ * and sets no error.  nbdkit takes that for EIO.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -88,6 +91,6 @@ static struct nbdkit_plugin plugin = {
   .flush = olderror_flush,
 };
 
-/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+/* nbdkit's macro declares no prototype, and clang asks for one. */
 extern struct nbdkit_plugin *plugin_init (void);
 NBDKIT_REGISTER_PLUGIN (plugin)

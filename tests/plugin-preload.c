@@ -1,11 +1,17 @@
-/* No plugin, but what tests/nbdkit-run loads into nbdkit beside a sanitizer's runtime:
- * - programs that nbdkit starts with --run do not inherit the runtime (a shell dies of libtsan);
- * - modules stay loaded to the end, so that reports about them name functions.
- * - leaks are looked for at the end without a change of nbdkit's exit status, as nbdkit leaks
- *   itself; tests/run tells whose leak it is.
- * - where a sanitizer is loaded, and an error was put into words, glibc's lock on the locale stays
- *   taken: p11-kit, which GnuTLS brings along, would wait for it at the end for ever;
- * - gcc's UBSan beside ASan does not look at log_path, so it is told.
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * preload.so: no plugin.  tests/nbdkit-run loads it into nbdkit, beside a
+ * sanitizer's runtime.
+ *
+ * - Programs that nbdkit starts with --run do not inherit the runtime.  A shell
+ *   would crash in libtsan.
+ * - Modules stay loaded to the end, so that reports have names of functions.
+ * - The check of leaks at the end does not change nbdkit's exit status, as
+ *   nbdkit itself leaks.  tests/run decides which leaks count.
+ * - freelocale does nothing.  With a sanitizer, glibc's lock on the locale
+ *   stays taken after strerror.  p11-kit, a part of GnuTLS, would wait for it
+ *   at the end for ever.
+ * - gcc's UBSan beside ASan ignores log_path, so this file sets it.
  */
 #include <dlfcn.h>
 #include <locale.h>

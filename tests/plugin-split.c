@@ -1,8 +1,10 @@
-/* SPDX-License-Identifier: BSD-3-Clause */
-/* split.so: a filter that cuts writes and zeroes, built as a test plugin.
+/* SPDX-License-Identifier: BSD-3-Clause
  *
- * Where the plugin's FUA is emulated by a flush, only the last piece asks for
- * it: nbdkit-filter(3) allows that, and nbdkit itself cuts large zeroes so.
+ * split.so: a filter that cuts writes and zeroes into pieces of 16 KiB, for
+ * test-crash.c.
+ *
+ * If a flush emulates the plugin's FUA, only the last piece has FUA, as
+ * nbdkit-filter(3) allows.  nbdkit itself cuts large zeroes in the same way.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -65,6 +67,6 @@ static struct nbdkit_filter filter = {
   .zero = split_zero,
 };
 
-/* nbdkit's macro has no prototype for what it defines; clang wants one. */
+/* nbdkit's macro declares no prototype, and clang asks for one. */
 extern struct nbdkit_filter *filter_init (void);
 NBDKIT_REGISTER_FILTER (filter)

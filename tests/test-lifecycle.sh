@@ -1,16 +1,18 @@
-# The end of clients and of the server, with data that waits: nothing acknowledged is lost.
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Clients leave and the server ends while writes are deferred: no acknowledged
+# data is lost.
 . "$TESTS_DIR/functions.sh"
 require "$PYTHON" cmp
-have_python || skip_all "$missing is not installed"
+require_python
 
 pool="--filter=$FILTER"
-behind="asyncpool-write=behind asyncpool-buffers=32 asyncpool-buffer-size=64k"
+behind=(asyncpool-write=behind asyncpool-buffers=32 asyncpool-buffer-size=64k)
 
-# Writes without flush: first two, so that the device is known to be slow, then 24 that may wait.
+# The client of most scenarios.  It does not flush.  The first two writes show
+# that the device is slow, so that the filter defers the others.
 cat >write.py <<'END'
-for i in range(2):
-    h.pwrite(data(i), i * UNIT)
-for i in range(2, 26):
+for i in range(26):
     h.pwrite(data(i), i * UNIT)
 h.pwrite(data(26, 5000), 26 * UNIT + 777)
 END
@@ -22,114 +24,124 @@ out += bytes(777) + random.Random(26).randbytes(5000)
 open("expected", "wb").write(out + bytes((1 << 22) - len(out)))
 END
 
-new_disk () { rm -f "$1" && truncate -s 4M "$1"; }
+new_disk () { rm -f disk && truncate -s 4M disk; }
+# A device whose operations still succeed after SIGTERM: those of the delay
+# filter fail then.
+gate=("$GATE" "device=$TEST_DIR/disk" size=4M)
 
-# 1. A polite disconnect; h.shutdown waits until the server has closed the connection.
-new_disk disk1
-# shellcheck disable=SC2086
-server_start one "$pool" --filter=delay file disk1 wdelay=20ms $behind
-check "disconnect: write" nbd_python "$uri" <<END
-$(cat write.py)
+# writes NAME [URI] <PROGRAM: write.py, and then this.
+writes ()
+{
+  cat write.py - >program.py
+  check "$1: the client writes" nbd_python "${2:-$uri}" <program.py
+}
+has_all () { check "$1: the file has all data" cmp disk expected; }
+
+# The shell command of nbdkit --run for write.py alone.
+run_client="'$PYTHON' '$TESTS_DIR/nbd_python.py' \"\$uri\""
+run_client+=" <'$TEST_DIR/write.py'"
+
+# A client disconnects.  h.shutdown waits until the server has closed the
+# connection.
+name="disconnect"
+new_disk
+server_start pool "$pool" --filter=delay file disk wdelay=20ms "${behind[@]}"
+writes "$name" <<'END'
 h.shutdown()
 END
-check "disconnect: all of it is in the file" cmp disk1 expected
-check "disconnect: the server ends well" server_stop one
+has_all "$name"
+stops "$name"
 
-# 2. SIGTERM. The delay filter's sleep fails from then on, gate.so's does not.
-new_disk disk2
-# shellcheck disable=SC2086
-server_start two "$pool" "$GATE" device=disk2 size=4M delay=20ms $behind
-check "SIGTERM: write" nbd_python "$uri" <<END
-$(cat write.py)
+# SIGTERM comes while a client is connected.
+terminates ()
+{
+  writes "$1" <<END
 import signal
-os.kill(${server_pid[two]}, signal.SIGTERM)
+os.kill(${server_pid[pool]}, signal.SIGTERM)
 END
-rc=0; wait "${server_job[two]}" || rc=$?
-is "SIGTERM: status" $rc 0
-check "SIGTERM: all of it is in the file" cmp disk2 expected
-is "SIGTERM: no message" "$(cat two.log)" ""
+  check "$1: nbdkit ends without error" server_wait pool
+}
+name="SIGTERM"
+new_disk
+server_start pool "$pool" "${gate[@]}" delay=20ms "${behind[@]}"
+terminates "$name"
+has_all "$name"
+says_nothing "$name" pool.log
 
-# 3. The same over a device that refuses after SIGTERM: what is missing was told.
-new_disk disk3
-# shellcheck disable=SC2086
-server_start three "$pool" --filter=delay file disk3 wdelay=20ms $behind
-check "refused: write" nbd_python "$uri" <<END
-$(cat write.py)
-import signal
-os.kill(${server_pid[three]}, signal.SIGTERM)
-END
-rc=0; wait "${server_job[three]}" || rc=$?
-is "refused: status" $rc 0
-cat >told.py <<'END'
+# After SIGTERM the device refuses writes, and nbdkit reports the data that is
+# missing.
+name="SIGTERM, writes fail"
+new_disk
+server_start pool "$pool" --filter=delay file disk wdelay=20ms "${behind[@]}"
+terminates "$name"
+cat >reported.py <<'END'
 import re, sys
-log = open("three.log").read()
-told = set()
+log = open("pool.log").read()
+reported = set()
 for offset, length in re.findall(r"offset (\d+), length (\d+)", log):
-    told.update(range(int(offset), int(offset) + int(length)))
-a, b = open("disk3", "rb").read(), open("expected", "rb").read()
-missing = [i for i in range(len(b)) if a[i] != b[i] and i not in told]
-print(len(told), "bytes told,", len(missing), "missing and not told", missing[:1])
+    reported.update(range(int(offset), int(offset) + int(length)))
+a, b = open("disk", "rb").read(), open("expected", "rb").read()
+missing = [i for i in range(len(b)) if a[i] != b[i] and i not in reported]
+print(len(reported), "bytes reported,", len(missing),
+      "missing and not reported", missing[:1])
 sys.exit(len(missing) > 0)
 END
-check "refused: what is missing was told" "$PYTHON" told.py
+check "$name: the log has the data that is missing" "$PYTHON" reported.py
 
-# 4. The end of --run, with clients that leave without a word.
-new_disk disk4
-cat >client.py <<'END'
-import nbd, os, random, sys
-UNIT = 65536
-def data(seed, count=UNIT):
-    return random.Random(seed).randbytes(count)
-h = nbd.NBD()
-h.connect_uri(sys.argv[1])
-exec(open("write.py").read())
-os._exit(0)
-END
-rc=0
-# shellcheck disable=SC2086
-"$NBDKIT" -U - "$pool" "$GATE" device="$TEST_DIR/disk4" size=4M delay=20ms $behind \
-  --run "cd '$TEST_DIR' && $PYTHON client.py \"\$uri\"" >run.out 2>&1 || rc=$?
-is "--run: status" $rc 0
-is "--run: no message" "$(cat run.out)" ""
-check "--run: all of it is in the file" cmp disk4 expected
+# The command of --run ends, and its client breaks off.
+name="--run"
+new_disk
+check "$name: nbdkit ends without error" "$NBDKIT" -U - "$pool" "${gate[@]}" \
+  delay=20ms "${behind[@]}" --run "$run_client"
+says_nothing "$name" check.out
+has_all "$name"
 
-# 5. In the background, as a daemon: threads are started after the fork.
-new_disk disk5
-# shellcheck disable=SC2086
-check "daemon: starts" "$NBDKIT" -U "$TEST_DIR/five.sock" -P five.pid "$pool" \
-  "$GATE" device="$TEST_DIR/disk5" size=4M delay=5ms $behind
-check "daemon: write, read, flush" nbd_python "nbd+unix:///?socket=$TEST_DIR/five.sock" <<END
-$(cat write.py)
+# nbdkit is a daemon: it forks, and then starts its threads.
+name="daemon"
+new_disk
+check "$name: nbdkit starts" \
+  "$NBDKIT" -U "$TEST_DIR/daemon.sock" -P daemon.pid "$pool" \
+  "${gate[@]}" delay=5ms "${behind[@]}"
+writes "$name" "nbd+unix:///?socket=$TEST_DIR/daemon.sock" <<'END'
 for i in range(26):
     assert h.pread(UNIT, i * UNIT) == data(i)
 h.flush()
 h.shutdown()
 END
-check "daemon: all of it is in the file" cmp disk5 expected
-for ((i = 0; i < 600; i++)); do [ -s five.pid ] && break; sleep 0.1; done
-pid=$(cat five.pid)
+has_all "$name"
+# wait_until COMMAND...: for a minute.
+wait_until ()
+{
+  local i
+  for ((i = 0; i < 600; i++)); do
+    "$@" 2>/dev/null && return
+    sleep 0.1
+  done
+}
+wait_until test -s daemon.pid
+pid=$(cat daemon.pid)
 kill "$pid"
-for ((i = 0; i < 600; i++)); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-check "daemon: ends" test ! -e "/proc/$pid"
+wait_until not kill -0 "$pid"
+check "$name: nbdkit ends" test ! -e "/proc/$pid"
 
-# 6. The filter is unloaded in a normal run, many times, and at different moments of its threads.
+# nbdkit unloads the filter at many different moments of the filter's threads.
 rounds=20; [ -z "$slow" ] || rounds=3
 bad=0
 for ((i = 0; i < rounds; i++)); do
-  # shellcheck disable=SC2086
-  "$NBDKIT" -U - "$pool" "$GATE" size=4M delay=1ms $behind asyncpool-threads=$((i % 7 * 8 + 1)) \
-    --run "cd '$TEST_DIR' && $PYTHON client.py \"\$uri\"" >unload.out 2>&1 || bad=$((bad + 1))
+  "$NBDKIT" -U - "$pool" "$GATE" size=4M delay=1ms "${behind[@]}" \
+    asyncpool-threads=$((i % 7 * 8 + 1)) --run "$run_client" \
+    >unload.out 2>&1 || bad=$((bad + 1))
   [ ! -s unload.out ] || { bad=$((bad + 1)); diag <unload.out; }
 done
-is "unloaded $rounds times without a word" $bad 0
-check "unloaded with nothing done" "$NBDKIT" -U - "$pool" "$GATE" --run true
-is "unloaded with nothing done: no message" "$(cat check.out)" ""
+is "unload: nbdkit ends $rounds times without error or message" $bad 0
+name="unload without a request"
+check "$name: nbdkit ends without error" \
+  "$NBDKIT" -U - "$pool" "$GATE" --run true
+says_nothing "$name" check.out
 
-# 7. Clients come and go, all at once.
-# shellcheck disable=SC2086
-server_start seven "$pool" "$GATE" size=4M delay=1ms $behind
-check "many clients" nbd_python "$uri" <<'END'
-import threading
+name="many clients at once"
+server_start pool "$pool" "$GATE" size=4M delay=1ms "${behind[@]}"
+check "$name: each reads its data" nbd_python "$uri" <<'END'
 def client(n):
     g = nbd.NBD()
     g.connect_uri(sys.argv[1])
@@ -145,45 +157,38 @@ for n in range(24):
         assert h.pread(4096, (n * 4 + i) * 4096) == data(n * 10 + i, 4096)
 h.shutdown()
 END
-check "many clients: the server ends well" server_stop seven
+stops "$name"
 
-# 8. Read-only.
-# shellcheck disable=SC2086
-server_start eight -r "$pool" "$GATE" size=4M delay=1ms $behind
-check "read-only" nbd_python "$uri" <<'END'
+name="read-only"
+server_start pool -r "$pool" "$GATE" size=4M delay=1ms "${behind[@]}"
+check "$name: reads succeed and a write fails" nbd_python "$uri" <<'END'
 assert h.is_read_only()
 for i in range(32):
     h.pread(UNIT, i * UNIT)
 h.set_strict_mode(0)
-try:
-    h.pwrite(data(1), 0)
-    sys.exit("written")
-except nbd.Error as e:
-    assert e.errno == "EPERM", e.errno
+assert fails(h.pwrite, data(1), 0) == errno.EPERM
 h.shutdown()
 END
-check "read-only: the server ends well" server_stop eight
+stops "$name"
 
-# 9. Clients that break off with requests in flight.
+# Clients break off with requests in flight.
+name="clients break off"
 if survives_break; then
-  new_disk disk9
-  # shellcheck disable=SC2086
-  server_start nine "$pool" "$GATE" device=disk9 size=4M delay=5ms $behind
-  ended=0
-  for ((i = 0; i < 10; i++)); do
-    nbd_python "$uri" <<'END' || ended=1
-for i in range(26):
-    h.pwrite(data(i), i * UNIT)
-h.pwrite(data(26, 5000), 26 * UNIT + 777)
+  new_disk
+  server_start pool "$pool" "${gate[@]}" delay=5ms "${behind[@]}"
+  { cat write.py; cat <<'END'; } >break.py
 buf = nbd.Buffer(UNIT)
 for i in range(64):
     h.aio_pread(buf, i % 32 * UNIT)
 END
+  bad=0
+  for ((i = 0; i < 10; i++)); do
+    nbd_python "$uri" <break.py || bad=1
   done
-  is "broken off: the server went on" $ended 0
-  check "broken off: and ends well" server_stop nine
-  check "broken off: what was acknowledged is in the file" cmp disk9 expected
+  is "$name: the server serves the next one" $bad 0
+  stops "$name"
+  has_all "$name"
 else
-  skip "broken off" "$missing is not installed"
+  skip_missing "$name"
 fi
 done_testing

@@ -1,32 +1,37 @@
-# Every command in the README that starts nbdkit, as it stands there.
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# The recipes in README: each works as it stands there, and has several
+# operations in flight.
 . "$TESTS_DIR/functions.sh"
 require nbdcopy qemu-img
 
-top=$TESTS_DIR/..
-# Recipes name what lies at the top; the modules under test stand in for that.
+# Recipes name modules at the top directory.  Those under test take their place.
 cp "$BUILD/asyncpool.so" "$BUILD/delaymem.so" .
-# A `nbdkit' that finds the real one by its full name, not itself.
+# The `nbdkit' of the recipes is $NBDKIT, which finds the real one by its full
+# name.
 NBDKIT_PROGRAM=$(command -v nbdkit)
 export NBDKIT_PROGRAM
 mkdir bin
 printf '#!/bin/sh\nexec "%s" "$@"\n' "$NBDKIT" >bin/nbdkit
 chmod +x bin/nbdkit
 
-# What the recipes call $image and $socket: some data, and a server far away that has it.
+# $image and $socket of the recipes: a file, and another NBD server with data.
 export image=$TEST_DIR/disk.img socket=$TEST_DIR/far.sock
 random_file disk.img 8
 server_start far "$DELAYMEM" size=16M delay=5ms
-check "the far server has data" nbdcopy disk.img "$uri"
+check "the other server takes data" nbdcopy disk.img "$uri"
 
 n=0
-while IFS= read -r command; do
+while IFS= read -r recipe; do
   n=$((n + 1))
-  check "recipe $n: ${command:0:60}" env PATH="$TEST_DIR/bin:$PATH" bash -c "$command"
-  # Each prints its statistics: the client sent one at a time, and several were in flight.
+  check "recipe $n works: ${recipe:0:60}" \
+    env PATH="$TEST_DIR/bin:$PATH" bash -c "$recipe"
+  # The client sends one request at a time.  The statistics have the depth.
   mv check.out recipe.out
-  check "recipe $n had several in flight" \
-    awk '/^in the plugin: peak/ { good = $5 + 0 > 1 } END { exit !good }' recipe.out
-done < <(sed -n 's/^    \(nbdkit .*--run.*\)/\1/p' "$top/README")
-is "the README has four recipes" "$n" 4
-check "the far server ends well" server_stop far
+  check "recipe $n has several operations in flight" \
+    awk '/^in the plugin: peak/ { good = $5 + 0 > 1 } END { exit !good }' \
+    recipe.out
+done < <(sed -n 's/^    \(nbdkit .*--run.*\)/\1/p' "$TESTS_DIR/../README")
+is "README has four recipes" "$n" 4
+stops "the other server" far
 done_testing

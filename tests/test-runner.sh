@@ -1,39 +1,45 @@
-# The runner itself: a finding fails a test whose own result is "ok", and so does a hang.
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# The runner, tests/run: a test whose own result is "ok" fails if a sanitizer or
+# valgrind finds a fault, and so does a test that hangs.
 . "$TESTS_DIR/functions.sh"
 
-cat >innocent.sh <<'END'
+cat >passes.sh <<'END'
 . "$TESTS_DIR/functions.sh"
-server_start a "$BUILD/tests/broken.so" "fault=$FAULT" >/dev/null && server_stop a >/dev/null
-ok 0 "nothing noticed"
+server_start broken "$BUILD/tests/broken.so" "fault=$FAULT" >/dev/null &&
+  server_stop broken >/dev/null
+ok 0 "passes"
 done_testing
 END
-echo "echo ok 1; echo 1..1; sleep 1000" >hang.sh
+echo "echo ok 1; echo 1..1; sleep 1000" >hangs.sh
 
-# run_with FAULT: the runner's status; what it said is in run.out.
-run_with ()
+# result_with FAULT: prints the runner's result.  Its output is in run.out.
+result_with ()
 {
-  env FAULT="$1" TEST_DIR= REPORTS= "$TESTS_DIR/run" --one "$TEST_DIR/innocent.sh" >run.out 2>&1
-  local rc=$?
-  [ "$rc" = 0 ] && echo pass || echo fail
+  env FAULT="$1" TEST_DIR= REPORTS= \
+    "$TESTS_DIR/run" --one "$TEST_DIR/passes.sh" >run.out 2>&1 &&
+    echo pass || echo fail
 }
 
 case $TOOL:$VARIANT in
-  valgrind:*) seen=(leak overflow) ;;
-  :asan) seen=(leak overflow undefined) ;;
-  :tsan) seen=(race) ;;
-  *) seen=() ;;
+  valgrind:*) found=(leak overflow) ;;
+  :asan) found=(leak overflow undefined) ;;
+  :tsan) found=(race) ;;
+  *) found=() ;;
 esac
 
-is "no fault" "$(run_with none)" pass || diag <run.out
+is "a test without a fault passes" "$(result_with none)" pass || diag <run.out
 [ "$TOOL:$VARIANT" != :asan ] ||
-  is "a leak of others" "$(run_with "foreign leak")" pass || diag <run.out
-for fault in "${seen[@]}"; do
-  is "$fault" "$(run_with "$fault")" fail
-  check "$fault: the finding is shown" grep -q 'broken\.c' run.out
+  is "a test passes if other code leaks" \
+    "$(result_with "foreign leak")" pass || diag <run.out
+for fault in "${found[@]}"; do
+  is "a test fails with fault $fault" "$(result_with "$fault")" fail
+  check "fault $fault is shown" grep -q 'broken\.c' run.out
 done
 
 rc=0
-TEST_TIMEOUT=1 "$TESTS_DIR/run" --one "$TEST_DIR/hang.sh" >run.out 2>&1 || rc=$?
-is "hang" $rc 124
-check "hang: said so" grep -q 'not done in time' run.out
+TEST_TIMEOUT=1 "$TESTS_DIR/run" --one "$TEST_DIR/hangs.sh" \
+  >run.out 2>&1 || rc=$?
+is "a test that hangs fails" $rc 124
+check "a message says that it was killed" grep -q 'not done in time' run.out
 done_testing

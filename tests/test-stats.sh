@@ -1,11 +1,17 @@
-# asyncpool-stats: all of its lines, and numbers that agree with what was done.
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# asyncpool-stats: the statistics have all lines, agree with the requests, and
+# go to any kind of file.
 . "$TESTS_DIR/functions.sh"
-require "$PYTHON"
-have_python || skip_all "$missing is not installed"
+require_python
 
-server_start stats "--filter=$FILTER" "$GATE" size=8M delay=20ms asyncpool-stats=stats.txt \
-  asyncpool-write=behind asyncpool-buffers=4 asyncpool-buffer-size=64k
-check "work" nbd_python "$uri" <<'END'
+# Lines and numbers.
+
+server_start stats "--filter=$FILTER" "$GATE" size=8M delay=20ms \
+  asyncpool-stats=stats.txt asyncpool-write=behind asyncpool-buffers=4 \
+  asyncpool-buffer-size=64k
+check "a client reads, writes, zeroes, trims and flushes" \
+  nbd_python "$uri" <<'END'
 for i in range(32):
     h.pwrite(data(i), i * UNIT)
 for i in range(16):
@@ -21,75 +27,113 @@ h.zero(UNIT, 0)
 h.flush()
 h.shutdown()
 END
-check "ends well" server_stop stats
+stops "the client has left" stats
 diag <stats.txt
-# count LABEL FIELD
-count () { awk -v label="$1" -v field="$2" 'index ($0, label) == 1 {
-  sub (label, "x"); print $field }' stats.txt; }
-is "reads" "$(count 'read ' 2)" 32
-is "bytes read" "$(count 'read ' 3)" $((32 * 65536))
-is "writes" "$(count 'write ' 2)" 50
-is "zeroes" "$(count 'zero ' 2)" 2
-is "trims" "$(count 'trim ' 2)" 1
-is "flushes" "$(count 'flush ' 2)" 2
+
+# field LABEL N: prints a field of the line.
+field ()
+{
+  awk -v label="$1" -v field="$2" 'index ($0, label) == 1 {
+    sub (label, "x"); print $field }' stats.txt
+}
+is "read has the number of requests" "$(field 'read ' 2)" 32
+is "read has the bytes" "$(field 'read ' 3)" $((32 * 65536))
+is "write has the number of requests" "$(field 'write ' 2)" 50
+is "zero has the number of requests" "$(field 'zero ' 2)" 2
+is "trim has the number of requests" "$(field 'trim ' 2)" 1
+is "flush has the number of requests" "$(field 'flush ' 2)" 2
 for kind in read write zero trim flush; do
-  check "latencies of $kind are in order" \
-    awk -v kind=$kind '$1 == kind && $4 >= 0 && $8 > 0 && $4 <= $5 && $4 <= $6 && $6 <= $7 && $7 <= $8 { good = 1 }
-                       END { exit !good }' stats.txt
+  check "$kind has latencies in ascending order" \
+    awk -v kind=$kind '
+      $1 == kind && $4 >= 0 && $8 > 0 && $4 <= $5 && $4 <= $6 && $6 <= $7 &&
+        $7 <= $8 { good = 1 }
+      END { exit !good }' stats.txt
 done
-for word in 'p50' 'p99' 'plugin read' 'plugin write' 'buffer wait' 'peak' 'read-ahead' 'issued' \
-            'used' 'wasted' 'write-behind' 'combined' 'deferred errors' 'barriers' 'extents'; do
-  check "says: $word" grep -q -- "$word" stats.txt
+for word in 'p50' 'p99' 'plugin read' 'plugin write' 'buffer wait' 'peak' \
+  'read-ahead' 'issued' 'used' 'wasted' 'write-behind' 'combined' \
+  'deferred errors' 'barriers' 'extents'
+do
+  check "the statistics have $word" grep -q -- "$word" stats.txt
 done
-check "used some read-ahead" grep -qE 'read-ahead: .*, [1-9][0-9]* used' stats.txt
-check "combined some writes" grep -qE '[1-9][0-9]* of them combined' stats.txt
-check "waited for buffers" test "$(count 'buffer wait ' 2)" -gt 0
-check "plugin wrote less often than the client" test "$(count 'plugin write ' 2)" -lt 50
+check "some of the prefetched data was used" \
+  grep -qE 'read-ahead: .*, [1-9][0-9]* used' stats.txt
+check "some writes were coalesced" \
+  grep -qE '[1-9][0-9]* of them combined' stats.txt
+check "some requests waited for a buffer" \
+  test "$(field 'buffer wait ' 2)" -gt 0
+check "the plugin has fewer writes than the client" \
+  test "$(field 'plugin write ' 2)" -lt 50
 
-"$NBDKIT" -U - "--filter=$FILTER" memory 1M asyncpool-stats=- --run true >stderr.txt 2>&1
-check "to standard error" grep -q 'plugin write' stderr.txt
-is "to standard error: no warning" "$(grep -c warning stderr.txt)" 0
+# Kinds of files.
 
-# The file is opened once, at the start, as the command line names it.
-one () { timeout -k 1 100 "$NBDKIT" -U - "--filter=$FILTER" memory 1M "$@" --run true; }
+# has_stats NAME FILE
+has_stats () { check "$1: has the statistics" grep -q 'plugin write' "$2"; }
+
+name="standard error"
+"$NBDKIT" -U - "--filter=$FILTER" memory 1M asyncpool-stats=- --run true \
+  >stderr.txt 2>&1
+has_stats "$name" stderr.txt
+is "$name: has no warning" "$(grep -c warning stderr.txt)" 0
+
+# nbdkit opens the file once, at the start, by the name of the command line.
+serve_once ()
+{
+  timeout -k 1 100 "$NBDKIT" -U - "--filter=$FILTER" memory 1M "$@" --run true
+}
+
+name="FIFO"
 mkfifo fifo
 cat fifo >from-fifo &
-one asyncpool-stats=fifo >fifo.log 2>&1
-is "to a FIFO: status" $? 0
+serve_once asyncpool-stats=fifo >fifo.log 2>&1
+is "$name: nbdkit ends without error" $? 0
 wait $!
-check "to a FIFO" grep -q 'plugin write' from-fifo
-one asyncpool-stats=/dev/stdout 2>&1 | cat >from-stdout
-check "to /dev/stdout" grep -q 'plugin write' from-stdout
+has_stats "$name" from-fifo
+
+name="/dev/stdout, a pipe"
+serve_once asyncpool-stats=/dev/stdout 2>&1 | cat >from-stdout
+has_stats "$name" from-stdout
+
+name="/dev/stdout, a log"
 echo earlier >log
-one asyncpool-stats=/dev/stdout >>log 2>&1
-check "to /dev/stdout, a log" grep -q 'plugin write' log
-check "to /dev/stdout, a log: what was there stays" grep -q earlier log
+serve_once asyncpool-stats=/dev/stdout >>log 2>&1
+has_stats "$name" log
+check "$name: keeps its earlier lines" grep -q earlier log
+
+name="a file that only root can make"
 if [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
   mkdir -m 755 root-only
-  check "to a file of root's" one -u nobody asyncpool-stats=root-only/stats
-  check "to a file of root's: is there" grep -q 'plugin write' root-only/stats
+  check "$name: nbdkit -u nobody ends without error" \
+    serve_once -u nobody asyncpool-stats=root-only/stats
+  has_stats "$name" root-only/stats
 else
-  skip "to a file of root's" "needs root and a user nobody"
+  skip "$name" "needs root and a user nobody"
 fi
 
-# In the background there is no standard error: what reads it sees its end.
+# Daemons.
+
+# daemon ARGUMENT...: nbdkit in the background.  Its messages until it serves
+# are in daemon.log.
 daemon ()
 {
   rm -f daemon.sock daemon.pid
-  daemon_says=$("$NBDKIT" -U "$TEST_DIR/daemon.sock" -P daemon.pid "--filter=$FILTER" \
-    memory 1M "$@" 2>&1)
-  is "daemon $*: starts" $? 0
-  # It writes the file before the filter's threads start, and that before it serves.
-  check "daemon $*: serves" nbd_python "nbd+unix:///?socket=$TEST_DIR/daemon.sock" </dev/null
+  # A pipe, which ends when the daemon has closed its standard error.
+  "$NBDKIT" -U "$TEST_DIR/daemon.sock" -P daemon.pid "--filter=$FILTER" \
+    memory 1M "$@" 2>&1 | cat >daemon.log
+  is "daemon, $*: nbdkit starts" "${PIPESTATUS[0]}" 0
+  # It writes the pidfile before it serves.
+  check "daemon, $*: serves" \
+    nbd_python "nbd+unix:///?socket=$TEST_DIR/daemon.sock" </dev/null
   kill "$(cat daemon.pid)"
 }
 daemon asyncpool-stats=-
-check "daemon: says that nothing is written" \
-  grep -q '^nbdkit: warning: asyncpool-stats=-: nothing is written' \
-  <<<"$daemon_says"
+check "daemon, asyncpool-stats=-: warns that it writes no statistics" \
+  grep -q '^nbdkit: warning: asyncpool-stats=-: nothing is written' daemon.log
 daemon asyncpool-stats=stats2.txt
-is "daemon with a file: says nothing" "$daemon_says" ""
+says_nothing "daemon, asyncpool-stats=stats2.txt" daemon.log
+
+# Without the parameter.
+
 server_start without "--filter=$FILTER" memory 1M
-check "ends well without" server_stop without
-is "without the parameter nothing is said" "$(cat without.log)" ""
+stops "no asyncpool-stats" without
+says_nothing "no asyncpool-stats" without.log
 done_testing
