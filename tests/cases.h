@@ -138,7 +138,7 @@ add_row (const struct row *row)
             add_variants (row, p, r, h, e);
 }
 
-/* What main returns. */
+/* The result is for main to return. */
 static int
 run_cases (int argc, char **argv, const struct row *rows, unsigned n)
 {

@@ -71,12 +71,12 @@ static unsigned n_threads;
 static void
 reply_unknown (void)
 {
-  int nobody;
+  int no_conn;
 
   nbdkit_async_reply (NULL, 0);
-  nbdkit_async_reply (&nobody, UINT64_MAX);
-  nbdkit_async_reply_read (&nobody, 12345, 1, &nobody);
-  nbdkit_async_reply_error (&nobody, UINT64_C (1) << 20);
+  nbdkit_async_reply (&no_conn, UINT64_MAX);
+  nbdkit_async_reply_read (&no_conn, 12345, 1, &no_conn);
+  nbdkit_async_reply_error (&no_conn, UINT64_C (1) << 20);
   nbdkit_async_reply_errno (NULL, UINT64_C (77) << 40, ENOSPC);
 }
 
@@ -404,7 +404,7 @@ static struct nbdkit_async hooks = {
   .async_cancel = async_cancel,
 };
 
-/* What differs from gate.so. */
+/* The callbacks that differ from those of gate.so. */
 
 static int
 async_gate_config (const char *key, const char *value)

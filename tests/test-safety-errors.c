@@ -13,7 +13,7 @@
  */
 #include "cases.h"
 
-/* A's deferred write fails.  The comments in order: what becomes of it. */
+/* A's deferred write fails.  The comments follow its data. */
 static void
 play_failed_write (const struct setup *t)
 {
