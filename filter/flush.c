@@ -130,9 +130,9 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
 }
 
 /* Tries a piece of a FAILED buffer again, through the buffer's connection:
- * before its next flush that may be the only one that sees the data.  The calling
- * thread does it, because it is nbdkit's: there the plugin's error is not
- * lost.  But a hook is not called on another connection's thread; the
+ * before its next flush that may be the only one that sees the data.  The
+ * calling thread does it, because it is nbdkit's: there the plugin's error is
+ * not lost.  But a hook is not called on another connection's thread; the
  * operation is dispatched then, and its error is the plugin's in any case.
  * Releases the lock meanwhile.
  */

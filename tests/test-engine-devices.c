@@ -313,7 +313,8 @@ test_bound_in_flight (struct world *w)
   int hold;
 
   open_names (w, 8 * U, config_impatient (READ_DIRECT));
-  hold = fake_hold (w->f, FAKE_WRITE, 8192, 4096);      /* the first write only */
+  /* Only the first write touches that. */
+  hold = fake_hold (w->f, FAKE_WRITE, 8192, 4096);
   do_write (w, 0, U, 0, 1);
   fake_wait_held (w->f, hold, 1);
   do_fua (w, 1, 4096, 0, 2);

@@ -381,7 +381,8 @@ test_cancelled (struct world *w)
   engine_lock (w->e);
   while (w->e->buffers.failed.length < 4) {
     engine_wait_end (w->c[0], &w->e->order.progress);
-    g_assert_true (w->e->buffers.failed.length == 0 || w->e->buffers.failed.length == 4);
+    g_assert_true (w->e->buffers.failed.length == 0
+                   || w->e->buffers.failed.length == 4);
   }
   engine_unlock_and_dispatch (w->e);
   fake_release (w->f, hold);

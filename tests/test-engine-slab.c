@@ -61,7 +61,8 @@ test_filling (struct world *w)
   task_ends (other, 0);
   do_flush (w, 0);
 
-  atomic_store (&w->e->writeback.filling.epoch_ns, 0);    /* as if it were long ago */
+  /* As if it were long ago. */
+  atomic_store (&w->e->writeback.filling.epoch_ns, 0);
   hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
   do_write (w, 1, U, 0, 3);
   g_assert_cmpuint (count_dirty (w, 0), ==, 1);
