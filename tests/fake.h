@@ -9,7 +9,7 @@
  * shows mistakes best.  One clock numbers the starts and ends of operations, so
  * a test compares numbers to know which came first.
  *
- * Speed.  Every operation takes longer than a copy (pace.h), so the engine
+ * Speed.  Every operation takes longer than a copy (speed.h), so the engine
  * takes the device for a slow one, unless fake_set_fast says otherwise.
  *
  * Hooks.  With fake_hook reads and writes are asynchronous, each on a thread of

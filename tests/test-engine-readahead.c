@@ -6,7 +6,7 @@
  * prefetched, as many as the window allows.  A demand read takes the data from
  * a CLEAN buffer, waits for one that is being read, or goes to the plugin.
  *
- * Not here: the rules of streams and windows (test-pure.c), and how prefetched
+ * Not here: the rules of streams and windows (test-stream.c), and how prefetched
  * data gives way to writers (test-engine-slab.c).
  */
 #include "world.h"
