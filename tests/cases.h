@@ -73,10 +73,13 @@ run_case (gconstpointer data)
     _exit (0);
   }
   g_assert_cmpint (waitpid (pid, &status, 0), ==, pid);
-  if (WIFSIGNALED (status) && WTERMSIG (status) == SIGALRM)
-    g_test_message ("not done in time");
-  if (status != 0)
-    g_test_fail ();
+  if (status == 0)
+    return;
+  if (WIFSIGNALED (status))
+    fprintf (stderr, "# %s: ended by signal %d (%s)\n", g_test_get_path (),
+             WTERMSIG (status), WTERMSIG (status) == SIGALRM
+             ? "not done in time" : g_strsignal (WTERMSIG (status)));
+  g_test_fail ();
 }
 
 /* Whether the axis has value I.  An axis that is not there has one value. */
