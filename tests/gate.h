@@ -63,7 +63,7 @@ extern void gate_free (struct gate *);
 /* Ranges.  A COUNT of 0 is a range without end.  A flush has no range: it
  * touches every range.
  */
-#define EVERYTHING 0, 0
+#define ANYWHERE 0, 0
 
 /* Rules.  A rule is for the operations of KINDS that touch the range; the
  * result is its name.  A rule that holds is for operations that start after
@@ -108,6 +108,8 @@ extern uint64_t gate_now (struct gate *);
 
 /* The most operations that were in the device at once. */
 extern unsigned gate_peak (struct gate *);
+/* The operations that are in the device now. */
+extern unsigned gate_running (struct gate *);
 /* How often a change started while another change of the same bytes had not
  * ended.
  */

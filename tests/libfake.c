@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The fake device: see fake.h.
+ * The fake device: see fake.h.  Its rules and its log are a gate's, see gate.h.
  *
  * Test plugins are linked with this file, too, and they have no filter.  So
  * nothing here calls the filter.
@@ -14,16 +14,7 @@
 #include "fake.h"
 #include "lock.h"
 
-enum { RULES = 32, CONNS = 16, DEADLINE_SECONDS = 100 };
-
-struct rule {
-  bool active, hold;
-  unsigned kinds;
-  uint64_t offset, end;
-  int err, times;
-  unsigned held, left;          /* held now; held before, and gone on */
-  uint64_t pass_until;          /* operations with such a start may pass */
-};
+enum { CONNS = 16, DEADLINE_SECONDS = 60 };
 
 struct handle {
   struct fake *fake;
@@ -34,20 +25,13 @@ struct handle {
 struct fake {
   /* Constant. */
   uint64_t size;
+  struct gate *gate;
   struct handle handles[CONNS];
   pthread_mutex_t lock;
   pthread_cond_t changed;
   /* Under the lock. */
   char *data;
   bool fast;
-  struct rule rules[RULES];
-  GArray *log;
-  unsigned forgotten;           /* the log starts here */
-  GArray *running;              /* indices in the log */
-  uint64_t clock;
-  unsigned peak, collisions;
-  unsigned some_kinds, some_per_mille;
-  GRand *some;
   bool gone;
   unsigned asked;               /* for that */
   GPtrArray *asyncs;            /* under way */
@@ -58,7 +42,7 @@ struct fake {
 struct async {
   struct handle *handle;
   void *buf;
-  struct fake_op op;
+  struct gate_op op;
   /* Under the lock.  NULL once the operation has ended or was given up. */
   struct nbdkit_async_io *io;
 };
@@ -71,9 +55,7 @@ fake_new (uint64_t size)
 
   f->size = size;
   f->data = g_malloc0 (size);
-  f->log = g_array_new (FALSE, TRUE, sizeof (struct fake_op));
-  f->running = g_array_new (FALSE, TRUE, sizeof (unsigned));
-  f->some = g_rand_new_with_seed (0);
+  f->gate = gate_new ();
   f->asyncs = g_ptr_array_new ();
   pthread_mutex_init (&f->lock, NULL);
   pthread_condattr_init (&attr);
@@ -92,14 +74,12 @@ fake_free (struct fake *f)
     LOCK_IN_SCOPE (&f->lock);
     while (f->asyncs->len > 0)  /* their threads are about to end */
       pthread_cond_wait (&f->changed, &f->lock);
-    g_assert_cmpuint (f->running->len, ==, 0);
+    g_assert_cmpuint (gate_running (f->gate), ==, 0);
   }
   g_ptr_array_unref (f->asyncs);
   pthread_cond_destroy (&f->changed);
   pthread_mutex_destroy (&f->lock);
-  g_rand_free (f->some);
-  g_array_unref (f->running);
-  g_array_unref (f->log);
+  gate_free (f->gate);
   g_free (f->data);
   g_free (f);
 }
@@ -109,6 +89,12 @@ fake_set_fast (struct fake *f, bool fast)
 {
   LOCK_IN_SCOPE (&f->lock);
   f->fast = fast;
+}
+
+struct gate *
+fake_gate (struct fake *f)
+{
+  return f->gate;
 }
 
 char *
@@ -127,99 +113,6 @@ fake_peek (struct fake *f, void *buf, uint32_t count, uint64_t offset)
 
 /* Operations. */
 
-static struct fake_op *
-op_at (struct fake *f, unsigned i)
-{
-  return &g_array_index (f->log, struct fake_op, i);
-}
-
-static bool
-touches (const struct fake_op *op, unsigned kinds, uint64_t offset,
-         uint64_t end)
-{
-  return (op->kind & kinds)
-    && (op->kind == FAKE_FLUSH
-        || ranges_overlap (op->offset, op->offset + op->count, offset, end));
-}
-
-static unsigned
-op_start (struct fake *f, struct fake_op op)
-{
-  unsigned i = f->log->len;
-
-  g_assert_cmpuint (op.offset + op.count, <=, f->size);
-  g_assert_true (op.kind == FAKE_FLUSH || op.count > 0);
-  op.start = ++f->clock;
-  if (!op.hooked)
-    op.thread = pthread_self ();
-  for (unsigned r = 0; r < f->running->len; r++) {
-    struct fake_op *other = op_at (f, g_array_index (f->running, unsigned, r));
-
-    if ((op.kind & FAKE_CHANGE)
-        && touches (other, FAKE_CHANGE, op.offset, op.offset + op.count))
-      f->collisions++;
-  }
-  g_array_append_val (f->log, op);
-  g_array_append_val (f->running, i);
-  f->peak = MAX (f->peak, f->running->len);
-  pthread_cond_broadcast (&f->changed);
-  return i;
-}
-
-static struct rule *
-holding_rule (struct fake *f, const struct fake_op *op)
-{
-  for (unsigned i = 0; i < RULES; i++) {
-    struct rule *r = &f->rules[i];
-
-    if (r->active && r->hold && touches (op, r->kinds, r->offset, r->end)
-        && op->start > r->pass_until)
-      return r;
-  }
-  return NULL;
-}
-
-static void
-op_hold (struct fake *f, unsigned i)
-{
-  struct rule *r;
-
-  while ((r = holding_rule (f, op_at (f, i))) != NULL) {
-    r->held++;
-    /* Once: held operations would wake each other for ever. */
-    pthread_cond_broadcast (&f->changed);
-    do
-      pthread_cond_wait (&f->changed, &f->lock);
-    while (holding_rule (f, op_at (f, i)) == r);
-    r->held--;
-    r->left++;
-    pthread_cond_broadcast (&f->changed);
-  }
-}
-
-static int
-op_error (struct fake *f, const struct fake_op *op)
-{
-  for (unsigned i = 0; i < RULES; i++) {
-    struct rule *r = &f->rules[i];
-
-    if (r->active && !r->hold && r->times != 0
-        && touches (op, r->kinds, r->offset, r->end)) {
-      if (r->times > 0)
-        r->times--;
-      return r->err;
-    }
-  }
-  return 0;
-}
-
-static bool
-op_some_fail (struct fake *f, const struct fake_op *op)
-{
-  return (op->kind & f->some_kinds)
-    && (unsigned) g_rand_int_range (f->some, 0, 1000) < f->some_per_mille;
-}
-
 static void
 nap (uint64_t ns)
 {
@@ -236,79 +129,67 @@ is_given_up (const struct async *async)
   return async && async->io == NULL;
 }
 
-/* Changes the device, or decides that the operation fails. */
-static int
-op_do (struct fake *f, const struct fake_op *op, const char *write_from)
+/* Changes the device and READ_TO as the gate says. */
+static void
+op_do (struct fake *f, const struct gate_op *op, struct gate_verdict verdict,
+       void *read_to, const char *write_from)
 {
   char *at = f->data + op->offset;
-  int err = op_error (f, op);
 
-  if (err)
-    return err;
-  if (op_some_fail (f, op)) {
-    if (write_from)
-      memset (at, 0xee, op->count / 2);
-    return EIO;
+  if (verdict.is_by_chance && write_from)
+    memset (at, 0xee, op->count / 2);
+  if (verdict.err) {
+    if (read_to)
+      memset (read_to, 0xbb, op->count);
   }
-  if (write_from)
+  else if (write_from)
     memcpy (at, write_from, op->count);
-  else if (op->kind == FAKE_ZERO)
+  else if (op->kind == GATE_ZERO)
     memset (at, 0, op->count);
-  else if (op->kind == FAKE_TRIM)
+  else if (op->kind == GATE_TRIM)
     memset (at, 0xdd, op->count);
-  return 0;
-}
-
-static void
-op_end (struct fake *f, unsigned i, int err)
-{
-  op_at (f, i)->end = ++f->clock;
-  op_at (f, i)->err = err;
-  for (unsigned r = 0; r < f->running->len; r++)
-    if (g_array_index (f->running, unsigned, r) == i) {
-      g_array_remove_index (f->running, r);
-      break;
-    }
-  pthread_cond_broadcast (&f->changed);
 }
 
 /* ASYNC: NULL for an operation that its caller waits for. */
 static int
-operate (void *handle, struct fake_op op, void *read_to, const char *write_from,
+operate (void *handle, struct gate_op op, void *read_to, const char *write_from,
          const struct async *async)
 {
   struct handle *h = handle;
   struct fake *f = h->fake;
-  bool fast;
+  struct gate_verdict verdict;
   unsigned i;
-  int err;
+  bool fast;
 
+  g_assert_cmpuint (op.offset + op.count, <=, f->size);
+  g_assert_true (op.kind == GATE_FLUSH || op.count > 0);
   op.conn = h->conn;
-  pthread_mutex_lock (&f->lock);
-  i = op_start (f, op);
-  if (read_to && !is_given_up (async))
-    memcpy (read_to, f->data + op.offset, op.count);
-  op_hold (f, i);
-  if (is_given_up (async))
-    read_to = NULL, write_from = NULL;
-  err = op_do (f, &op, write_from);
-  if (err && read_to)
-    memset (read_to, 0xbb, op.count);
-  fast = f->fast;
-  pthread_mutex_unlock (&f->lock);
-
+  if (!op.is_hooked)
+    op.thread = pthread_self ();
+  {
+    LOCK_IN_SCOPE (&f->lock);
+    i = gate_op_start (f->gate, op);
+    if (read_to && !is_given_up (async))
+      memcpy (read_to, f->data + op.offset, op.count);
+  }
+  verdict = gate_op_pass (f->gate, i);
+  {
+    LOCK_IN_SCOPE (&f->lock);
+    if (is_given_up (async))
+      read_to = NULL, write_from = NULL;
+    op_do (f, &op, verdict, read_to, write_from);
+    fast = f->fast;
+  }
   if (!fast)
     nap (SPEED_COPY_NS + op.count + 10000);
-
-  LOCK_IN_SCOPE (&f->lock);
-  op_end (f, i, err);
-  return err;
+  gate_op_end (f->gate, i, verdict.err);
+  return verdict.err;
 }
 
-static struct fake_op
+static struct gate_op
 new_op (unsigned kind, uint32_t count, uint64_t offset, unsigned flags)
 {
-  return (struct fake_op) {
+  return (struct gate_op) {
     .kind = kind, .count = count, .offset = offset, .flags = flags
   };
 }
@@ -316,7 +197,7 @@ new_op (unsigned kind, uint32_t count, uint64_t offset, unsigned flags)
 static int
 fake_pread (void *handle, void *buf, uint32_t count, uint64_t offset)
 {
-  return operate (handle, new_op (FAKE_READ, count, offset, 0), buf, NULL,
+  return operate (handle, new_op (GATE_READ, count, offset, 0), buf, NULL,
                   NULL);
 }
 
@@ -324,28 +205,28 @@ static int
 fake_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset,
              unsigned flags)
 {
-  return operate (handle, new_op (FAKE_WRITE, count, offset, flags), NULL, buf,
+  return operate (handle, new_op (GATE_WRITE, count, offset, flags), NULL, buf,
                   NULL);
 }
 
 static int
 fake_zero (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
-  return operate (handle, new_op (FAKE_ZERO, count, offset, flags), NULL, NULL,
+  return operate (handle, new_op (GATE_ZERO, count, offset, flags), NULL, NULL,
                   NULL);
 }
 
 static int
 fake_trim (void *handle, uint32_t count, uint64_t offset, unsigned flags)
 {
-  return operate (handle, new_op (FAKE_TRIM, count, offset, flags), NULL, NULL,
+  return operate (handle, new_op (GATE_TRIM, count, offset, flags), NULL, NULL,
                   NULL);
 }
 
 static int
 fake_flush (void *handle)
 {
-  return operate (handle, new_op (FAKE_FLUSH, 0, 0, 0), NULL, NULL, NULL);
+  return operate (handle, new_op (GATE_FLUSH, 0, 0, 0), NULL, NULL, NULL);
 }
 
 static bool
@@ -381,7 +262,7 @@ async_run (void *va)
   struct async *a = va;
   struct fake *f = a->handle->fake;
   struct nbdkit_async_io *io;
-  bool is_write = a->op.kind == FAKE_WRITE;
+  bool is_write = a->op.kind == GATE_WRITE;
   int err = operate (a->handle, a->op, is_write ? NULL : a->buf,
                      is_write ? a->buf : NULL, a);
 
@@ -413,17 +294,14 @@ async_start (struct nbdkit_async_io *io)
   g_assert_cmpuint (in_reply, ==, 0);
   *a = (struct async) {
     .handle = io->handle, .io = io, .buf = io->buf,
-    .op = { .kind = io->is_write ? FAKE_WRITE : FAKE_READ, .count = io->count,
-            .offset = io->offset, .hooked = true, .thread = pthread_self () }
+    .op = { .kind = io->is_write ? GATE_WRITE : GATE_READ, .count = io->count,
+            .offset = io->offset, .is_hooked = true, .thread = pthread_self () }
   };
   f = a->handle->fake;
   {
-    struct fake_op now = a->op;
-
     LOCK_IN_SCOPE (&f->lock);
     g_ptr_array_add (f->asyncs, a);
-    now.start = UINT64_MAX;
-    here = holding_rule (f, &now) == NULL && ++f->n_asyncs % 2 == 0;
+    here = !gate_would_hold (f->gate, a->op) && ++f->n_asyncs % 2 == 0;
   }
   if (here)
     async_run (a);
@@ -475,194 +353,15 @@ fake_backend (struct fake *f, unsigned conn)
   };
 }
 
-/* Rules. */
-
-static uint64_t
-end_of (const struct fake *f, uint64_t offset, uint64_t count)
-{
-  return count > 0 ? offset + count : f->size;
-}
-
-static int
-add_rule (struct fake *f, struct rule rule)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  for (unsigned i = 0; i < RULES; i++)
-    if (!f->rules[i].active && f->rules[i].held == 0) {
-      f->rules[i] = rule;
-      return i;
-    }
-  g_error ("fake: too many rules");
-}
-
-int
-fake_hold (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
-{
-  return add_rule (f, (struct rule) {
-      .active = true, .hold = true, .kinds = kinds, .offset = offset,
-      .end = end_of (f, offset, count)
-    });
-}
-
-int
-fake_fail (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count,
-           int err, int times)
-{
-  return add_rule (f, (struct rule) {
-      .active = true, .kinds = kinds, .offset = offset,
-      .end = end_of (f, offset, count), .err = err, .times = times
-    });
-}
-
 void
-fake_fail_some (struct fake *f, unsigned kinds, unsigned per_mille,
-                uint32_t seed)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  f->some_kinds = kinds;
-  f->some_per_mille = per_mille;
-  g_rand_set_seed (f->some, seed);
-}
-
-void
-fake_release (struct fake *f, int rule)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  f->rules[rule].active = false;
-  pthread_cond_broadcast (&f->changed);
-}
-
-/* One wait for a change, until the deadline. */
-static void
-wait_locked (struct fake *f, const struct timespec *deadline, const char *what)
-{
-  if (pthread_cond_timedwait (&f->changed, &f->lock, deadline) == ETIMEDOUT)
-    g_error ("fake: waited too long for %s", what);
-}
-
-static struct timespec
-deadline (void)
+fake_wait_asked (struct fake *f, unsigned n)
 {
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
   ts.tv_sec += DEADLINE_SECONDS;
-  return ts;
-}
-
-void
-fake_pass (struct fake *f, int rule, unsigned n)
-{
-  struct rule *r = &f->rules[rule];
-  struct timespec ts = deadline ();
-  unsigned left;
-
-  LOCK_IN_SCOPE (&f->lock);
-  g_assert_cmpuint (r->held, >=, n);
-  left = r->left + n;
-  for (unsigned i = 0; i < f->log->len && n > 0; i++) {
-    struct fake_op *op = op_at (f, i);
-
-    if (op->end == 0 && op->start > r->pass_until
-        && touches (op, r->kinds, r->offset, r->end)) {
-      r->pass_until = op->start;
-      n--;
-    }
-  }
-  pthread_cond_broadcast (&f->changed);
-  /* Operations that are held from here on are others. */
-  while (r->left < left)
-    wait_locked (f, &ts, "an operation to go on");
-}
-
-/* Waiting and looking. */
-
-void
-fake_wait_held (struct fake *f, int rule, unsigned n)
-{
-  struct timespec ts = deadline ();
-
-  LOCK_IN_SCOPE (&f->lock);
-  while (f->rules[rule].held < n)
-    wait_locked (f, &ts, "an operation to be held");
-}
-
-static unsigned
-count_locked (struct fake *f, unsigned kinds, uint64_t offset, uint64_t end,
-              bool ended)
-{
-  unsigned n = 0;
-
-  for (unsigned i = f->forgotten; i < f->log->len; i++)
-    n += touches (op_at (f, i), kinds, offset, end)
-      && (!ended || op_at (f, i)->end != 0);
-  return n;
-}
-
-unsigned
-fake_started (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  return count_locked (f, kinds, offset, end_of (f, offset, count), false);
-}
-
-unsigned
-fake_ended (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  return count_locked (f, kinds, offset, end_of (f, offset, count), true);
-}
-
-void
-fake_wait_ended (struct fake *f, unsigned kinds, uint64_t offset,
-                 uint64_t count, unsigned n)
-{
-  struct timespec ts = deadline ();
-
-  LOCK_IN_SCOPE (&f->lock);
-  while (count_locked (f, kinds, offset, end_of (f, offset, count), true) < n)
-    wait_locked (f, &ts, "an operation to end");
-}
-
-void
-fake_wait_asked (struct fake *f, unsigned n)
-{
-  struct timespec ts = deadline ();
-
   LOCK_IN_SCOPE (&f->lock);
   while (f->asked < n)
-    wait_locked (f, &ts, "the engine to ask whether the client has gone");
-}
-
-struct fake_op
-fake_op (struct fake *f, unsigned kinds, uint64_t offset, uint64_t count,
-         unsigned n)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  for (unsigned i = f->forgotten; i < f->log->len; i++)
-    if (touches (op_at (f, i), kinds, offset, end_of (f, offset, count))
-        && n-- == 0)
-      return *op_at (f, i);
-  g_error ("fake: there was no such operation");
-}
-
-void
-fake_forget (struct fake *f)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  f->forgotten = f->log->len;
-}
-
-unsigned
-fake_peak (struct fake *f)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  return f->peak;
-}
-
-unsigned
-fake_collisions (struct fake *f)
-{
-  LOCK_IN_SCOPE (&f->lock);
-  return f->collisions;
+    if (pthread_cond_timedwait (&f->changed, &f->lock, &ts) == ETIMEDOUT)
+      g_error ("fake: waited in vain for is_gone");
 }

@@ -619,6 +619,13 @@ gate_peak (struct gate *g)
 }
 
 unsigned
+gate_running (struct gate *g)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  return g->n_running;
+}
+
+unsigned
 gate_collisions (struct gate *g)
 {
   LOCK_GATE_IN_SCOPE (g);

@@ -231,6 +231,7 @@ world_start (struct world *w, uint64_t size, struct engine_config c)
   start_alarm ();
   g_assert_null (w->e);
   w->f = fake_new (size);
+  w->gate = fake_gate (w->f);
   fill (fake_data (w->f), size, 0, OLD);
   g_assert_cmpint (engine_new (&c, &w->e), ==, 0);
   g_assert_cmpint (engine_start (w->e), ==, 0);
@@ -376,7 +377,7 @@ const char *const kind_names[] = {
 unsigned
 fake_kind (enum kind kind)
 {
-  return kind == ZERO ? FAKE_ZERO : kind == TRIM ? FAKE_TRIM : FAKE_WRITE;
+  return kind == ZERO ? GATE_ZERO : kind == TRIM ? GATE_TRIM : GATE_WRITE;
 }
 
 bool
@@ -504,10 +505,10 @@ prefetch (struct world *w, unsigned i, unsigned n)
 int
 start_held_stream (struct world *w, unsigned i)
 {
-  int rule = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+  int rule = gate_hold (w->gate, GATE_READ, 2 * U, 0);
 
   start_stream (w, i);
-  fake_wait_held (w->f, rule, 1);
+  gate_wait_held (w->gate, rule, 1);
   return rule;
 }
 
@@ -515,13 +516,13 @@ void
 make_failed (struct world *w, unsigned i, uint32_t count, uint64_t offset,
              unsigned tag, int err)
 {
-  int rule = fake_fail (w->f, FAKE_WRITE, offset, count, err, -1);
+  int rule = gate_fail (w->gate, GATE_WRITE, offset, count, err, -1);
 
   do_write (w, i, count, offset, tag);
   task_ends (start_flush (w, i), err);
   wait_state (w, BUF_FAILED, offset / U * U, U, 1);
-  fake_release (w->f, rule);
-  fake_forget (w->f);
+  gate_release (w->gate, rule);
+  gate_forget (w->gate);
 }
 
 /* A request on a thread of its own. */
@@ -621,7 +622,7 @@ start_held (struct world *w, int rule, unsigned i, enum kind kind,
 {
   struct task *t = task_start (w, i, kind, count, offset, tag);
 
-  fake_wait_held (w->f, rule, 1);
+  gate_wait_held (w->gate, rule, 1);
   return t;
 }
 
@@ -791,18 +792,18 @@ void
 assert_started (struct world *w, unsigned kinds, uint64_t offset,
                 uint64_t count, unsigned n)
 {
-  g_assert_cmpuint (fake_started (w->f, kinds, offset, count), ==, n);
+  g_assert_cmpuint (gate_started (w->gate, kinds, offset, count), ==, n);
 }
 
 void
 assert_ended (struct world *w, unsigned kinds, uint64_t offset, uint64_t count,
               unsigned n)
 {
-  g_assert_cmpuint (fake_ended (w->f, kinds, offset, count), ==, n);
+  g_assert_cmpuint (gate_ended (w->gate, kinds, offset, count), ==, n);
 }
 
 void
-assert_order (struct fake_op before, struct fake_op after)
+assert_order (struct gate_op before, struct gate_op after)
 {
   g_assert_cmpuint (before.end, !=, 0);
   g_assert_cmpuint (before.end, <, after.start);
@@ -811,11 +812,11 @@ assert_order (struct fake_op before, struct fake_op after)
 void
 assert_no_collisions (struct world *w)
 {
-  g_assert_cmpuint (fake_collisions (w->f), ==, 0);
+  g_assert_cmpuint (gate_collisions (w->gate), ==, 0);
 }
 
 bool
-is_on_this_thread (struct fake_op op)
+is_on_this_thread (struct gate_op op)
 {
   return pthread_equal (op.thread, pthread_self ());
 }

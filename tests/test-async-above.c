@@ -68,7 +68,7 @@ strange_replies (const char *parameters, int command, const char *message)
   int rule = -1;
 
   if (command)
-    rule = gate_fail (s.gate, GATE_READ | GATE_WRITE, EVERYTHING, command, -1);
+    rule = gate_fail (s.gate, GATE_READ | GATE_WRITE, ANYWHERE, command, -1);
   write_units (nbd, data, UNITS, 0);
   nbd_ok (nbd_flush (nbd, 0));
   assert_same (server_device (&s), data, UNITS * UNIT);
@@ -331,7 +331,7 @@ test_late (void)
   while (count_messages (&s, GIVEN_UP) == 0)
     write_units (other, data, UNITS, 8 * MIB);
   nbd_ok (nbd_flush (other, 0));
-  writing = gate_hold (s.gate, GATE_WRITE, EVERYTHING);
+  writing = gate_hold (s.gate, GATE_WRITE, ANYWHERE);
   write_units (other, new, BUFFERS, 8 * MIB);
   gate_wait_held (s.gate, writing, BUFFERS);
   one_more = send_write (other, new + rest, UNIT, 8 * MIB + rest, 0);

@@ -54,11 +54,11 @@ stop (struct server *s, struct nbd_handle *nbd)
 static void
 assert_by_hook (struct server *s, unsigned kinds, bool by_hook)
 {
-  unsigned n = gate_started (s->gate, kinds, EVERYTHING);
+  unsigned n = gate_started (s->gate, kinds, ANYWHERE);
 
   g_assert_cmpuint (n, >, 0);
   for (unsigned i = 0; i < n; i++)
-    g_assert_cmpint (gate_op (s->gate, kinds, EVERYTHING, i).is_hooked,
+    g_assert_cmpint (gate_op (s->gate, kinds, ANYWHERE, i).is_hooked,
                      ==, by_hook);
 }
 
@@ -196,7 +196,7 @@ reply_too_many (const char *parameters, int command, unsigned messages)
     nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));
     gate_fail (s.gate, GATE_READ, 0, UNIT, command, 1);
     assert_reads (nbd, data, UNIT, 0);
-    gate_fail (s.gate, GATE_FLUSH, EVERYTHING, command, 1);
+    gate_fail (s.gate, GATE_FLUSH, ANYWHERE, command, 1);
     nbd_ok (nbd_flush (nbd, 0));
   }
   round_trips (nbd);
@@ -313,7 +313,7 @@ is_eio (const char *without, const char *parameters)
   struct nbd_handle *nbd = start_with (&s, NULL, without, parameters);
   char sector[512] = { 0 };
 
-  gate_fail (s.gate, GATE_READ | GATE_WRITE, EVERYTHING, ENOSPC, 2);
+  gate_fail (s.gate, GATE_READ | GATE_WRITE, ANYWHERE, ENOSPC, 2);
   nbd_fails (nbd_pread (nbd, sector, sizeof sector, 0, 0), EIO);
   nbd_fails (nbd_pwrite (nbd, sector, sizeof sector, 0, 0), EIO);
   nbd_ok (nbd_pwrite (nbd, sector, sizeof sector, 0, 0));
@@ -334,9 +334,9 @@ test_errors_unsaid (void)
 
   /* An error is for one reply. */
   nbd = start (&s, "delay=0 errors=set threads=1");
-  gate_fail (s.gate, GATE_WRITE, EVERYTHING, ENOSPC, 1);
+  gate_fail (s.gate, GATE_WRITE, ANYWHERE, ENOSPC, 1);
   nbd_fails (nbd_pwrite (nbd, sector, sizeof sector, 0, 0), ENOSPC);
-  gate_fail (s.gate, GATE_WRITE, EVERYTHING, ASYNC_UNSAID, 1);
+  gate_fail (s.gate, GATE_WRITE, ANYWHERE, ASYNC_UNSAID, 1);
   nbd_fails (nbd_pwrite (nbd, sector, sizeof sector, 0, 0), EIO);
   stop (&s, nbd);
 }
@@ -349,7 +349,7 @@ test_error_after_reply (void)
   struct nbd_handle *nbd = start (&s, "delay=0 in=hook");
   char sector[512] = { 0 };
 
-  gate_fail (s.gate, GATE_WRITE, EVERYTHING, ASYNC_RETURN_TOO, 1);
+  gate_fail (s.gate, GATE_WRITE, ANYWHERE, ASYNC_RETURN_TOO, 1);
   nbd_ok (nbd_pwrite (nbd, sector, sizeof sector, 512, 0));
   assert_messages (&s, "write, offset 512, length 512, failed after the reply",
                    1);
@@ -387,10 +387,10 @@ test_hooks (void)
 
   one_of_each (nbd);
   assert_by_hook (&s, GATE_ANY & ~GATE_EXTENTS, true);
-  g_assert_cmpuint (gate_started (s.gate, GATE_ANY & ~GATE_READ, EVERYTHING),
+  g_assert_cmpuint (gate_started (s.gate, GATE_ANY & ~GATE_READ, ANYWHERE),
                     ==, G_N_ELEMENTS (ops));
   for (unsigned i = 0; i < G_N_ELEMENTS (ops); i++)
-    ops[i] = gate_op (s.gate, GATE_ANY & ~GATE_READ, EVERYTHING, i);
+    ops[i] = gate_op (s.gate, GATE_ANY & ~GATE_READ, ANYWHERE, i);
   g_assert_cmpuint (ops[0].kind, ==, GATE_WRITE);
   g_assert_cmpuint (ops[0].flags & fua, ==, 0);
   g_assert_cmpuint (ops[1].kind, ==, GATE_WRITE);
@@ -477,7 +477,7 @@ test_slow_reader (void)
 
   for (unsigned i = 0; i < G_N_ELEMENTS (requests); i++)
     requests[i] = send_read (slow, bufs + i * count, count, i * (3 * MIB));
-  gate_wait_ended (s.gate, GATE_READ, EVERYTHING, G_N_ELEMENTS (requests));
+  gate_wait_ended (s.gate, GATE_READ, ANYWHERE, G_N_ELEMENTS (requests));
   nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));
   nbd_ok (nbd_flush (nbd, 0));
   assert_reads (nbd, data, UNIT, 0);
@@ -555,7 +555,7 @@ test_cancel (void)
     struct nbd_handle *nbd =
       start (&s, cancel ? "grace=1" : "grace=1 cancel=0");
     struct nbd_handle *other = client_connect (&s);
-    int held = gate_hold (s.gate, GATE_WRITE, EVERYTHING);
+    int held = gate_hold (s.gate, GATE_WRITE, ANYWHERE);
 
     send_write (nbd, data, UNIT, 0, 0);
     gate_wait_held (s.gate, held, 1);
@@ -563,7 +563,7 @@ test_cancel (void)
     wait_message (&s, GIVEN_UP, 1);
     gate_release (s.gate, held);
     /* The read comes after the held write. */
-    gate_wait_ended (s.gate, GATE_WRITE, EVERYTHING, 1);
+    gate_wait_ended (s.gate, GATE_WRITE, ANYWHERE, 1);
     assert_reads (other, cancel ? zeroes : data, UNIT, 0);
     stop (&s, other);
   }
@@ -579,14 +579,14 @@ missing_reply (const char *parameters, unsigned kind, bool on_sigterm)
   struct nbd_handle *nbd = start (&s, parameters);
   g_autofree char *data = filled (UNIT, 1);
 
-  gate_fail (s.gate, kind, EVERYTHING, ASYNC_NEVER, -1);
+  gate_fail (s.gate, kind, ANYWHERE, ASYNC_NEVER, -1);
   if (kind == GATE_WRITE)
     send_write (nbd, data, UNIT, 0, 0);
   else if (kind == GATE_READ)
     send_read (nbd, data, UNIT, 0);
   else
     send_zero (nbd, UNIT, 0, 0);
-  gate_wait_ended (s.gate, kind, EVERYTHING, 1);
+  gate_wait_ended (s.gate, kind, ANYWHERE, 1);
   /* After a signal nbdkit may still wait for its clients to go. */
   if (on_sigterm)
     server_terminate (&s);
@@ -626,7 +626,7 @@ half_closed (const char *parameters)
   int held;
 
   nbd_ok (nbd_pwrite (nbd, data, UNIT, 0, 0));
-  held = gate_hold (s.gate, GATE_READ | GATE_WRITE, EVERYTHING);
+  held = gate_hold (s.gate, GATE_READ | GATE_WRITE, ANYWHERE);
   read = send_read (nbd, got, UNIT, 0);
   write = send_write (nbd, data, UNIT, UNIT, 0);
   gate_wait_held (s.gate, held, 2);
@@ -663,7 +663,7 @@ test_bound (void)
   struct nbd_handle *nbd =
     start (&s, "delay=0 grace=1 cancel=0 size=64M"), *gone;
   g_autofree char *data = g_malloc (MOST);
-  int held = gate_hold (s.gate, GATE_READ, EVERYTHING);
+  int held = gate_hold (s.gate, GATE_READ, ANYWHERE);
 
   fill (data, UNIT, 1);
   for (unsigned i = 0; i < FIT; i++) {
@@ -682,7 +682,7 @@ test_bound (void)
   }
   assert_messages (&s, line, 1);
   gate_release (s.gate, held);
-  gate_wait_ended (s.gate, GATE_READ, EVERYTHING, FIT);
+  gate_wait_ended (s.gate, GATE_READ, ANYWHERE, FIT);
   /* The replies come after that. */
   while (nbd_pread (nbd, data, MOST, 0, 0) == -1) {
     g_assert_cmpint (nbd_get_errno (), ==, ENOMEM);
@@ -699,7 +699,7 @@ test_end_waits (void)
   struct server s;
   struct nbd_handle *nbd = start (&s, "delay=0");
   g_autofree char *data = filled (UNIT, 1);
-  int held = gate_hold (s.gate, GATE_WRITE, EVERYTHING);
+  int held = gate_hold (s.gate, GATE_WRITE, ANYWHERE);
 
   send_write (nbd, data, UNIT, 0, 0);
   gate_wait_held (s.gate, held, 1);

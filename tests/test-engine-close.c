@@ -19,13 +19,13 @@ test_writes (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 4096, 0, 1);
   do_write (w, 0, U, U, 1);
   close = start_close (w, 0);
-  fake_wait_held (w->f, hold, 2);
+  gate_wait_held (w->gate, hold, 2);
   task_wait_blocked (close);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (close, 0);
   assert_device (w->f, 4096, 0, 1);
   assert_device (w->f, U, U, 1);
@@ -43,10 +43,10 @@ test_prefetches (struct world *w)
   open_readahead (w, 4 * U, 8, 1);
   hold = start_held_stream (w, 0);
   close = start_blocked_close (w, 0);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (close, 0);
   if (!w->hooked)
-    assert_started (w, FAKE_READ, 3 * U, U, 0);
+    assert_started (w, GATE_READ, 3 * U, U, 0);
   do_read (w, 1, 2 * U, 2 * U, OLD);
 }
 
@@ -59,11 +59,11 @@ test_late_calls (struct world *w)
   int hold;
 
   open_readahead (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_READ, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_READ, ANYWHERE);
   read = start_held (w, hold, 0, READ, U, 0, OLD);
   close = start_blocked (w, 0, FINALIZE, 0, 0, 0);
   g_assert_cmpint (request (w, 0, WRITE, buf, 512, 0), ==, ESHUTDOWN);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
   task_ends (close, 0);
   for (enum kind kind = READ; kind <= FLUSH; kind++)
@@ -86,15 +86,15 @@ test_leave (struct world *w)
   int hold;
 
   open_readahead (w, 64 * U, 16, 16);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 14 * U);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, 14 * U);
   start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   do_write (w, 0, 4096, 40 * U, 3);
   conn_close (w->c[0]);
   assert_device (w->f, 4096, 40 * U, 3);
   close = start_blocked_close (w, 0);
   do_read (w, 1, U, 20 * U + 512, OLD);         /* others go on */
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (close, 0);
 }
 
@@ -122,17 +122,18 @@ test_workers (struct world *w)
   world_start (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
   world_open (w, 0, "");
   make_failed (w, 0, 4096, 0, 1, ENOSPC);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, 1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, 1);
   world_close (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
+  assert_started (w, GATE_WRITE, ANYWHERE, 2);
   for (unsigned i = 0; i < 2; i++) {
     bool is_worker = i == 0 && !w->hooked;
 
-    g_assert_true (is_on_this_thread (fake_op (w->f, FAKE_WRITE, ANYWHERE, i))
+    g_assert_true (is_on_this_thread
+                   (gate_op (w->gate, GATE_WRITE, ANYWHERE, i))
                    == !is_worker);
   }
   assert_device (w->f, 4096, 0, 1);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
 }
 
 /* Failed data outlives its connection while another one has the device.  The
@@ -144,7 +145,7 @@ test_kept (struct world *w)
   int fail;
 
   open_writeback (w, 4 * U, 8, 2);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
   world_close (w, 0);
   assert_reports (":4096+4096:kept");
@@ -155,10 +156,10 @@ test_kept (struct world *w)
   world_close (w, 1);           /* takes it over, and ends without success */
   assert_reports (":4096+4096:kept");
   do_read (w, 2, 4096, 4096, 1);
-  fake_release (w->f, fail);
-  fake_forget (w->f);
+  gate_release (w->gate, fail);
+  gate_forget (w->gate);
   do_flush (w, 2);
-  g_assert_cmpuint (fake_op (w->f, FAKE_WRITE, ANYWHERE, 0).conn, ==, 2);
+  g_assert_cmpuint (gate_op (w->gate, GATE_WRITE, ANYWHERE, 0).conn, ==, 2);
   assert_device (w->f, 4096, 4096, 1);
 }
 
@@ -169,11 +170,11 @@ test_kept_close (struct world *w)
   int fail;
 
   open_writeback (w, 4 * U, 8, 2);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
   world_close (w, 0);
   assert_reports (":4096+4096:kept");
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   world_close (w, 1);
   assert_device (w->f, 4096, 4096, 1);
 
@@ -191,7 +192,7 @@ test_kept_readonly (struct world *w)
   int fail;
 
   open_writeback (w, 4 * U, 8, 2);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
   b = world_backend (w, 2);
   b.can_write = false;
@@ -199,11 +200,11 @@ test_kept_readonly (struct world *w)
   world_close (w, 1);
   world_close (w, 0);
   assert_reports (":4096+4096:kept");
-  fake_release (w->f, fail);
-  fake_forget (w->f);
+  gate_release (w->gate, fail);
+  gate_forget (w->gate);
   do_read (w, 2, 4096, 4096, 1);
   flush_fails (w, 2, ENOSPC);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 0);
+  assert_started (w, GATE_WRITE, ANYWHERE, 0);
   world_open (w, 3, "");
   do_flush (w, 3);
   do_flush (w, 2);
@@ -220,23 +221,24 @@ test_beside_retry (struct world *w)
   int fail, hold;
 
   open_writeback (w, 4 * U, 8, 2);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
   do_write (w, 0, 4096, U + 4096, 2);
   report_gate_close ();
   close = start_close (w, 0);
   report_gate_wait ();
-  fake_release (w->f, fail);
-  fake_forget (w->f);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  gate_release (w->gate, fail);
+  gate_forget (w->gate);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   flush = start_held_flush (w, hold, 1);
   report_gate_open ();
-  fake_wait_held (w->f, hold, 2);
+  gate_wait_held (w->gate, hold, 2);
   for (unsigned i = 0; i < 2; i++)
-    g_assert_cmpuint (fake_op (w->f, FAKE_WRITE, ANYWHERE, i).conn, ==, 1 - i);
+    g_assert_cmpuint (gate_op (w->gate, GATE_WRITE, ANYWHERE, i).conn, ==,
+                      1 - i);
   task_wait_blocked (flush);
   task_wait_blocked (close);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (close, 0);
   task_ends (flush, 0);
   assert_device (w->f, 4096, 4096, 1);
@@ -253,11 +255,11 @@ test_after_retry (struct world *w)
 
   open_writeback (w, 4 * U, 8, 2);
   make_failed (w, 0, 4096, 4096, 1, ENOSPC);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   flush = start_held_flush (w, hold, 1);
-  g_assert_cmpuint (fake_op (w->f, FAKE_WRITE, 0, U, 0).conn, ==, 0);
+  g_assert_cmpuint (gate_op (w->gate, GATE_WRITE, 0, U, 0).conn, ==, 0);
   close = start_blocked_close (w, 0);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (close, 0);
   task_ends (flush, 0);
   assert_device (w->f, 4096, 4096, 1);
@@ -273,17 +275,18 @@ test_lost (struct world *w)
 
   open_writeback (w, 4 * U, 8, 2);
   world_open (w, 2, "other");
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
-  fake_forget (w->f);
+  gate_forget (w->gate);
   world_close (w, 1);
   world_close (w, 0);
   assert_reports (":4096+4096:lost");
   /* A worker tries, and then this thread. */
-  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
-  g_assert_true (is_on_this_thread (fake_op (w->f, FAKE_WRITE, ANYWHERE, 1)));
+  assert_started (w, GATE_WRITE, ANYWHERE, 2);
+  g_assert_true (is_on_this_thread
+                 (gate_op (w->gate, GATE_WRITE, ANYWHERE, 1)));
   assert_states (w, BUF_FAILED, 0, 4 * U, 0);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
 
   do_flush (w, 2);              /* not its name */
   world_open (w, 3, "");
@@ -304,12 +307,12 @@ test_lost_reported (struct world *w)
 
   world_start (w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
   world_open (w, 0, "");
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
   flush_fails (w, 0, ENOSPC);
   world_close (w, 0);
   assert_reports (":4096+4096:lost");
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   world_open (w, 1, "");
   do_flush (w, 1);
 }
@@ -323,7 +326,7 @@ test_lost_names (struct world *w)
   int fail;
 
   world_start (w, 4 * U, config (8, 2, WRITE_BEHIND, READ_DIRECT));
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   for (unsigned i = 0; i < 70; i++) {
     g_autofree char *name = g_strdup_printf ("name %u", i);
 
@@ -333,7 +336,7 @@ test_lost_names (struct world *w)
   }
   assert_n_reports (70);
   g_assert_cmpuint (count_exports (w), ==, 64);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   world_open (w, 0, "name 5");
   do_flush (w, 0);
   world_open (w, 1, "name 6");
@@ -352,7 +355,7 @@ test_stop_open (struct world *w)
   open_writeback (w, 8 * U, 8, 4);
   do_write (w, 0, 4096, 8192, 1);
   do_write (w, 1, U, U, 2);
-  fake_fail (w->f, FAKE_WRITE, 3 * U, U, ENOSPC, -1);
+  gate_fail (w->gate, GATE_WRITE, 3 * U, U, ENOSPC, -1);
   do_write (w, 1, 4096, 3 * U + 8192, 3);
   world_stop (w);
   assert_device (w->f, 4096, 8192, 1);
@@ -373,7 +376,7 @@ test_stop_waits (struct world *w)
   hold = start_held_stream (w, 0);
   conn_close (w->c[0]);
   stop = start_blocked (w, 0, STOP, 0, 0, 0);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (stop, 0);
   g_assert_cmpuint (count_reading (w), ==, 0);
 }

@@ -19,40 +19,40 @@ static void
 test_join (struct world *w)
 {
   struct engine_config c = config (8, 2, WRITE_BEHIND, READ_DIRECT);
-  struct fake_op op;
+  struct gate_op op;
 
   c.buffer_size = 128 * KIB;
   world_init (w, 1024 * KIB, c);
   for (unsigned i = 0; i < 32; i++)
     do_write (w, 0, 4096, 128 * KIB + i * 4096, 1);
-  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);      /* without a flush */
-  op = fake_op (w->f, FAKE_WRITE, ANYWHERE, 0);
+  gate_wait_ended (w->gate, GATE_WRITE, ANYWHERE, 1);      /* without a flush */
+  op = gate_op (w->gate, GATE_WRITE, ANYWHERE, 0);
   g_assert_cmpuint (op.offset, ==, 128 * KIB);
   g_assert_cmpuint (op.count, ==, 128 * KIB);
   do_flush (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 1);
+  assert_started (w, GATE_WRITE, ANYWHERE, 1);
   assert_device (w->f, 128 * KIB, 128 * KIB, 1);
   assert_counter (w, STATS_DEFERRED, 32);
   assert_counter (w, STATS_COALESCED, 31);
 
   /* In reverse, and overlapping. */
-  fake_forget (w->f);
+  gate_forget (w->gate);
   do_write (w, 0, 4096, 8192, 2);
   do_write (w, 0, 8192, 4096, 3);
   do_write (w, 0, 6144, 0, 4);
   assert_reads (w, 1, PARTS ({ 0, 6144, 4 }, { 6144, 6144, 3 },
                              { 12288, 4096, OLD }));
   do_flush (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 1);
+  assert_started (w, GATE_WRITE, ANYWHERE, 1);
   assert_devices (w->f, PARTS ({ 0, 6144, 4 }, { 6144, 6144, 3 },
                                { 12288, 4096, OLD }));
 
   /* With a gap. */
-  fake_forget (w->f);
+  gate_forget (w->gate);
   do_write (w, 0, 4096, 0, 5);
   do_write (w, 0, 4096, 8192, 5);
   do_flush (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
+  assert_started (w, GATE_WRITE, ANYWHERE, 2);
   assert_device (w->f, 2048, 6144, 3);
 }
 
@@ -63,13 +63,13 @@ test_over_units (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 2 * U, U / 2, 1);
   assert_reads (w, 1, PARTS ({ 0, U / 2, OLD }, { U / 2, 2 * U, 1 },
                              { 5 * U / 2, U, OLD }));
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_flush (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 3);
+  assert_started (w, GATE_WRITE, ANYWHERE, 3);
   assert_device (w->f, 2 * U, U / 2, 1);
 }
 
@@ -83,7 +83,7 @@ test_linger (struct world *w)
   world_init (w, 8 * U, c);
   for (unsigned i = 1; i < 3; i++) {
     do_write (w, 0, 4096, 4096, i);
-    fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, i);    /* without a flush */
+    gate_wait_ended (w->gate, GATE_WRITE, ANYWHERE, i);    /* without a flush */
     assert_device (w->f, 4096, 4096, i);
   }
 }
@@ -113,19 +113,19 @@ test_join_ready (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 2);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, U, 0, 1);
   do_write (w, 0, 8192, 4096, 2);
   waiter = start_blocked (w, 1, DRAIN, U, 0, 0);
   assert_states (w, BUF_READY, 0, U, 1);
   do_write (w, 0, 4096, 4096, 3);
   do_read (w, 0, 4096, 4096, 3);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (waiter, false);
   do_flush (w, 0);
   assert_devices (w->f, PARTS ({ 0, 4096, 1 }, { 4096, 4096, 3 },
                                { 8192, 4096, 2 }, { 12288, 4096, 1 }));
-  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
+  assert_started (w, GATE_WRITE, ANYWHERE, 2);
 }
 
 /* A write joins no buffer but the youngest one with these bytes. */
@@ -136,14 +136,14 @@ test_join_youngest (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 2);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, U, 0, 1);
   do_write (w, 0, 8192, 4096, 2);
   waiter = start_blocked (w, 1, DRAIN, U, 0, 0);        /* none is OPEN */
   do_write (w, 1, 4096, 4096, 3);
   do_write (w, 0, 4096, 4096, 4);
   do_read (w, 0, 4096, 4096, 4);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (waiter, false);
   do_flush (w, 0);
   assert_device (w->f, 4096, 4096, 4);
@@ -159,10 +159,10 @@ test_join_overlaps (struct world *w)
   do_write (w, 0, 4096, 0, 1);
   do_write (w, 1, 4096, 8192, 2);
   do_write (w, 1, 8192, 2048, 3);
-  fake_wait_ended (w->f, FAKE_WRITE, 0, 2048, 1);       /* without a flush */
+  gate_wait_ended (w->gate, GATE_WRITE, 0, 2048, 1);       /* without a flush */
   assert_states (w, BUF_OPEN, 0, U, 1);
   do_flush (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
+  assert_started (w, GATE_WRITE, ANYWHERE, 2);
   assert_devices (w->f, PARTS ({ 0, 2048, 1 }, { 2048, 8192, 3 },
                                { 10240, 2048, 2 }));
 }
@@ -266,7 +266,7 @@ test_copying (struct world *w)
   g_assert_cmpuint (count_state (w, BUF_OPEN, 0, U)
                     + count_state (w, BUF_READY, 0, U), ==, 2);
   flush = start_blocked_flush (w, 1);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 0);
+  assert_started (w, GATE_WRITE, ANYWHERE, 0);
   end_copy (writer);
   task_ends (read, 0);
   task_ends (flush, 0);

@@ -59,20 +59,20 @@ test_without_buffers (struct world *w)
   open_differing (w, w->arg);
 
   /* Failed data. */
-  fail = fake_fail (w->f, FAKE_WRITE, 0, U, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, U, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
   g_assert_true (drain (w, 0, U, 0));
   flush_fails (w, 2, ENOSPC);
   do_read (w, 2, 4096, 4096, 1);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 2);
   assert_device (w->f, 4096, 4096, 1);
 
   /* Dirty data: a read takes it from its buffer, a write waits for it. */
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 4096, 0, 2);
   do_read (w, 2, 4096, 0, 2);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_write (w, 2, 4096, 2048, 3);
   assert_device (w->f, 2048, 0, 2);
   assert_device (w->f, 4096, 2048, 3);
@@ -85,9 +85,9 @@ test_without_buffers (struct world *w)
   do_read (w, 0, U / 2, U, OLD);
   do_read (w, 0, U / 2, U + U / 2, OLD);
   wait_state (w, BUF_CLEAN, 2 * U, U, 1);
-  fake_forget (w->f);
+  gate_forget (w->gate);
   do_read (w, 2, 4096, 2 * U, OLD);
-  g_assert_cmpuint (fake_op (w->f, FAKE_READ, 2 * U, 4096, 0).conn, ==, 2);
+  g_assert_cmpuint (gate_op (w->gate, GATE_READ, 2 * U, 4096, 0).conn, ==, 2);
 }
 
 /* The same, where the connection without multi-conn comes first. */
@@ -116,7 +116,7 @@ test_not_shared (struct world *w)
   assert_device (w->f, 4096, 0, 1);
 
   /* Failed data is served to its own connection only, and lost with it. */
-  hold = fake_fail (w->f, FAKE_WRITE, 0, U, EIO, -1);
+  hold = gate_fail (w->gate, GATE_WRITE, 0, U, EIO, -1);
   do_write (w, 0, 4096, 0, 2);
   g_assert_true (drain (w, 0, U, 0));
   wait_state (w, BUF_FAILED, 0, U, 1);
@@ -128,7 +128,7 @@ test_not_shared (struct world *w)
   world_close (w, 0);
   assert_reports ("x:0+4096:lost");
   assert_states (w, BUF_FAILED, 0, 4 * U, 0);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_read (w, 2, 4096, 0, 1);
   flush_fails (w, 1, EIO);      /* a loss under its name */
   do_flush (w, 2);
@@ -147,29 +147,29 @@ test_names (struct world *w)
   int hold, hold_read;
 
   open_names (w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  hold_read = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  hold_read = gate_hold (w->gate, GATE_READ, 2 * U, 0);
   start_stream (w, 1);
-  fake_wait_held (w->f, hold_read, 2);
+  gate_wait_held (w->gate, hold_read, 2);
   do_write (w, 0, 4096, 2 * U, 1);      /* what "b" prefetches is stale */
-  fake_release (w->f, hold_read);
+  gate_release (w->gate, hold_read);
   read = start_held (w, hold, 1, READ, 4096, 2 * U, 1); /* has it written */
   task_wait_blocked (read);
   do_read (w, 1, 4096, 3 * U, OLD);     /* elsewhere it does not wait */
-  fake_pass (w->f, hold, 1);
+  gate_pass (w->gate, hold, 1);
   task_ends (read, 0);
 
   /* Overlapping writes. */
-  fake_forget (w->f);
+  gate_forget (w->gate);
   do_write (w, 0, 4096, 2 * U, 1);
   write = start_held (w, hold, 1, WRITE, 2048, 2 * U, 2);
   task_wait_blocked (write);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (write, 0);
   assert_device (w->f, 2048, 2 * U, 2);
   assert_device (w->f, 2048, 2 * U + 2048, 1);
-  assert_order (fake_op (w->f, FAKE_WRITE, ANYWHERE, 0),
-                fake_op (w->f, FAKE_WRITE, ANYWHERE, 1));
+  assert_order (gate_op (w->gate, GATE_WRITE, ANYWHERE, 0),
+                gate_op (w->gate, GATE_WRITE, ANYWHERE, 1));
   assert_reads (w, 0, PARTS ({ 2 * U, 2048, 2 }, { 2 * U + 2048, 2048, 1 }));
 }
 
@@ -180,14 +180,14 @@ test_names_prefetch (struct world *w)
   int hold;
 
   open_names (w, 4 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, U, 2 * U, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   start_stream (w, 1);
   wait_state (w, BUF_CLEAN, 3 * U, U, 1);
-  assert_started (w, FAKE_READ, 2 * U, U, 0);
-  fake_release (w->f, hold);
-  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);
+  assert_started (w, GATE_READ, 2 * U, U, 0);
+  gate_release (w->gate, hold);
+  gate_wait_ended (w->gate, GATE_WRITE, ANYWHERE, 1);
   assert_reads (w, 1, PARTS ({ U, U, OLD }, { 2 * U, U, 1 },
                              { 3 * U, U, OLD }));
 }
@@ -204,15 +204,15 @@ test_names_retry (struct world *w)
 
   open_names (w, 4 * U, config (16, 4, WRITE_BEHIND, READ_DIRECT));
   make_failed (w, 0, 4096, 0, 1, EIO);
-  fake_forget (w->f);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  gate_forget (w->gate);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write = start_held (w, hold, 1, WRITE, U, 0, 2);
   flush = start_blocked_flush (w, 0);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (write, 0);
   task_ends (flush, EIO);
   do_flush (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 1);
+  assert_started (w, GATE_WRITE, ANYWHERE, 1);
   assert_device (w->f, U, 0, 2);
 }
 
@@ -225,7 +225,8 @@ test_thread (struct world *w)
   open_names (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
   do_write (w, 0, 4096, 0, 1);
   do_read (w, 1, 4096, 0, 1);
-  g_assert_false (is_on_this_thread (fake_op (w->f, FAKE_WRITE, ANYWHERE, 0)));
+  g_assert_false (is_on_this_thread
+                  (gate_op (w->gate, GATE_WRITE, ANYWHERE, 0)));
 }
 
 /* Two names of two devices. */
@@ -248,17 +249,17 @@ test_two_devices (struct world *w)
   world_open_second (w, 2, "b");
   make_failed (w, 0, 4096, 0, 1, EIO);
   do_read (w, 2, 4096, 0, OLD);
-  fail = fake_fail (w->f2, FAKE_CHANGE, ANYWHERE, EPERM, -1);
+  fail = gate_fail (fake_gate (w->f2), GATE_CHANGE, ANYWHERE, EPERM, -1);
   request_fails (w, 2, kind, 1024, 1024, 3, EPERM);
   do_read (w, 1, 4096, 0, 1);   /* nothing has changed */
-  fake_release (w->f2, fail);
+  gate_release (fake_gate (w->f2), fail);
   do_request (w, 2, kind, 1024, 1024, 3);
   assert_reads (w, 1, parts, 3);
   do_flush (w, 2);
   assert_reads (w, 1, parts, 3);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   flush_fails (w, 0, ENOSPC);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 1);
   assert_devices (w->f, parts, 3);
 
@@ -283,10 +284,10 @@ test_bound (struct world *w)
   int hold;
 
   open_names (w, 8 * U, config_impatient (READ_DIRECT));
-  hold = fake_hold (w->f, FAKE_WRITE, 0, 2048); /* not what "b" writes */
+  hold = gate_hold (w->gate, GATE_WRITE, 0, 2048); /* not what "b" writes */
   do_write (w, 0, 8192, 0, 1);
   do_read (w, 1, 4096, 0, OLD);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   if (kind == FUA)
     do_request (w, 1, kind, 4096, 4096, 2);
   else
@@ -294,7 +295,7 @@ test_bound (struct world *w)
   flush = start_blocked_flush (w, 0);
   g_usleep (2 * 50000);                 /* longer than the bound */
   task_wait_blocked (flush);            /* for its own device */
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (flush, EIO);
   assert_late (2);
   engine_check (w->e);
@@ -314,13 +315,13 @@ test_bound_in_flight (struct world *w)
 
   open_names (w, 8 * U, config_impatient (READ_DIRECT));
   /* Only the first write touches that. */
-  hold = fake_hold (w->f, FAKE_WRITE, 8192, 4096);
+  hold = gate_hold (w->gate, GATE_WRITE, 8192, 4096);
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   do_fua (w, 1, 4096, 0, 2);
   second = start_blocked (w, 0, kind, 4096, 0, 3);
-  assert_started (w, FAKE_CHANGE, 0, 4096, 2);
-  fake_release (w->f, hold);
+  assert_started (w, GATE_CHANGE, 0, 4096, 2);
+  gate_release (w->gate, hold);
   task_ends (second, 0);
   assert_device (w->f, 4096, 0, kind == ZERO ? 0 : 3);
   assert_device (w->f, U - 4096, 4096, 1);
@@ -339,17 +340,17 @@ test_bound_ready (struct world *w)
   int hold, hold_zero;
 
   open_names (w, 8 * U, config_impatient (READ_DIRECT));
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  hold_zero = fake_hold (w->f, FAKE_ZERO, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  hold_zero = gate_hold (w->gate, GATE_ZERO, ANYWHERE);
   do_write (w, 1, 8192, 0, 1);
   waiter = start_held (w, hold, 1, DRAIN, 4096, 0, 0);
   do_write (w, 1, 8192, 4096, 2);       /* READY behind the first one */
   zero = start_held (w, hold_zero, 0, ZERO, 4096, 8192, 0);
   flush = start_blocked_flush (w, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (waiter, false);
   task_ends (flush, EIO);
-  fake_release (w->f, hold_zero);
+  gate_release (w->gate, hold_zero);
   task_ends (zero, 0);
   flush_fails (w, 1, EIO);      /* the zero has superseded a part */
   do_flush (w, 1);
@@ -368,16 +369,16 @@ test_bound_retry (struct world *w)
   int hold, fail;
 
   open_names (w, 8 * U, config_impatient (READ_DIRECT));
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 3 * U, 1);
   do_write (w, 0, 8192, 0, 1);
   flush_fails (w, 0, ENOSPC);
-  fake_release (w->f, fail);
-  hold = fake_hold (w->f, FAKE_ZERO, ANYWHERE);
+  gate_release (w->gate, fail);
+  hold = gate_hold (w->gate, GATE_ZERO, ANYWHERE);
   zero = start_held (w, hold, 1, ZERO, 4096, 0, 0);
   flush_fails (w, 0, ENOSPC);
   assert_device (w->f, 4096, 3 * U, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (zero, 0);
   do_read (w, 0, 4096, 4096, 1);
   flush_fails (w, 0, ENOSPC);   /* the zero has superseded a part */
@@ -395,9 +396,9 @@ test_workers (struct world *w)
   int hold;
 
   open_names (w, 16 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
-  hold = fake_hold (w->f, FAKE_READ, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_READ, ANYWHERE);
   read = task_start (w, 0, READ, 2 * U, 0, OLD);
-  fake_wait_held (w->f, hold, 2);
+  gate_wait_held (w->gate, hold, 2);
   do_write (w, 1, U, 8 * U, 1);
   do_flush (w, 1);
   assert_device (w->f, U, 8 * U, 1);
@@ -406,7 +407,7 @@ test_workers (struct world *w)
   write_units (w, 1, 6, 10, 4); /* more than there are buffers */
   do_flush (w, 1);
   assert_device (w->f, 10 * U, 6 * U, 4);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
 }
 
@@ -420,15 +421,15 @@ test_buffers (struct world *w)
   int hold;
 
   open_names (w, 32 * U, config (8, 8, WRITE_BEHIND, READ_DIRECT));
-  hold = fake_hold (w->f, FAKE_WRITE, 0, 16 * U);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, 16 * U);
   write_units (w, 0, 0, 8, 1);
-  fake_wait_held (w->f, hold, 8);
+  gate_wait_held (w->gate, hold, 8);
   do_write (w, 1, U, 20 * U, 2);
   assert_device (w->f, U, 20 * U, 2);
   write = start_blocked (w, 0, WRITE, U, 9 * U, 1);
   g_usleep (2 * 128000);        /* twice as long as connection 1 waits */
   task_wait_blocked (write);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (write, 0);
   do_flush (w, 0);
 }

@@ -27,7 +27,7 @@ test_retry (struct world *w)
   int fail, hold;
 
   open_writeback (w, 8 * U, 8, 2);
-  fail = fake_fail (w->f, FAKE_WRITE, 4096, 4096, ENOSPC, 1 + retries);
+  fail = gate_fail (w->gate, GATE_WRITE, 4096, 4096, ENOSPC, 1 + retries);
   do_write (w, 0, 4096, 4096, 1);
   g_assert_true (drain (w, 1, U, 0));
   wait_state (w, BUF_FAILED, 0, U, 1);
@@ -37,38 +37,38 @@ test_retry (struct world *w)
   assert_device (w->f, 4096, 4096, OLD);
 
   /* From now on writes are direct, on all connections. */
-  hold = fake_hold (w->f, FAKE_WRITE, 4 * U, U);
+  hold = gate_hold (w->gate, GATE_WRITE, 4 * U, U);
   for (unsigned i = 0; i < 2; i++) {
     struct task *write = start_held (w, hold, i, WRITE, 4096, 4 * U, 5);
 
     task_wait_blocked (write);
-    fake_pass (w->f, hold, 1);
+    gate_pass (w->gate, hold, 1);
     task_ends (write, 0);
   }
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   assert_counter (w, STATS_DEFERRED_ERRORS, 1);
-  fake_forget (w->f);
+  gate_forget (w->gate);
 
   if (retries > 0) {
-    struct fake_op op;
+    struct gate_op op;
 
     /* The flush tries on its own thread, where no error code is lost.  But it
      * calls no hook of another connection there.
      */
     flush_fails (w, 1, ENOSPC);
-    assert_started (w, FAKE_WRITE, 0, U, 1);
-    op = fake_op (w->f, FAKE_WRITE, 0, U, 0);
+    assert_started (w, GATE_WRITE, 0, U, 1);
+    op = gate_op (w->gate, GATE_WRITE, 0, U, 0);
     g_assert_true (is_on_this_thread (op) == !w->hooked);
     g_assert_cmpuint (op.conn, ==, 0);
-    assert_started (w, FAKE_FLUSH, ANYWHERE, 0);
+    assert_started (w, GATE_FLUSH, ANYWHERE, 0);
     g_assert_true (is_failing (w, 0));
     assert_reads (w, 0, parts, 3);
-    fake_release (w->f, fail);
-    fake_forget (w->f);
+    gate_release (w->gate, fail);
+    gate_forget (w->gate);
   }
   do_flush (w, 1);
-  assert_order (fake_op (w->f, FAKE_WRITE, 0, U, 0),
-                fake_op (w->f, FAKE_FLUSH, ANYWHERE, 0));
+  assert_order (gate_op (w->gate, GATE_WRITE, 0, U, 0),
+                gate_op (w->gate, GATE_FLUSH, ANYWHERE, 0));
   assert_devices (w->f, parts, 3);
   assert_states (w, BUF_FAILED, 0, 8 * U, 0);
   g_assert_false (is_failing (w, 0));
@@ -85,21 +85,21 @@ test_several (struct world *w)
   int fail_first, fail_second, hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  fail_second = fake_fail (w->f, FAKE_WRITE, 0, U, ENOSPC, -1);
-  fail_first = fake_fail (w->f, FAKE_WRITE, U, U, EIO, -1);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  fail_second = gate_fail (w->gate, GATE_WRITE, 0, U, ENOSPC, -1);
+  fail_first = gate_fail (w->gate, GATE_WRITE, U, U, EIO, -1);
   do_write (w, 0, U, U, 1);
   do_write (w, 1, U, 0, 2);
   do_write (w, 0, U, 2 * U, 3);
-  fake_wait_held (w->f, hold, 3);
-  fake_release (w->f, hold);
+  gate_wait_held (w->gate, hold, 3);
+  gate_release (w->gate, hold);
   wait_state (w, BUF_FAILED, 0, 2 * U, 2);
   flush_fails (w, 0, EIO);
-  fake_release (w->f, fail_first);
+  gate_release (w->gate, fail_first);
   flush_fails (w, 0, ENOSPC);
   assert_device (w->f, U, U, 1);
   do_read (w, 0, U, 0, 2);
-  fake_release (w->f, fail_second);
+  gate_release (w->gate, fail_second);
   do_flush (w, 0);
   assert_device (w->f, U, 0, 2);
 }
@@ -116,27 +116,27 @@ test_order (struct world *w)
   int hold, fail;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, 1);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, EIO, 1);
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   do_write (w, 0, 4096, 4096, 2);
   do_write (w, 1, 4096, 6144, 3);       /* overlaps both */
   waiter = start_blocked (w, 0, DRAIN, U, 0, 0);        /* none is OPEN */
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (waiter, true);
   assert_states (w, BUF_FAILED, 0, U, 1);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 3);
+  assert_started (w, GATE_WRITE, ANYWHERE, 3);
   for (unsigned i = 0; i < 2; i++)
-    assert_order (fake_op (w->f, FAKE_WRITE, 0, U, i),
-                  fake_op (w->f, FAKE_WRITE, 0, U, i + 1));
+    assert_order (gate_op (w->gate, GATE_WRITE, 0, U, i),
+                  gate_op (w->gate, GATE_WRITE, 0, U, i + 1));
   assert_reads (w, 0, parts, 4);
   assert_reads (w, 1, parts, 4);
-  fake_release (w->f, fail);
-  fake_forget (w->f);
+  gate_release (w->gate, fail);
+  gate_forget (w->gate);
   do_flush (w, 1);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 2);
-  assert_started (w, FAKE_WRITE, 4096, 6144, 0);
+  assert_started (w, GATE_WRITE, ANYWHERE, 2);
+  assert_started (w, GATE_WRITE, 4096, 6144, 0);
   assert_devices (w->f, parts, 4);
 }
 
@@ -149,7 +149,7 @@ test_permanent (struct world *w)
   int err = w->arg, fail;
 
   open_writeback (w, 4 * U, 8, 2);
-  fail = fake_fail (w->f, FAKE_WRITE, 0, 2 * U, err, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, 2 * U, err, -1);
   do_write (w, 0, 4096, 0, 1);
   do_write (w, 1, 4096, U, 1);
   do_write (w, 1, 4096, 2 * U, 1);
@@ -159,7 +159,7 @@ test_permanent (struct world *w)
   do_flush (w, 1);
   g_assert_false (is_failing (w, 0));
   assert_device (w->f, 4096, 2 * U, 1);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
 }
 
 /* A connection that cannot write flushes while failed data waits for a direct
@@ -177,10 +177,10 @@ test_readonly (struct world *w)
   b.can_write = false;
   world_open_as (w, 2, "", &b);
   make_failed (w, 0, 8192, 0, 1, EIO);
-  hold = fake_hold (w->f, FAKE_ZERO, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_ZERO, ANYWHERE);
   zero = start_held (w, hold, 1, ZERO, 4096, 0, 0);
   flush = start_blocked_flush (w, 2);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (zero, 0);
   task_ends (flush, 0);
   assert_device (w->f, 4096, 0, 0);
@@ -202,12 +202,12 @@ test_sticks (struct world *w)
   do_write (w, 1, 4096, 0, 2);          /* supersedes it */
   assert_states (w, BUF_FAILED, 0, 8 * U, 0);
   g_assert_true (is_failing (w, 0));
-  fail = fake_fail (w->f, FAKE_FLUSH, ANYWHERE, EIO, -1);
+  fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, EIO, -1);
   flush_fails (w, 0, EIO);
   g_assert_true (is_failing (w, 0));
   do_write (w, 1, 4096, 0, 3);
   assert_device (w->f, 4096, 0, 3);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 0);
   g_assert_false (is_failing (w, 0));
 }
@@ -222,15 +222,15 @@ test_meanwhile (struct world *w)
   int hold, fail;
 
   open_writeback (w, 8 * U, 8, 2);
-  hold = fake_hold (w->f, FAKE_FLUSH, ANYWHERE);
-  fail = fake_fail (w->f, FAKE_WRITE, 0, U, EIO, 1);
+  hold = gate_hold (w->gate, GATE_FLUSH, ANYWHERE);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, U, EIO, 1);
   flush = start_held_flush (w, hold, 0);
   do_write (w, 1, U, 0, 1);
   wait_state (w, BUF_FAILED, 0, U, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
   g_assert_true (is_failing (w, 0));
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 0);
   g_assert_false (is_failing (w, 0));
 }
@@ -246,12 +246,12 @@ test_busy (struct world *w)
 
   open_writeback (w, 8 * U, 8, 4);
   make_failed (w, 0, 4096, 0, 1, EIO);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   flush = start_held_flush (w, hold, 0);
   /* As a flush that found nothing to wait for. */
   g_assert_cmpint (flush_end (w->c[1], 0), ==, 0);
   g_assert_true (is_failing (w, 0));
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
 }
 
@@ -265,16 +265,16 @@ test_waiter (struct world *w)
   int first, rest, fail;
 
   open_writeback (w, 8 * U, 4, 4);
-  first = fake_hold (w->f, FAKE_WRITE, 0, U);
-  rest = fake_hold (w->f, FAKE_WRITE, U, 3 * U);
-  fail = fake_fail (w->f, FAKE_WRITE, 0, U, EIO, -1);
+  first = gate_hold (w->gate, GATE_WRITE, 0, U);
+  rest = gate_hold (w->gate, GATE_WRITE, U, 3 * U);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, U, EIO, -1);
   write_units (w, 0, 0, 4, 1);
   write = start_blocked (w, 1, WRITE, U, 5 * U, 2);
-  fake_release (w->f, first);
+  gate_release (w->gate, first);
   task_ends (write, 0);
   assert_device (w->f, U, 5 * U, 2);
-  fake_release (w->f, rest);
-  fake_release (w->f, fail);
+  gate_release (w->gate, rest);
+  gate_release (w->gate, fail);
   do_flush (w, 0);
 }
 
@@ -323,23 +323,23 @@ test_supersede (struct world *w)
   unsigned tag = s.kind == ZERO ? 0 : 2;
   struct part parts[] = { { lo, from - lo, 1 }, { from, to - from, tag },
                           { to, hi - to, 1 } };
-  unsigned already = fake_kind (s.kind) == FAKE_WRITE, written;
+  unsigned already = fake_kind (s.kind) == GATE_WRITE, written;
   struct task *direct, *flush = NULL;
   int hold;
 
   open_writeback (w, 4 * U, 8, 4);
   make_failed (w, 0, hi - lo, lo, 1, EIO);
-  hold = fake_hold (w->f, fake_kind (s.kind), from, to - from);
+  hold = gate_hold (w->gate, fake_kind (s.kind), from, to - from);
   direct = start_held (w, hold, 1, s.kind, count, offset, 2);
   do_read (w, 0, hi - lo, lo, 1);       /* it is not answered yet */
   if (s.flushing) {
     flush = start_blocked_flush (w, 0);
     assert_states (w, BUF_READY, lo, hi - lo, 1);
-    assert_started (w, FAKE_WRITE, from, to - from, already);
+    assert_started (w, GATE_WRITE, from, to - from, already);
   }
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (direct, 0);
-  written = fake_started (w->f, FAKE_WRITE, from, to - from);
+  written = gate_started (w->gate, GATE_WRITE, from, to - from);
   if (s.kind == TRIM)
     parts[1].count = 0;         /* the device may hold anything there */
   for (unsigned p = 0; p < 3; p++)
@@ -356,7 +356,7 @@ test_supersede (struct world *w)
     assert_device (w->f, count, offset, tag);
   /* Superseded data is not written again. */
   g_assert_cmpuint (written, ==, already);
-  assert_started (w, FAKE_WRITE, from, to - from, written);
+  assert_started (w, GATE_WRITE, from, to - from, written);
   assert_no_collisions (w);
 }
 
@@ -368,11 +368,11 @@ test_supersede_error (struct world *w)
 
   open_writeback (w, 4 * U, 8, 4);
   make_failed (w, 0, 4096, 0, 1, EIO);
-  fail = fake_fail (w->f, FAKE_CHANGE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_CHANGE, ANYWHERE, ENOSPC, -1);
   for (enum kind kind = WRITE; kind <= TRIM; kind++)
     request_fails (w, 1, kind, U, 0, 2, ENOSPC);
   do_read (w, 0, 4096, 0, 1);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 0);
   assert_device (w->f, 4096, 0, 1);
 }
@@ -388,13 +388,13 @@ test_supersede_pinned (struct world *w)
 
   open_writeback (w, 4 * U, 8, 4);
   make_failed (w, 0, 8192, 0, OLD, EIO);
-  hold = fake_hold (w->f, FAKE_READ, 8192, U);
+  hold = gate_hold (w->gate, GATE_READ, 8192, U);
   read = start_held (w, hold, 0, READ, U, 0, OLD);
   do_write (w, 1, 8192, 0, 2);
   do_read (w, 0, 4096, 0, 2);
   assert_states (w, BUF_FAILED, 0, U, 0);
   assert_free (w, 7);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
   assert_free (w, 8);
   do_flush (w, 0);
@@ -418,14 +418,14 @@ test_pieces (struct world *w)
   do_fua (w, 1, 512, 16384, 3);
   assert_reads (w, 0, parts, 5);
   assert_reads (w, 1, parts, 5);
-  fail = fake_fail (w->f, FAKE_WRITE, 12288, 4096, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, 12288, 4096, ENOSPC, -1);
   flush_fails (w, 1, ENOSPC);
   assert_reads (w, 1, parts, 5);
   assert_device (w->f, 4096, 4096, 1);
   world_close (w, 1);
   world_close (w, 0);
   assert_reports (":12288+4096:lost", ":16896+3584:lost");
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
 }
 
 /* A flush has workers try failed data again.  One buffer waits for a direct
@@ -438,18 +438,18 @@ test_pieces_wait (struct world *w)
   int hold, fail;
 
   open_writeback (w, 8 * U, 8, 4);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, EIO, -1);
   do_write (w, 0, 4096, 3 * U, 1);
   do_write (w, 0, 8192, 0, 1);
   flush_fails (w, 0, EIO);
   assert_states (w, BUF_FAILED, 0, 4 * U, 2);
-  fake_release (w->f, fail);
-  hold = fake_hold (w->f, FAKE_ZERO, ANYWHERE);
+  gate_release (w->gate, fail);
+  hold = gate_hold (w->gate, GATE_ZERO, ANYWHERE);
   zero = start_held (w, hold, 1, ZERO, 4096, 0, 0);
   flush = start_flush (w, 0);
   wait_state (w, BUF_READY, 0, U, 1);
   task_wait_blocked (flush);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (zero, 0);
   task_ends (flush, 0);
   assert_device (w->f, 4096, 0, 0);
@@ -472,28 +472,28 @@ test_pieces_two (struct world *w)
 
   open_writeback (w, 4 * U, 8, 4);
   make_failed (w, 0, 16384, 0, 1, EIO);
-  hold_far = fake_hold (w->f, FAKE_ZERO, 3 * U, U);
+  hold_far = gate_hold (w->gate, GATE_ZERO, 3 * U, U);
   far = start_held (w, hold_far, 0, ZERO, U, 3 * U, 0);
   for (unsigned i = 0; i < 2; i++) {
-    hold[i] = fake_hold (w->f, FAKE_ZERO, i * 8192, 8192);
+    hold[i] = gate_hold (w->gate, GATE_ZERO, i * 8192, 8192);
     zero[i] = start_held (w, hold[i], i, ZERO, count, i * 8192, 0);
   }
   flush = start_flush (w, 0);
   for (unsigned i = 0; i < 2; i++) {
     task_wait_blocked (flush);
     assert_states (w, BUF_READY, 0, U, 1);
-    assert_started (w, FAKE_WRITE, ANYWHERE, 0);
-    fake_release (w->f, hold[i]);
+    assert_started (w, GATE_WRITE, ANYWHERE, 0);
+    gate_release (w->gate, hold[i]);
     task_ends (zero[i], 0);
   }
   task_ends (flush, 0);
-  fake_release (w->f, hold_far);
+  gate_release (w->gate, hold_far);
   task_ends (far, 0);
   for (unsigned i = 0; i < 4; i++) {
     if (parts[i].count == 0)
       continue;
     assert_device (w->f, parts[i].count, parts[i].offset, parts[i].tag);
-    assert_started (w, FAKE_WRITE, parts[i].offset, parts[i].count,
+    assert_started (w, GATE_WRITE, parts[i].offset, parts[i].count,
                     parts[i].tag);
   }
   assert_reads (w, 1, parts, 4);

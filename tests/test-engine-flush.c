@@ -28,29 +28,29 @@ test_waits (struct world *w)
     b.can_flush = can_flush;
     world_open_as (w, i, "", &b);
   }
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 4096, 0, 1);
   assert_states (w, BUF_OPEN, 0, U, 1);
   do_write (w, 0, U, U, 2);     /* a full buffer is written at once */
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
 
   flush = start_flush (w, 1);   /* writes the OPEN buffer */
-  fake_wait_held (w->f, hold, 2);
+  gate_wait_held (w->gate, hold, 2);
   task_wait_blocked (flush);
-  fake_pass (w->f, hold, 1);
-  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);
+  gate_pass (w->gate, hold, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, ANYWHERE, 1);
   task_wait_blocked (flush);
-  assert_started (w, FAKE_FLUSH, ANYWHERE, 0);
-  fake_release (w->f, hold);
+  assert_started (w, GATE_FLUSH, ANYWHERE, 0);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
 
   assert_device (w->f, 4096, 0, 1);
   assert_device (w->f, U, U, 2);
-  assert_started (w, FAKE_FLUSH, ANYWHERE, can_flush);
+  assert_started (w, GATE_FLUSH, ANYWHERE, can_flush);
   if (can_flush)
     for (unsigned i = 0; i < 2; i++)
-      assert_order (fake_op (w->f, FAKE_WRITE, ANYWHERE, i),
-                    fake_op (w->f, FAKE_FLUSH, ANYWHERE, 0));
+      assert_order (gate_op (w->gate, GATE_WRITE, ANYWHERE, i),
+                    gate_op (w->gate, GATE_FLUSH, ANYWHERE, 0));
 }
 
 /* A flush waits for data that was dirty when it came, and for no later data. */
@@ -61,15 +61,15 @@ test_ends (struct world *w)
   int hold, hold_later;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, 0, U);
-  hold_later = fake_hold (w->f, FAKE_WRITE, U, U);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, U);
+  hold_later = gate_hold (w->gate, GATE_WRITE, U, U);
   do_write (w, 0, U, 0, 1);
   flush = start_blocked_flush (w, 0);
   do_write (w, 1, U, U, 2);
-  fake_wait_held (w->f, hold_later, 1);
-  fake_release (w->f, hold);
+  gate_wait_held (w->gate, hold_later, 1);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
-  fake_release (w->f, hold_later);
+  gate_release (w->gate, hold_later);
 }
 
 /* A flush returns the error of the plugin's flush.  The next one succeeds. */
@@ -79,10 +79,10 @@ test_error (struct world *w)
   int fail;
 
   open_writeback (w, 8 * U, 8, 2);
-  fail = fake_fail (w->f, FAKE_FLUSH, ANYWHERE, ENOSPC, 1);
+  fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, ENOSPC, 1);
   do_write (w, 0, 4096, 0, 1);
   flush_fails (w, 0, ENOSPC);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 0);
 }
 
@@ -96,17 +96,17 @@ test_later (struct world *w)
   int hold, fail;
 
   open_writeback (w, 8 * U, 8, 4);
-  fail = fake_fail (w->f, FAKE_WRITE, U, U, EIO, -1);
-  hold = fake_hold (w->f, FAKE_WRITE, 0, U);
+  fail = gate_fail (w->gate, GATE_WRITE, U, U, EIO, -1);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, U);
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   flush = start_blocked_flush (w, 0);
   do_write (w, 1, U, U, 2);
   wait_state (w, BUF_FAILED, U, U, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
   flush_fails (w, 0, EIO);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 0);
 }
 
@@ -124,12 +124,12 @@ test_names (struct world *w)
   world_start (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
   for (unsigned i = 0; i < 3; i++)
     world_open_unshared (w, i, i < 2 ? "a" : "b");
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   do_flush (w, 2);
   flush = start_blocked_flush (w, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
   assert_device (w->f, U, 0, 1);
 }
@@ -146,20 +146,20 @@ test_names_bound (struct world *w)
   world_start (w, 8 * U, config_impatient (READ_DIRECT));
   world_open_unshared (w, 0, "a");
   world_open_unshared (w, 1, "a");
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   do_flush (w, 1);
   assert_late (1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_flush (w, 0);
 
   be_patient (w);
   make_failed (w, 0, U, 0, 2, EIO);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   flush = start_held_flush (w, hold, 0);
   do_flush (w, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
 }
 
@@ -174,23 +174,23 @@ test_starved (struct world *w)
 
   open_writeback (w, 8 * U, 8, 4);
   make_failed (w, 0, U, 0, 1, EIO);
-  fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, 1);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, EIO, 1);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   first = start_held_flush (w, hold, 0);
   second = start_blocked_flush (w, 1);
   engine_lock (w->e);           /* the second flush does not run meanwhile */
-  fake_pass (w->f, hold, 1);
-  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);
+  gate_pass (w->gate, hold, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, ANYWHERE, 1);
   engine_unlock_and_dispatch (w->e);
   task_ends (first, EIO);
 
   first = start_flush (w, 0);
   /* One of them tries again, the other one ends or waits for it. */
-  fake_wait_held (w->f, hold, 1);
-  fake_release (w->f, hold);
+  gate_wait_held (w->gate, hold, 1);
+  gate_release (w->gate, hold);
   task_ends (first, 0);
   task_end (second);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 0);
 }
 
@@ -217,15 +217,15 @@ test_shows (struct world *w)
 
   /* Connection 1 reads its own change itself, and no more than that. */
   do_read (w, 1, 4096, 3 * U, OLD);
-  g_assert_cmpuint (fake_op (w->f, FAKE_READ, 3 * U, 4096, 1).conn, ==, 1);
+  g_assert_cmpuint (gate_op (w->gate, GATE_READ, 3 * U, 4096, 1).conn, ==, 1);
   do_read (w, 1, 4096, 3 * U + 4096, OLD);
-  assert_started (w, FAKE_READ, 3 * U + 4096, 4096, 1);
+  assert_started (w, GATE_READ, 3 * U + 4096, 4096, 1);
 
   /* A flush that fails shows nothing, and the next one shows the change. */
-  fail = fake_fail (w->f, FAKE_FLUSH, ANYWHERE, EIO, 1);
+  fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, EIO, 1);
   flush_fails (w, 1, EIO);
   assert_states (w, BUF_CLEAN, 2 * U, 4 * U, 4);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 1);
   assert_states (w, BUF_CLEAN, 3 * U, U, 0);
   assert_states (w, BUF_CLEAN, 2 * U, 4 * U, 3);
@@ -233,8 +233,8 @@ test_shows (struct world *w)
   /* Connection 0 reads its own change from its prefetched data. */
   for (unsigned i = 2; i < 6; i++)
     do_read (w, 0, U, i * U, OLD);
-  assert_started (w, FAKE_READ, 3 * U, U, 3);
-  assert_started (w, FAKE_READ, 5 * U, U, 1);
+  assert_started (w, GATE_READ, 3 * U, U, 3);
+  assert_started (w, GATE_READ, 5 * U, U, 1);
 }
 
 /* The same holds for data that is prefetched while the plugin flushes, and for
@@ -250,10 +250,10 @@ test_shows_later (struct world *w)
   world_init (w, 64 * U, config (16, 4, WRITE_THROUGH, READ_AHEAD));
   do_request (w, 1, TRIM, 4096, 3 * U, 0);
   do_write (w, 1, 4096, 3 * U, OLD);
-  hold = fake_hold (w->f, FAKE_FLUSH, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_FLUSH, ANYWHERE);
   flush = start_held_flush (w, hold, 1);
   prefetch (w, 0, 4);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (flush, 0);
   assert_states (w, BUF_CLEAN, 2 * U, 4 * U, 3);
   do_flush (w, 0);

@@ -22,19 +22,19 @@ test_in_flight (struct world *w)
   int hold;
 
   open_readahead (w, 16 * U, 8, 1);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, 0);
   start_stream (w, 0);
-  fake_wait_held (w->f, hold, count_state (w, BUF_READING, 0, 16 * U));
-  g_assert_cmpuint (fake_peak (w->f), >=, 6);
-  fake_release (w->f, hold);
+  gate_wait_held (w->gate, hold, count_state (w, BUF_READING, 0, 16 * U));
+  g_assert_cmpuint (gate_peak (w->gate), >=, 6);
+  gate_release (w->gate, hold);
   do_read (w, 0, 6 * U, 2 * U, OLD);
 
   world_close (w, 0);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 1, 0, 8, 1);
-  fake_wait_held (w->f, hold, 8);
+  gate_wait_held (w->gate, hold, 8);
   write = start_blocked (w, 1, WRITE, U, 8 * U, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (write, 0);
   do_flush (w, 1);
   assert_device (w->f, 9 * U, 0, 1);
@@ -51,14 +51,14 @@ test_pieces (struct world *w)
 
   world_init (w, 16 * U, config (8, 1, WRITE_THROUGH, READ_DIRECT));
   for (enum kind kind = READ; kind <= WRITE; kind++) {
-    rule = fake_hold (w->f, FAKE_READ | FAKE_WRITE, ANYWHERE);
+    rule = gate_hold (w->gate, GATE_READ | GATE_WRITE, ANYWHERE);
     task = task_start (w, 0, kind, 8 * U, U / 2, kind == READ ? OLD : 1);
-    fake_wait_held (w->f, rule, 9);
-    fake_release (w->f, rule);
+    gate_wait_held (w->gate, rule, 9);
+    gate_release (w->gate, rule);
     task_ends (task, 0);
-    rule = fake_fail (w->f, FAKE_READ | FAKE_WRITE, 5 * U, 1, EPERM, 1);
+    rule = gate_fail (w->gate, GATE_READ | GATE_WRITE, 5 * U, 1, EPERM, 1);
     request_fails (w, 0, kind, 8 * U, U / 2, 1, EPERM);
-    fake_release (w->f, rule);
+    gate_release (w->gate, rule);
   }
   assert_device (w->f, 3 * U, U / 2, 1);
 }
@@ -71,12 +71,12 @@ test_no_bound (struct world *w)
   int hold;
 
   open_readahead (w, 8 * U, 8, 1);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, 0);
   start_stream (w, 0);
   read = task_start (w, 0, READ, U, 2 * U, OLD);
   fake_wait_asked (w->f, 3);
   task_wait_blocked (read);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
 }
 
@@ -108,18 +108,18 @@ test_lost_read (struct world *w)
   int hold;
 
   open_hasty (w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, 0);
   start_stream (w, 0);
   n = count_state (w, BUF_READING, 0, 8 * U);
-  fake_wait_held (w->f, hold, n);
+  gate_wait_held (w->gate, hold, n);
   read = start_blocked (w, 0, READ, 2 * U, 2 * U, OLD);
   fake_set_gone (w->f, true);
   task_ends (read, ESHUTDOWN);
   world_close (w, 0);
-  assert_ended (w, FAKE_READ, 2 * U, 0, 0);
+  assert_ended (w, GATE_READ, 2 * U, 0, 0);
   g_assert_cmpuint (count_reading (w), ==, 0);
   fake_set_gone (w->f, false);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_read (w, 1, 8 * U, 0, OLD);
 }
 
@@ -131,11 +131,11 @@ test_lost_piece (struct world *w)
   int hold;
 
   open_hasty (w, 8 * U, config (8, 1, WRITE_BEHIND, READ_DIRECT));
-  hold = fake_hold (w->f, FAKE_READ, 5 * U, U);
+  hold = gate_hold (w->gate, GATE_READ, 5 * U, U);
   read = start_held (w, hold, 0, READ, 8 * U, 0, OLD);
   fake_set_gone (w->f, true);
   task_ends (read, ESHUTDOWN);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
 }
 
 /* The connection ends, though an acknowledged write is not replied to.  The
@@ -147,10 +147,10 @@ test_lost_write (struct world *w)
   int hold;
 
   open_hasty (w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_WRITE, U, U);
+  hold = gate_hold (w->gate, GATE_WRITE, U, U);
   do_write (w, 0, U, U, 1);
   do_write (w, 0, U, 3 * U, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   /* The other write has no grace time either. */
   while (count_state (w, BUF_WRITING, 3 * U, U) > 0)
     g_usleep (1000);
@@ -158,8 +158,8 @@ test_lost_write (struct world *w)
   assert_reports (":65536+65536:kept");
   assert_device (w->f, U, 3 * U, 1);
   do_read (w, 1, U, U, 1);
-  fake_release (w->f, hold);
-  fake_wait_ended (w->f, FAKE_WRITE, U, U, 1);
+  gate_release (w->gate, hold);
+  gate_wait_ended (w->gate, GATE_WRITE, U, U, 1);
   assert_device (w->f, U, U, OLD);      /* it was given up */
   do_flush (w, 1);
   assert_device (w->f, U, U, 1);
@@ -175,16 +175,16 @@ test_lost_once (struct world *w)
   int hold;
 
   open_hasty (w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_WRITE, U, U);
+  hold = gate_hold (w->gate, GATE_WRITE, U, U);
   do_write (w, 0, U, U, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   fake_set_gone (w->f, true);
   flush_fails (w, 0, ESHUTDOWN);
   world_close (w, 0);
-  assert_started (w, FAKE_WRITE, U, U, 1);
+  assert_started (w, GATE_WRITE, U, U, 1);
   assert_reports (":65536+65536:kept");
   fake_set_gone (w->f, false);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_flush (w, 1);
   assert_device (w->f, U, U, 1);
 }
@@ -203,25 +203,25 @@ test_one_kind (struct world *w)
   driver = *w->c[0]->backend.hooks;
   driver.can_read = false;
   w->c[0]->backend.hooks = w->c[1]->backend.hooks = &driver;
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 8, 1);
-  fake_wait_held (w->f, hold, 8);
+  gate_wait_held (w->gate, hold, 8);
   fake_set_gone (w->f, true);
   world_close (w, 0);
   assert_n_reports (8);
   fake_set_gone (w->f, false);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_zero (w, 1, 8 * U, 0);     /* supersedes the failed data */
 
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, U);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, U);
   do_read (w, 1, U, 0, 0);
   do_read (w, 1, U, U, 0);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   read = start_blocked (w, 1, READ, U, 2 * U, 0);
-  fake_fail (w->f, FAKE_READ, 2 * U, U, EIO, 1);
-  fake_pass (w->f, hold, 1);
-  fake_wait_held (w->f, hold, 1);       /* the demand read */
-  fake_release (w->f, hold);
+  gate_fail (w->gate, GATE_READ, 2 * U, U, EIO, 1);
+  gate_pass (w->gate, hold, 1);
+  gate_wait_held (w->gate, hold, 1);       /* the demand read */
+  gate_release (w->gate, hold);
   task_ends (read, 0);
 }
 
@@ -234,8 +234,8 @@ test_stop (struct world *w)
   open_hasty (w, 8 * U, config (8, 1, WRITE_BEHIND, READ_AHEAD));
   hold = start_held_stream (w, 0);
   world_stop (w);
-  assert_ended (w, FAKE_READ, 2 * U, 0, 0);
-  fake_release (w->f, hold);
+  assert_ended (w, GATE_READ, 2 * U, 0, 0);
+  gate_release (w->gate, hold);
 }
 
 /* The server ends with buffers that hooks have used.  Failed data is tried
@@ -298,13 +298,13 @@ test_grace (struct world *w)
   open_writeback (w, 8 * U, 8, 1);
   make_failed (w, 0, U, U, 1, EIO);
   make_silent (w, 0);
-  hold = fake_hold (w->f, FAKE_WRITE, U, U);
+  hold = gate_hold (w->gate, GATE_WRITE, U, U);
   close = start_close (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   task_wait_blocked (close);
   g_usleep (2 * BACKEND_POLL_NS / 1000);        /* it has looked once more */
   task_wait_blocked (close);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (close, 0);
   assert_device (w->f, U, U, 1);
 }
@@ -328,15 +328,15 @@ test_reply (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 1);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 2, 1);
-  fake_wait_held (w->f, hold, 2);
+  gate_wait_held (w->gate, hold, 2);
   make_silent (w, 0);
   replace_give_up (w, 0, give_up_alive);
   close = start_close (w, 0);
   wait_state (w, BUF_FAILED, 0, 2 * U, 1);
   task_wait_blocked (close);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (close, 0);
   assert_n_reports (1);
   do_flush (w, 1);
@@ -372,9 +372,9 @@ test_cancelled (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 1);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 4, 1);
-  fake_wait_held (w->f, hold, 4);
+  gate_wait_held (w->gate, hold, 4);
   make_silent (w, 0);
   replace_give_up (w, 0, give_up_replying);
   /* All of them have been given up when the lock is free again. */
@@ -385,7 +385,7 @@ test_cancelled (struct world *w)
                    || w->e->buffers.failed.length == 4);
   }
   engine_unlock_and_dispatch (w->e);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   world_close (w, 0);
   assert_device (w->f, 4 * U, 0, 1);
 }
@@ -402,11 +402,11 @@ give_up_late (struct nbdkit_async_io *io)
 {
   struct world *w = late.w;
 
-  late.fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, 1);
-  fake_pass (w->f, late.hold, 1);
+  late.fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, EIO, 1);
+  gate_pass (w->gate, late.hold, 1);
   wait_state (w, BUF_FAILED, 0, U, 1);
   late.flush = start_flush (w, 1);
-  fake_wait_held (w->f, late.hold, 1);
+  gate_wait_held (w->gate, late.hold, 1);
   return real->give_up (io);
 }
 
@@ -422,17 +422,17 @@ test_given_up_late (struct world *w)
   open_writeback (w, 8 * U, 8, 1);
   fake_hook (&w->c[1]->backend, UINT64_MAX / 2);
   late = (struct late) {
-    .w = w, .hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE)
+    .w = w, .hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE)
   };
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, late.hold, 1);
+  gate_wait_held (w->gate, late.hold, 1);
   make_silent (w, 0);
   replace_give_up (w, 0, give_up_late);
   close = start_close (w, 0);
-  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);
-  fake_wait_held (w->f, late.hold, 1);  /* the flush's retry */
+  gate_wait_ended (w->gate, GATE_WRITE, ANYWHERE, 1);
+  gate_wait_held (w->gate, late.hold, 1);  /* the flush's retry */
   task_ends (close, 0);
-  fake_release (w->f, late.hold);
+  gate_release (w->gate, late.hold);
   task_ends (late.flush, 0);
   assert_device (w->f, U, 0, 1);
 }

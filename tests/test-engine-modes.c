@@ -20,17 +20,18 @@ test_auto (struct world *w)
 
   world_init (w, 8 * U, config (8, 2, WRITE_AUTO, READ_DIRECT));
   do_write (w, 0, 4096, 0, 1);
-  assert_ended (w, FAKE_WRITE, ANYWHERE, 1);
-  g_assert_true (is_on_this_thread (fake_op (w->f, FAKE_WRITE, ANYWHERE, 0)));
+  assert_ended (w, GATE_WRITE, ANYWHERE, 1);
+  g_assert_true (is_on_this_thread
+                 (gate_op (w->gate, GATE_WRITE, ANYWHERE, 0)));
   do_request (w, 0, kind, kind == FLUSH ? 0 : 4096, 7 * U, 2);
-  fake_forget (w->f);
+  gate_forget (w->gate);
   do_write (w, 0, 4096, 0, 3);
   assert_states (w, BUF_OPEN, 0, U, 1);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 0);
+  assert_started (w, GATE_WRITE, ANYWHERE, 0);
 
   /* Writes of the other connection are direct, but it reads the data. */
   do_write (w, 1, 4096, U, 3);
-  assert_ended (w, FAKE_WRITE, U, U, 1);
+  assert_ended (w, GATE_WRITE, U, U, 1);
   do_read (w, 1, 4096, 0, 3);
 }
 
@@ -45,12 +46,12 @@ test_auto_clear (struct world *w)
   do_request (w, 0, TRIM, 4096, 0, 0);
   do_write (w, 0, 4096, 0, 3);
   assert_device (w->f, 4096, 0, 3);
-  fake_forget (w->f);
+  gate_forget (w->gate);
   g_assert_cmpint (conn_zero (w->c[0], 4096, 0, BACKEND_FUA), ==, 0);
-  g_assert_cmpuint (fake_op (w->f, FAKE_ZERO, ANYWHERE, 0).flags, ==,
+  g_assert_cmpuint (gate_op (w->gate, GATE_ZERO, ANYWHERE, 0).flags, ==,
                     BACKEND_FUA);
   g_assert_cmpint (conn_trim (w->c[1], 4096, 0, BACKEND_FUA), ==, 0);
-  g_assert_cmpuint (fake_op (w->f, FAKE_TRIM, ANYWHERE, 0).flags, ==,
+  g_assert_cmpuint (gate_op (w->gate, GATE_TRIM, ANYWHERE, 0).flags, ==,
                     BACKEND_FUA);
   for (unsigned i = 0; i < 2; i++) {
     do_write (w, i, 4096, i * U, 4);
@@ -80,11 +81,11 @@ test_through (struct world *w)
   world_init (w, 8 * U, config (8, 2, WRITE_THROUGH, READ_DIRECT));
   do_flush (w, 0);
   do_fua (w, 0, 4096, 0, 1);
-  g_assert_cmpuint (fake_op (w->f, FAKE_WRITE, ANYWHERE, 0).flags, ==,
+  g_assert_cmpuint (gate_op (w->gate, GATE_WRITE, ANYWHERE, 0).flags, ==,
                     BACKEND_FUA);
   for (unsigned i = 2; i < 6; i++) {
     do_write (w, 0, 4096, 0, i);
-    assert_ended (w, FAKE_WRITE, ANYWHERE, i);
+    assert_ended (w, GATE_WRITE, ANYWHERE, i);
     assert_device (w->f, 4096, 0, i);
   }
 }
@@ -96,10 +97,10 @@ static void
 test_errors (struct world *w)
 {
   world_init (w, 8 * U, config (8, 4, WRITE_THROUGH, READ_DIRECT));
-  fake_fail (w->f, FAKE_READ, 5 * U, U, ENOMEDIUM, -1);
-  fake_fail (w->f, FAKE_WRITE, 5 * U, U, ENOSPC, -1);
-  fake_fail (w->f, FAKE_ZERO, 5 * U, U, EDQUOT, -1);
-  fake_fail (w->f, FAKE_TRIM, 5 * U, U, ENOTSUP, -1);
+  gate_fail (w->gate, GATE_READ, 5 * U, U, ENOMEDIUM, -1);
+  gate_fail (w->gate, GATE_WRITE, 5 * U, U, ENOSPC, -1);
+  gate_fail (w->gate, GATE_ZERO, 5 * U, U, EDQUOT, -1);
+  gate_fail (w->gate, GATE_TRIM, 5 * U, U, ENOTSUP, -1);
   for (uint64_t offset = 0; offset <= 5 * U; offset += 5 * U) {
     uint32_t count = offset == 0 ? 8 * U : 4096;
 
@@ -109,7 +110,7 @@ test_errors (struct world *w)
     request_fails (w, 0, ZERO, count, offset, OLD, EDQUOT);
     request_fails (w, 0, TRIM, count, offset, OLD, ENOTSUP);
   }
-  g_assert_true (is_on_this_thread (fake_op (w->f, FAKE_READ, 5 * U, U, 1)));
+  g_assert_true (is_on_this_thread (gate_op (w->gate, GATE_READ, 5 * U, U, 1)));
   do_flush (w, 0);
 }
 
@@ -134,13 +135,14 @@ test_fast (struct world *w)
   }
   fill (buf, 4 * U, 0, 1);
   g_assert_cmpint (request (w, 0, WRITE, buf, 4 * U, 0), ==, 0);
-  assert_ended (w, FAKE_WRITE, ANYWHERE, 1);
+  assert_ended (w, GATE_WRITE, ANYWHERE, 1);
   for (unsigned i = 0; i < 4; i++)
     do_read (w, 1, U, i * U, 1);
   do_read (w, 0, 4 * U, 0, 1);
-  assert_started (w, FAKE_READ, ANYWHERE, 5);
+  assert_started (w, GATE_READ, ANYWHERE, 5);
   for (unsigned i = 0; i < 6; i++)
-    g_assert_true (is_on_this_thread (fake_op (w->f, FAKE_ANY, ANYWHERE, i)));
+    g_assert_true (is_on_this_thread
+                   (gate_op (w->gate, GATE_ANY, ANYWHERE, i)));
 }
 
 /* Operations that fail say nothing about the device's speed, however many. */
@@ -150,7 +152,7 @@ test_speed_failed (struct world *w)
   int fail;
 
   open_writeback (w, 8 * U, 8, 4);
-  fail = fake_fail (w->f, FAKE_READ | FAKE_WRITE, ANYWHERE, EIO, -1);
+  fail = gate_fail (w->gate, GATE_READ | GATE_WRITE, ANYWHERE, EIO, -1);
   fake_set_fast (w->f, true);
   for (unsigned i = 0; i < 2 * SPEED_SLOW; i++) {
     request_fails (w, 0, READ, U, 0, OLD, EIO);
@@ -158,7 +160,7 @@ test_speed_failed (struct world *w)
   }
   g_assert_cmpuint (speed_wait_ns (w->c[0]->backend.read_speed), >, 0);
   g_assert_cmpuint (speed_wait_ns (w->c[0]->backend.write_speed), >, 0);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
 }
 
 /* A client that keeps as many requests in flight as there are buffers is left

@@ -19,15 +19,15 @@ test_overlap (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   do_write (w, second, 4096, 4096, 2);          /* OPEN */
   do_write (w, 1 - second, 4096, 6144, 3);      /* makes that READY */
   do_write (w, 0, U, U, 4);                     /* elsewhere: is written */
-  fake_wait_held (w->f, hold, 2);
+  gate_wait_held (w->gate, hold, 2);
   flush = start_blocked_flush (w, 1);
-  assert_started (w, FAKE_WRITE, 0, U, 1);
+  assert_started (w, GATE_WRITE, 0, U, 1);
   assert_states (w, BUF_READY, 0, U, 2);
   {
     struct part parts[] = { { 0, 4096, 1 }, { 4096, 2048, 2 },
@@ -35,19 +35,19 @@ test_overlap (struct world *w)
                             { U, U, 4 } };
 
     assert_reads (w, 0, parts, 5);
-    fake_pass (w->f, hold, 1);
-    fake_wait_held (w->f, hold, 2);
+    gate_pass (w->gate, hold, 1);
+    gate_wait_held (w->gate, hold, 2);
     assert_reads (w, 1, parts, 5);
     task_wait_blocked (flush);
-    assert_started (w, FAKE_WRITE, 0, U, 2);
-    fake_release (w->f, hold);
+    assert_started (w, GATE_WRITE, 0, U, 2);
+    gate_release (w->gate, hold);
     task_ends (flush, 0);
     assert_reads (w, 1, parts, 5);
     assert_devices (w->f, parts, 5);
   }
   for (unsigned i = 0; i < 2; i++)
-    assert_order (fake_op (w->f, FAKE_WRITE, 0, U, i),
-                  fake_op (w->f, FAKE_WRITE, 0, U, i + 1));
+    assert_order (gate_op (w->gate, GATE_WRITE, 0, U, i),
+                  gate_op (w->gate, GATE_WRITE, 0, U, i + 1));
   assert_no_collisions (w);
 }
 
@@ -62,13 +62,13 @@ test_direct_waits (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, 0, U);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, U);
   do_write (w, 0, U, 0, 1);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   do_write (w, 0, 4096, U, 2);          /* OPEN: is written on its behalf */
   do_write (w, 0, 4096, 3 * U, 2);      /* OPEN, and stays so */
   direct = start_blocked (w, 1, kind, U, U / 2, 3);
-  fake_wait_ended (w->f, FAKE_WRITE, U, U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, U, U, 1);
   assert_started (w, fake_kind (kind), U / 2, U, kind == FUA ? 2 : 0);
 
   /* Elsewhere neither a direct operation nor a write waits. */
@@ -76,14 +76,14 @@ test_direct_waits (struct world *w)
   do_write (w, 0, 4096, 6 * U, 4);
   assert_changed (w, kind, U, 4 * U, 4);
 
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (direct, 0);
   assert_states (w, BUF_OPEN, 3 * U, U, 1);
   assert_changed (w, kind, U, U / 2, 3);
   assert_device (w->f, U / 2, 0, 1);
   for (unsigned i = 0; i < 2; i++)
-    assert_order (fake_op (w->f, FAKE_WRITE, 0, 2 * U, i),
-                  fake_op (w->f, fake_kind (kind), U / 2, U,
+    assert_order (gate_op (w->gate, GATE_WRITE, 0, 2 * U, i),
+                  gate_op (w->gate, fake_kind (kind), U / 2, U,
                            kind == FUA ? 2 : 0));
 }
 
@@ -99,13 +99,13 @@ test_write_beside (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, fake_kind (kind), 0, 4096);
+  hold = gate_hold (w->gate, fake_kind (kind), 0, 4096);
   direct = start_held (w, hold, 0, kind, U, 0, 1);
   do_write (w, 1, 4096, 4096, 2);
-  assert_ended (w, FAKE_WRITE, 4096, 4096, 1);
+  assert_ended (w, GATE_WRITE, 4096, 4096, 1);
   do_write (w, 0, 4096, U, 3);
-  assert_started (w, FAKE_WRITE, U, U, 0);
-  fake_release (w->f, hold);
+  assert_started (w, GATE_WRITE, U, U, 0);
+  gate_release (w->gate, hold);
   task_ends (direct, 0);
   do_flush (w, 0);
   /* The direct operation was answered last, and changed the device last. */
@@ -123,20 +123,20 @@ test_unregistered (struct world *w)
   int hold;
 
   world_init (w, 8 * U, config (8, 2, WRITE_AUTO, READ_DIRECT));
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   first = start_held (w, hold, 0, WRITE, 4096, 0, 1);
   do_flush (w, 1);
   second = task_start (w, 1, WRITE, 4096, 0, 2);
-  fake_wait_held (w->f, hold, 2);
+  gate_wait_held (w->gate, hold, 2);
   assert_counter (w, STATS_DEFERRED, 0);
-  fake_pass (w->f, hold, 1);
+  gate_pass (w->gate, hold, 1);
   task_ends (first, 0);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (second, 0);
   do_read (w, 0, 4096, 0, 2);
-  fake_forget (w->f);
+  gate_forget (w->gate);
   do_write (w, 1, 4096, 0, 3);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 0);
+  assert_started (w, GATE_WRITE, ANYWHERE, 0);
 }
 
 /* A flush tries failed data again, which fails again, while a zero of the same
@@ -154,12 +154,12 @@ test_flush_and_zero (struct world *w)
 
     open_writeback (w, 4 * U, 8, 2);
     make_failed (w, 0, 8192, 0, 1, EIO);
-    hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
-    fail = fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, 1);
+    hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+    fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, EIO, 1);
     flush = start_held_flush (w, hold, n & 1);
     zero = start_blocked (w, 0, ZERO, count, 0, 0);
     second = start_blocked_flush (w, 1);
-    fake_release (w->f, hold);
+    gate_release (w->gate, hold);
     task_ends (zero, 0);
     {
       /* Both flushes return a hook's error.  A flush that looks late finds
@@ -175,7 +175,7 @@ test_flush_and_zero (struct world *w)
     assert_device (w->f, count, 0, 0);
     if (count < 8192)
       assert_device (w->f, 8192 - count, count, 1);
-    fake_release (w->f, fail);
+    gate_release (w->gate, fail);
     assert_states (w, BUF_FAILED, 0, 4 * U, 0);
     assert_no_collisions (w);
     world_end (w);
@@ -194,14 +194,14 @@ test_drain (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 4096, 0, 1);
   do_write (w, 0, 4096, 2 * U, 1);
   g_assert_false (drain (w, 1, U, U));
   waiter = start_held (w, hold, 1, DRAIN, U, 0, 0);
   task_wait_blocked (waiter);
   assert_states (w, BUF_OPEN, 2 * U, U, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (waiter, false);
   assert_device (w->f, 4096, 0, 1);
   do_flush (w, 0);
@@ -221,12 +221,12 @@ test_drain_ready (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 8192, 0, 1);
   first = start_held (w, hold, 1, DRAIN, 4096, 0, 0);
   do_write (w, 0, 8192, 4096, 2);
   waiter = start_blocked (w, 1, DRAIN, 4096, 8192, 0);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (first, false);
   task_ends (waiter, false);
 }

@@ -238,9 +238,9 @@ random_request (struct client *c, unsigned n)
 
   /* Failures come for a while, in the second quarter and the third. */
   if (r->setup->fails && c->self == 0 && n == r->ops / 4)
-    fake_fail_some (r->w->f, FAKE_ANY, 200, g_rand_int (c->rand));
+    gate_fail_some (r->w->gate, GATE_ANY, 200, g_rand_int (c->rand));
   if (r->setup->fails && c->self == 0 && n == r->ops / 4 * 3)
-    fake_fail_some (r->w->f, 0, 0, 0);
+    gate_fail_some (r->w->gate, 0, 0, 0);
 
   pthread_rwlock_rdlock (&r->conn_lock[i]);
   if (what < 350)
@@ -302,7 +302,7 @@ check_end (struct run *r, struct client *clients)
 {
   g_autofree uint8_t *buf = g_malloc (SIZE);
 
-  fake_fail_some (r->w->f, 0, 0, 0);
+  gate_fail_some (r->w->gate, 0, 0, 0);
   for (unsigned i = 0; i < RANDOM_CONNS; i++)
     g_assert_cmpint (request (r->w, i, FLUSH, NULL, 0, 0), ==, 0);
   for (unsigned i = 0; i < THREADS; i++) {
@@ -329,8 +329,8 @@ print_counters (struct run *r)
   g_test_message ("%u operations, %u at once, %u client errors, deferred %"
                   PRIu64 ", coalesced %" PRIu64 ", prefetch used %" PRIu64
                   ", deferred errors %" PRIu64 ", waits for a buffer %" PRIu64,
-                  fake_started (r->w->f, FAKE_ANY, ANYWHERE),
-                  fake_peak (r->w->f), atomic_load (&r->errors),
+                  gate_started (r->w->gate, GATE_ANY, ANYWHERE),
+                  gate_peak (r->w->gate), atomic_load (&r->errors),
                   stats_counter (s, STATS_DEFERRED),
                   stats_counter (s, STATS_COALESCED),
                   stats_counter (s, STATS_AHEAD_USED),

@@ -22,15 +22,16 @@ test_states (struct world *w)
   int rule;
 
   open_writeback (w, 8 * U, 8, 4);
-  rule = state == BUF_FAILED ? fake_fail (w->f, FAKE_WRITE, ANYWHERE, EIO, -1)
-    : fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  rule = state == BUF_FAILED
+    ? gate_fail (w->gate, GATE_WRITE, ANYWHERE, EIO, -1)
+    : gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 4096, U + 4096, 1);
   do_write (w, 0, 4096, U + 12288, 2);
   if (state == BUF_WRITING) {
     do_write (w, 0, 4096, U + 4096, 1);         /* joins */
     do_write (w, 1, 4096, U + 4096, 1);         /* has that written */
     do_write (w, 1, 4096, U + 12288, 2);
-    fake_wait_held (w->f, rule, 2);
+    gate_wait_held (w->gate, rule, 2);
   }
   else if (state == BUF_FAILED)
     flush_fails (w, 0, EIO);
@@ -44,7 +45,7 @@ test_states (struct world *w)
     assert_reads (w, i, PARTS ({ U + 12388, 3996, 2 },
                                { U + 16384, 100, OLD }));
   }
-  fake_release (w->f, rule);
+  gate_release (w->gate, rule);
   do_flush (w, 1);
   assert_devices (w->f, parts, 5);
   assert_reads (w, 0, parts, 5);
@@ -58,7 +59,7 @@ test_many (struct world *w)
   int hold;
 
   open_writeback (w, 80 * U, 80, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   for (unsigned i = 0; i < 70; i++)
     do_write (w, 0, 4096, i * U, i + 1);
   g_assert_cmpint (request (w, 1, READ, buf, 80 * U, 0), ==, 0);
@@ -66,7 +67,7 @@ test_many (struct world *w)
     assert_filled (buf + i * U, 4096, i * U, i < 70 ? i + 1 : OLD);
     assert_filled (buf + i * U + 4096, U - 4096, i * U + 4096, OLD);
   }
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
 }
 
 /* A read pins the buffers that it copies from.  A later write to these bytes
@@ -79,19 +80,19 @@ test_pins (struct world *w)
   int hold, hold_write;
 
   open_writeback (w, 8 * U, 8, 4);
-  hold = fake_hold (w->f, FAKE_READ, U, U);
-  hold_write = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_READ, U, U);
+  hold_write = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 4096, 0, 1);
   do_write (w, 0, 4096, U - 8192, OLD); /* OPEN */
   read = start_held (w, hold, 1, READ, 8192 + 100, U - 8192, OLD);
   do_write (w, 0, 4096, U - 8192, 2);
   do_read (w, 0, 4096, U - 8192, 2);
-  fake_release (w->f, hold_write);
+  gate_release (w->gate, hold_write);
   do_flush (w, 0);
-  assert_ended (w, FAKE_WRITE, U - 8192, 4096, 2);
+  assert_ended (w, GATE_WRITE, U - 8192, 4096, 2);
   assert_device (w->f, 4096, U - 8192, 2);
   do_write (w, 0, U, 2 * U, 3);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
 }
 
@@ -128,11 +129,11 @@ test_stale (struct world *w)
   world_init (w, 4 * U,
               config (16, 4, s.deferring ? WRITE_BEHIND : WRITE_THROUGH,
                       READ_AHEAD));
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 0);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, 0);
   start_stream (w, 0);
-  fake_wait_held (w->f, hold, 2);       /* both have the old data */
+  gate_wait_held (w->gate, hold, 2);       /* both have the old data */
   if (!s.in_flight) {
-    fake_release (w->f, hold);
+    gate_release (w->gate, hold);
     wait_state (w, BUF_CLEAN, 2 * U, 2 * U, 2);
   }
 
@@ -140,9 +141,9 @@ test_stale (struct world *w)
   assert_states (w, BUF_READING, 0, 4 * U, 0);
   assert_states (w, BUF_CLEAN, 0, 4 * U, 0);
   if (s.in_flight) {
-    fake_pass (w->f, hold, 2);
-    fake_release (w->f, hold);
-    fake_wait_ended (w->f, FAKE_READ, 2 * U, 0, 2);
+    gate_pass (w->gate, hold, 2);
+    gate_release (w->gate, hold);
+    gate_wait_ended (w->gate, GATE_READ, 2 * U, 0, 2);
   }
   engine_check (w->e);
 
@@ -166,10 +167,10 @@ test_stale_failed (struct world *w)
   for (enum kind kind = FUA; kind <= TRIM; kind++) {
     world_init (w, 4 * U, config (16, 4, mode, READ_AHEAD));
     prefetch (w, 0, 2);
-    fail = fake_fail (w->f, FAKE_ANY & ~FAKE_READ, ANYWHERE, EIO, -1);
+    fail = gate_fail (w->gate, GATE_ANY & ~GATE_READ, ANYWHERE, EIO, -1);
     request_fails (w, 0, kind, 4096, 3 * U - 2048, 1, EIO);
     assert_states (w, BUF_CLEAN, 2 * U, 2 * U, 0);
-    fake_release (w->f, fail);
+    gate_release (w->gate, fail);
     world_end (w);
   }
 }
@@ -188,7 +189,7 @@ test_stale_pinned (struct world *w)
   read = start_blocked (w, 0, READ, U / 2, 2 * U, OLD);
   do_write (w, 1, U / 2, 2 * U + U / 2, 1);
   task_wait_blocked (read);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
   do_read (w, 0, U / 2, 2 * U + U / 2, 1);
   do_read (w, 0, U / 2, 2 * U, OLD);

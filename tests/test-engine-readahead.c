@@ -6,8 +6,8 @@
  * prefetched, as many as the window allows.  A demand read takes the data from
  * a CLEAN buffer, waits for one that is being read, or goes to the plugin.
  *
- * Not here: the rules of streams and windows (test-stream.c), and how prefetched
- * data gives way to writers (test-engine-slab.c).
+ * Not here: the rules of streams and windows (test-stream.c), and how
+ * prefetched data gives way to writers (test-engine-slab.c).
  */
 #include "world.h"
 
@@ -24,7 +24,7 @@ test_used (struct world *w)
   open_readahead (w, size, 16, 4);
   start_stream (w, 0);
   wait_state (w, BUF_CLEAN, 2 * U, size - 2 * U, 6);
-  assert_started (w, FAKE_READ, 2 * U, 0, 6);
+  assert_started (w, GATE_READ, 2 * U, 0, 6);
 
   /* All of a buffer, a part of it, and several, by both connections. */
   do_read (w, 1, 4096, 5 * U + 1, OLD);
@@ -34,7 +34,7 @@ test_used (struct world *w)
   do_read (w, 0, U / 2 + U, 5 * U + U / 2, OLD);
   do_read (w, 0, 4096 + 512, 7 * U, OLD);
 
-  assert_started (w, FAKE_READ, 2 * U, 0, 6);
+  assert_started (w, GATE_READ, 2 * U, 0, 6);
   /* A buffer that was read as a whole is not kept. */
   assert_states (w, BUF_CLEAN, 0, size, 0);
   assert_counter (w, STATS_AHEAD_BYTES, size - 2 * U);
@@ -50,24 +50,26 @@ test_mixed (struct world *w)
 
   open_readahead (w, 8 * U, 16, 4);
   prefetch (w, 0, 6);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 1, 4096, 3 * U + 4096, 1);       /* a part of unit 3 is dirty */
   do_zero (w, 1, 4096, 5 * U);                  /* unit 5 is in no buffer */
   do_write (w, 1, U, 6 * U, 2);                 /* all of unit 6 is dirty */
   assert_states (w, BUF_CLEAN, 0, 8 * U, 3);
-  fake_forget (w->f);
+  gate_forget (w->gate);
   assert_reads (w, 0, PARTS ({ 2 * U + 100, U - 100 + 4096, OLD },
                              { 3 * U + 4096, 4096, 1 },
                              { 3 * U + 8192, 2 * U - 8192, OLD },
                              { 5 * U, 4096, 0 },
                              { 5 * U + 4096, U - 4096, OLD }, { 6 * U, U, 2 },
                              { 7 * U, U - 1, OLD }));
-  assert_started (w, FAKE_READ, ANYWHERE, 2);
-  g_assert_cmpuint (fake_op (w->f, FAKE_READ, ANYWHERE, 0).offset, ==, 3 * U);
-  g_assert_cmpuint (fake_op (w->f, FAKE_READ, ANYWHERE, 0).count, ==, U);
-  g_assert_cmpuint (fake_op (w->f, FAKE_READ, ANYWHERE, 1).offset, ==, 5 * U);
-  g_assert_cmpuint (fake_op (w->f, FAKE_READ, ANYWHERE, 1).count, ==, U);
-  fake_release (w->f, hold);
+  assert_started (w, GATE_READ, ANYWHERE, 2);
+  g_assert_cmpuint (gate_op (w->gate, GATE_READ, ANYWHERE, 0).offset, ==,
+                    3 * U);
+  g_assert_cmpuint (gate_op (w->gate, GATE_READ, ANYWHERE, 0).count, ==, U);
+  g_assert_cmpuint (gate_op (w->gate, GATE_READ, ANYWHERE, 1).offset, ==,
+                    5 * U);
+  g_assert_cmpuint (gate_op (w->gate, GATE_READ, ANYWHERE, 1).count, ==, U);
+  gate_release (w->gate, hold);
 }
 
 /* A client skips some prefetched units.  The skipped units are dropped at
@@ -83,7 +85,7 @@ test_skip (struct world *w)
   do_read (w, 0, U, 6 * U + U / 2, OLD);
   assert_states (w, BUF_CLEAN, 2 * U, 5 * U, 0);
   do_read (w, 0, 2 * U + U / 2, 7 * U + U / 2, OLD);
-  assert_started (w, FAKE_READ, 2 * U, 8 * U, 8);
+  assert_started (w, GATE_READ, 2 * U, 8 * U, 8);
 }
 
 /* Writes have made some units stale.  The first read that misses one has all of
@@ -101,13 +103,13 @@ test_hole (struct world *w)
     do_write (w, 1, 4096, (3 + 2 * i) * U, OLD);
   do_flush (w, 1);
   assert_states (w, BUF_CLEAN, 2 * U, 8 * U, 5);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, 8 * U);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, 8 * U);
   do_read (w, 0, U, 2 * U, OLD);
-  assert_started (w, FAKE_READ, 2 * U, 8 * U, 8);
+  assert_started (w, GATE_READ, 2 * U, 8 * U, 8);
   read = task_start (w, 0, READ, U, 3 * U, OLD);
-  fake_wait_held (w->f, hold, 3);       /* all at once */
+  gate_wait_held (w->gate, hold, 3);       /* all at once */
   task_wait_blocked (read);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
 }
 
@@ -119,7 +121,7 @@ test_age (struct world *w)
   prefetch (w, 0, 2);
   make_older (w, UINT64_C (5100000000));
   do_read (w, 0, U, 2 * U, OLD);
-  assert_started (w, FAKE_READ, 2 * U, U, 2);
+  assert_started (w, GATE_READ, 2 * U, U, 2);
 }
 
 /* The statistics count the bytes of prefetched data that clients read. */
@@ -145,19 +147,19 @@ test_takes_over (struct world *w)
   int hold;
 
   open_readahead (w, 8 * U, 16, 1);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, U);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, U);
   start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);       /* the only worker */
+  gate_wait_held (w->gate, hold, 1);       /* the only worker */
   assert_states (w, BUF_READING, 0, 8 * U, 6);
   do_read (w, 0, U, 4 * U, OLD);
-  g_assert_true (is_on_this_thread (fake_op (w->f, FAKE_READ, 4 * U, U, 0)));
-  assert_started (w, FAKE_READ, 2 * U, 0, 2);
+  g_assert_true (is_on_this_thread (gate_op (w->gate, GATE_READ, 4 * U, U, 0)));
+  assert_started (w, GATE_READ, 2 * U, 0, 2);
   /* So does a read of another connection.  The worker is still held. */
   do_read (w, 1, 4096, 5 * U, OLD);
-  g_assert_true (is_on_this_thread (fake_op (w->f, FAKE_READ, 5 * U, U, 0)));
-  fake_release (w->f, hold);
+  g_assert_true (is_on_this_thread (gate_op (w->gate, GATE_READ, 5 * U, U, 0)));
+  gate_release (w->gate, hold);
   wait_state (w, BUF_CLEAN, 2 * U, 6 * U, 4);
-  assert_started (w, FAKE_READ, 2 * U, 0, 6);
+  assert_started (w, GATE_READ, 2 * U, 0, 6);
 }
 
 /* A read of another connection does so through its own connection. */
@@ -168,14 +170,14 @@ test_takes_over_others (struct world *w)
   int hold;
 
   open_readahead (w, 16 * U, 16, 1);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, U);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, U);
   start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   read = task_start (w, 1, READ, U, 3 * U, OLD);
   task_ends (read, 0);
   if (!w->hooked)               /* with hooks no prefetch waits for a worker */
-    g_assert_cmpuint (fake_op (w->f, FAKE_READ, 3 * U, U, 0).conn, ==, 1);
-  fake_release (w->f, hold);
+    g_assert_cmpuint (gate_op (w->gate, GATE_READ, 3 * U, U, 0).conn, ==, 1);
+  gate_release (w->gate, hold);
 }
 
 /* Prefetches that fail. */
@@ -190,20 +192,20 @@ test_fails (struct world *w)
   int fail, hold;
 
   open_readahead (w, 4 * U, 16, 4);
-  fail = fake_fail (w->f, FAKE_READ, 2 * U, 0, ENOMEDIUM, -1);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, U);
+  fail = gate_fail (w->gate, GATE_READ, 2 * U, 0, ENOMEDIUM, -1);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, U);
   start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   read = start_blocked (w, 1, READ, U, 2 * U, OLD);
-  fake_wait_ended (w->f, FAKE_READ, 3 * U, U, 1);
-  fake_pass (w->f, hold, 1);
-  fake_wait_held (w->f, hold, 1);       /* the demand read */
-  fake_release (w->f, hold);
+  gate_wait_ended (w->gate, GATE_READ, 3 * U, U, 1);
+  gate_pass (w->gate, hold, 1);
+  gate_wait_held (w->gate, hold, 1);       /* the demand read */
+  gate_release (w->gate, hold);
   task_ends (read, ENOMEDIUM);
   assert_counter (w, STATS_AHEAD_FAILED, 2);
   request_fails (w, 0, READ, U, 3 * U, OLD, ENOMEDIUM);
   request_fails (w, 1, READ, 4 * U, 0, OLD, ENOMEDIUM);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_read (w, 0, 4 * U, 0, OLD);
 }
 
@@ -214,14 +216,14 @@ test_fails_ends (struct world *w)
   int fail;
 
   open_readahead (w, 64 * U, 16, 1);
-  fail = fake_fail (w->f, FAKE_READ, 2 * U, 0, EIO, -1);
+  fail = gate_fail (w->gate, GATE_READ, 2 * U, 0, EIO, -1);
   start_stream (w, 0);
   wait_free (w, 16);
-  fake_release (w->f, fail);
-  fake_forget (w->f);
+  gate_release (w->gate, fail);
+  gate_forget (w->gate);
   do_read (w, 0, U, 2 * U, OLD);
   wait_free (w, 16);
-  assert_started (w, FAKE_READ, ANYWHERE, 1);
+  assert_started (w, GATE_READ, ANYWHERE, 1);
 }
 
 /* Where all reads fail, the plugin gets each client's read, and few
@@ -233,12 +235,12 @@ test_fails_all (struct world *w)
   open_readahead (w, 256 * U, 16, 4);
   for (unsigned i = 0; i < 64; i++)
     do_read (w, 0, U, i * U, OLD);
-  fake_fail (w->f, FAKE_READ, 80 * U, 0, EIO, -1);
+  gate_fail (w->gate, GATE_READ, 80 * U, 0, EIO, -1);
   for (unsigned i = 64; i < 80; i++)
     do_read (w, 0, U, i * U, OLD);
   for (unsigned i = 80; i < 208; i++)
     request_fails (w, 0, READ, U, i * U, OLD, EIO);
-  g_assert_cmpuint (fake_started (w->f, FAKE_READ, 80 * U, 0), <=, 128 + 32);
+  g_assert_cmpuint (gate_started (w->gate, GATE_READ, 80 * U, 0), <=, 128 + 32);
 }
 
 /* How far, and for which client. */
@@ -254,11 +256,11 @@ test_deep (struct world *w)
   open_readahead (w, 64 * U, 16, 16);
   put_in_flight (w, 0, 7);
   set_window (w, 0, 16);
-  hold = fake_hold (w->f, FAKE_READ, 24 * U, 0);
+  hold = gate_hold (w->gate, GATE_READ, 24 * U, 0);
   for (unsigned i = 0; i < 24; i++)
     do_read (w, 0, U, i * U, OLD);
   wait_state (w, BUF_READING, 24 * U, 40 * U, 12);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
 }
 
 /* A client with three quarters of the buffers in flight has nothing
@@ -274,7 +276,7 @@ test_quarter (struct world *w)
   for (unsigned i = 0; i < 24; i++)
     do_read (w, 0, U, i * U, OLD);
   engine_check (w->e);
-  g_assert_true ((fake_started (w->f, FAKE_READ, 24 * U, 0) == 0)
+  g_assert_true ((gate_started (w->gate, GATE_READ, 24 * U, 0) == 0)
                  == (in_flight == 12));
 }
 
@@ -359,11 +361,11 @@ test_beside (struct world *w)
   do_read (w, 0, 512, 60 * U + 512, OLD);
   wait_state (w, BUF_CLEAN, 60 * U, 4 * U, 4);
   set_window (w, 0, 16);
-  hold = fake_hold (w->f, FAKE_READ, U, U);
+  hold = gate_hold (w->gate, GATE_READ, U, U);
   do_read (w, 0, U, 0, OLD);
   read = start_held (w, hold, 0, READ, U, U, OLD);
   do_read (w, 0, 512, 60 * U + 1024, OLD);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (read, 0);
   do_read (w, 0, 512, 60 * U + 1536, OLD);
   do_read (w, 0, U, 2 * U, OLD);

@@ -18,7 +18,7 @@ test_odd (struct world *w)
 
   open_readahead (w, size, 8, 4);
   do_write (w, 0, 512, size - 512, 1);  /* fills its buffer */
-  fake_wait_ended (w->f, FAKE_WRITE, ANYWHERE, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, ANYWHERE, 1);
   do_write (w, 0, 4096, 3 * U, 2);
   assert_reads (w, 1, PARTS ({ 2 * U, U, OLD }, { 3 * U, 4096, 2 },
                              { size - 512, 512, 1 }));
@@ -55,16 +55,16 @@ test_max_block (struct world *w)
   for (unsigned i = 0; i < 16; i++)
     do_write (w, 0, 16 * KIB, 512 * KIB + i * 16 * KIB, 1);
   do_flush (w, 0);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 4);
+  assert_started (w, GATE_WRITE, ANYWHERE, 4);
   for (unsigned i = 0; i < 4; i++)
-    g_assert_cmpuint (fake_op (w->f, FAKE_WRITE, ANYWHERE, i).count, ==, U);
+    g_assert_cmpuint (gate_op (w->gate, GATE_WRITE, ANYWHERE, i).count, ==, U);
   for (uint64_t offset = 0; offset < 512 * KIB; offset += 32 * KIB)
     do_read (w, 0, 32 * KIB, offset, OLD);
   do_read (w, 0, 32 * KIB, 512 * KIB, 1);
   world_close (w, 0);
-  g_assert_cmpuint (fake_started (w->f, FAKE_READ, ANYWHERE), >, 4);
-  for (unsigned i = 0; i < fake_started (w->f, FAKE_ANY, ANYWHERE); i++)
-    g_assert_cmpuint (fake_op (w->f, FAKE_ANY, ANYWHERE, i).count, <=, max);
+  g_assert_cmpuint (gate_started (w->gate, GATE_READ, ANYWHERE), >, 4);
+  for (unsigned i = 0; i < gate_started (w->gate, GATE_ANY, ANYWHERE); i++)
+    g_assert_cmpuint (gate_op (w->gate, GATE_ANY, ANYWHERE, i).count, <=, max);
 }
 
 /* Writes that are no whole blocks are direct, in order with deferred ones.  A
@@ -78,12 +78,12 @@ test_min_block (struct world *w)
   world_start (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_DIRECT));
   open_with (w, 4096, UINT32_MAX);
   do_write (w, 0, 4096, 0, 1);
-  assert_started (w, FAKE_WRITE, ANYWHERE, 0);
+  assert_started (w, GATE_WRITE, ANYWHERE, 0);
   /* Not whole blocks. */
   do_write (w, 0, 512, 1024, 2);
-  assert_ended (w, FAKE_WRITE, ANYWHERE, 2);
+  assert_ended (w, GATE_WRITE, ANYWHERE, 2);
   do_write (w, 0, 4096, 512, 3);
-  assert_ended (w, FAKE_WRITE, ANYWHERE, 3);
+  assert_ended (w, GATE_WRITE, ANYWHERE, 3);
   assert_devices (w->f, PARTS ({ 0, 512, 1 }, { 512, 4096, 3 },
                                { 4608, 100, OLD }));
   world_close (w, 0);
@@ -116,8 +116,8 @@ test_end (struct world *w)
   world_start (w, 3 * U + 4096 + 512, config (16, 4, WRITE_BEHIND, READ_AHEAD));
   open_with (w, 4096, UINT32_MAX);
   prefetch (w, 0, 2);
-  for (unsigned i = 0; i < fake_started (w->f, FAKE_ANY, ANYWHERE); i++)
-    g_assert_cmpuint (fake_op (w->f, FAKE_ANY, ANYWHERE, i).count % 4096,
+  for (unsigned i = 0; i < gate_started (w->gate, GATE_ANY, ANYWHERE); i++)
+    g_assert_cmpuint (gate_op (w->gate, GATE_ANY, ANYWHERE, i).count % 4096,
                       ==, 0);
 }
 
@@ -130,7 +130,7 @@ enum breaks { COUNT, OFFSET, MAX_BLOCK };
 static void
 assert_whole (struct world *w, unsigned kind, uint32_t count, uint64_t offset)
 {
-  struct fake_op op = fake_op (w->f, kind, ANYWHERE, 0);
+  struct gate_op op = gate_op (w->gate, kind, ANYWHERE, 0);
 
   assert_started (w, kind, ANYWHERE, 1);
   g_assert_cmpuint (op.offset, ==, offset);
@@ -152,29 +152,29 @@ test_refusable (struct world *w)
   world_start (w, 16 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
   open_with (w, 4096, breaks == MAX_BLOCK ? 2 * U : UINT32_MAX);
 
-  fail = fake_fail (w->f, FAKE_ANY, offset, 512, EINVAL, -1);
+  fail = gate_fail (w->gate, GATE_ANY, offset, 512, EINVAL, -1);
   request_fails (w, 0, WRITE, count, offset, 1, EINVAL);
-  assert_whole (w, FAKE_WRITE, count, offset);
+  assert_whole (w, GATE_WRITE, count, offset);
   assert_device (w->f, 16 * U, 0, OLD);
   request_fails (w, 0, READ, count, offset, 1, EINVAL);
-  assert_whole (w, FAKE_READ, count, offset);
-  fake_release (w->f, fail);
+  assert_whole (w, GATE_READ, count, offset);
+  gate_release (w->gate, fail);
 
-  fake_forget (w->f);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  gate_forget (w->gate);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, U, U, 2);             /* a whole unit */
   do_write (w, 0, 4096, 2 * U, 3);      /* a part of one */
   assert_reads (w, 0, PARTS ({ offset, U - offset, OLD }, { U, U, 2 },
                              { 2 * U, 4096, 3 },
                              { 2 * U + 4096, count + offset - 2 * U - 4096,
                                OLD }));
-  assert_whole (w, FAKE_READ, count, offset);
-  fake_release (w->f, hold);
+  assert_whole (w, GATE_READ, count, offset);
+  gate_release (w->gate, hold);
 
   do_flush (w, 0);
-  fake_forget (w->f);
+  gate_forget (w->gate);
   do_write (w, 0, count, offset, 4);
-  assert_whole (w, FAKE_WRITE, count, offset);
+  assert_whole (w, GATE_WRITE, count, offset);
   do_write (w, 0, U, 0, 5);             /* deferred */
   do_write (w, 0, count, offset, 6);
   assert_device (w->f, offset, 0, 5);
@@ -189,7 +189,7 @@ test_refusable_stream (struct world *w)
   open_with (w, 4096, U);
   for (unsigned i = 0; i < 8; i++)
     do_read (w, 0, 2 * U, i * 2 * U, OLD);
-  assert_started (w, FAKE_READ, ANYWHERE, 8);
+  assert_started (w, GATE_READ, ANYWHERE, 8);
   prefetch (w, 0, 2);
   /* Something beside the server changes the device. */
   fill (fake_data (w->f) + 2 * U, 2 * U, 2 * U, 1);

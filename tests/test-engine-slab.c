@@ -18,13 +18,13 @@ test_reuse (struct world *w)
 
   open_writeback (w, 8 * U, 4, 4);
   for (unsigned i = 0; i < 3; i++) {
-    int hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+    int hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
 
     do_write (w, 0, U, i * U, 1);
     if (i == 0)
       first = buffer_of_unit (w, 0);
     g_assert_true (buffer_of_unit (w, i) == first);
-    fake_release (w->f, hold);
+    gate_release (w->gate, hold);
     do_flush (w, 0);
   }
 }
@@ -40,33 +40,33 @@ test_filling (struct world *w)
   int hold;
 
   open_writeback (w, 32 * U, 4, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 4 * U, 0, 1);
   g_assert_cmpuint (count_dirty (w, 0), ==, 4);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_flush (w, 0);
 
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   large = start_held (w, hold, 0, WRITE, 5 * U, 8 * U, 2);
   task_wait_blocked (large);
   other = task_start (w, 1, WRITE, U, 16 * U, 2);
-  fake_wait_held (w->f, hold,
-                  fake_started (w->f, FAKE_WRITE, 8 * U, 5 * U) + 1);
+  gate_wait_held (w->gate, hold,
+                  gate_started (w->gate, GATE_WRITE, 8 * U, 5 * U) + 1);
   task_wait_blocked (other);
   g_assert_cmpuint (count_dirty (w, 0), ==, 0);
   do_write (w, 1, 4096, 20 * U, 2);     /* many small ones fill one buffer */
   g_assert_cmpuint (count_dirty (w, 0), ==, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (large, 0);
   task_ends (other, 0);
   do_flush (w, 0);
 
   /* As if it were long ago. */
   atomic_store (&w->e->writeback.filling.epoch_ns, 0);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 1, U, 0, 3);
   g_assert_cmpuint (count_dirty (w, 0), ==, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
 }
 
 /* Back-pressure. */
@@ -93,19 +93,19 @@ test_wait (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 4, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 3, 1);
   do_write (w, 0, 4096, 3 * U, 1);      /* OPEN */
   make_very_slow (w);
   write = task_start (w, 1, WRITE, U, 5 * U, 2);
-  fake_wait_held (w->f, hold, 4);       /* the writer has it written */
+  gate_wait_held (w->gate, hold, 4);       /* the writer has it written */
   task_wait_blocked (write);
-  assert_started (w, FAKE_WRITE, 5 * U, U, 0);
-  fake_pass (w->f, hold, 1);
+  assert_started (w, GATE_WRITE, 5 * U, U, 0);
+  gate_pass (w->gate, hold, 1);
   task_ends (write, 0);
   do_read (w, 0, U, 5 * U, 2);
   assert_noted (w, STATS_SPACE_WAIT, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_flush (w, 0);
 }
 
@@ -119,24 +119,24 @@ test_wait_order (struct world *w)
   int hold;
 
   open_writeback (w, 8 * U, 4, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 4, 1);
-  fake_wait_held (w->f, hold, 4);
+  gate_wait_held (w->gate, hold, 4);
   make_patient (w, 0);
   for (unsigned i = 0; i < 3; i++)
     write[i] = start_blocked (w, i % 2, WRITE, 4096, (5 + i) * U, 2 + i);
   for (unsigned i = 0; i < 3; i++) {
-    fake_pass (w->f, hold, 1);
+    gate_pass (w->gate, hold, 1);
     task_ends (write[i], 0);
     if (i < 2)
-      fake_wait_held (w->f, hold, 4);
+      gate_wait_held (w->gate, hold, 4);
   }
   assert_states (w, BUF_OPEN, 7 * U, U, 1);
   for (unsigned i = 0; i < 3; i++)
     do_read (w, 0, 4096, (5 + i) * U, 2 + i);
   assert_noted (w, STATS_SPACE_WAIT, 3);
   assert_counter (w, STATS_DEFERRED, 7);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_flush (w, 0);
 }
 
@@ -150,15 +150,15 @@ test_wait_counters (struct world *w)
   int first, rest;
 
   open_writeback (w, 8 * U, 4, 4);
-  first = fake_hold (w->f, FAKE_WRITE, 0, U);
-  rest = fake_hold (w->f, FAKE_WRITE, U, 0);
+  first = gate_hold (w->gate, GATE_WRITE, 0, U);
+  rest = gate_hold (w->gate, GATE_WRITE, U, 0);
   write_units (w, 0, 0, 4, 1);
   flush = start_blocked_flush (w, 0);
   write = start_blocked (w, 1, WRITE, U, 5 * U, 2);
-  fake_release (w->f, first);
+  gate_release (w->gate, first);
   task_ends (write, 0);
   task_wait_blocked (flush);
-  fake_release (w->f, rest);
+  gate_release (w->gate, rest);
   task_ends (flush, 0);
   assert_counter (w, STATS_BARRIERS, 1);
   assert_noted (w, STATS_SPACE_WAIT, 1);
@@ -176,8 +176,8 @@ test_wait_two (struct world *w)
   open_readahead (w, 16 * U, 4, 4);
   prefetch (w, 0, 4);
   make_older (w, 0);
-  hold_read = fake_hold (w->f, FAKE_READ, 4 * U, U);
-  hold_write = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold_read = gate_hold (w->gate, GATE_READ, 4 * U, U);
+  hold_write = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 1, 10, 2, 1);
   stop_readahead (w, 0);
   /* It uses up two buffers, and waits for the unit that is held. */
@@ -185,11 +185,11 @@ test_wait_two (struct world *w)
   make_very_slow (w);
   for (unsigned i = 0; i < 2; i++)
     write[i] = start_blocked (w, 1, WRITE, U, (12 + i) * U, 1);
-  fake_release (w->f, hold_read);
+  gate_release (w->gate, hold_read);
   task_ends (read, 0);
   for (unsigned i = 0; i < 2; i++)
     task_ends (write[i], 0);
-  fake_release (w->f, hold_write);
+  gate_release (w->gate, hold_write);
 }
 
 /* All buffers hold failed data while a writer waits.  It gets an error.
@@ -204,12 +204,12 @@ test_failed (struct world *w)
 
   open_writeback (w, 8 * U, 4, 4);
   world_open (w, 2, "other");
-  hold = fake_hold (w->f, FAKE_WRITE, 0, 4 * U);
-  fail = fake_fail (w->f, FAKE_WRITE, 0, 6 * U, EIO, -1);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, 4 * U);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, 6 * U, EIO, -1);
   write_units (w, 0, 0, 4, 1);
   make_patient (w, other ? 2 : 1);
   write = start_blocked (w, other ? 2 : 1, WRITE, U, 5 * U, 2);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   task_ends (write, EIO);
   wait_state (w, BUF_FAILED, 0, 4 * U, 4);
   for (unsigned i = 0; i < 3; i++) {
@@ -220,7 +220,7 @@ test_failed (struct world *w)
   }
   do_read (w, 1, 4 * U, 0, 1);
   flush_fails (w, 1, EIO);
-  fake_release (w->f, fail);
+  gate_release (w->gate, fail);
   do_flush (w, 1);
   assert_device (w->f, 4 * U, 0, 1);
   do_write (w, 0, 4096, 0, 2);
@@ -239,10 +239,10 @@ test_threads (struct world *w)
 
   c.linger_ns = 1000000;
   world_init (w, (THREADS + 1) * U, c);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 0, THREADS - 20, 1);
-  fake_wait_held (w->f, hold, w->hooked ? 1 : THREADS - 20);
-  fake_release (w->f, hold);
+  gate_wait_held (w->gate, hold, w->hooked ? 1 : THREADS - 20);
+  gate_release (w->gate, hold);
 }
 
 /* Prefetched data and writers. */
@@ -260,7 +260,7 @@ test_evict (struct world *w)
   open_readahead (w, 16 * U, 4, 4);
   prefetch (w, 0, 4);
   make_older (w, 0);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   for (unsigned i = 0; i < 2; i++) {
     do_write (w, 1, U, (10 + i) * U, 1);
     assert_states (w, BUF_CLEAN, 2 * U, (3 - i) * U, 3 - i);
@@ -274,7 +274,7 @@ test_evict (struct world *w)
   task_ends (write, 0);
   assert_states (w, BUF_CLEAN, 0, 16 * U, 0);
   do_write (w, 1, U, 13 * U, 1);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   do_flush (w, 1);
   do_read (w, 0, U, 2 * U, OLD);
   wait_state (w, BUF_CLEAN, 4 * U, 2 * U, 2);
@@ -294,22 +294,22 @@ test_evict_pinned (struct world *w)
   make_older (w, 0);
   stop_readahead (w, 0);
   stop_readahead (w, 1);
-  hold_write = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold_write = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 1, U, 10 * U, 1);        /* in place of unit 4 */
-  hold[0] = fake_hold (w->f, FAKE_READ, U, U);
-  hold[1] = fake_hold (w->f, FAKE_READ, 4 * U, U);
+  hold[0] = gate_hold (w->gate, GATE_READ, U, U);
+  hold[1] = gate_hold (w->gate, GATE_READ, 4 * U, U);
   for (unsigned i = 0; i < 2; i++)      /* of units 2 and 3 each a part */
     read[i] = start_held (w, hold[i], i, READ, U, (1 + 2 * i) * U + 512, OLD);
   make_very_slow (w);
   write = start_blocked (w, 1, WRITE, U, 11 * U, 1);
   assert_states (w, BUF_CLEAN, 2 * U, 2 * U, 2);
-  fake_release (w->f, hold[0]);
+  gate_release (w->gate, hold[0]);
   task_ends (read[0], 0);
   task_ends (write, 0);
   assert_states (w, BUF_CLEAN, 2 * U, 2 * U, 1);
-  fake_release (w->f, hold[1]);
+  gate_release (w->gate, hold[1]);
   task_ends (read[1], 0);
-  fake_release (w->f, hold_write);
+  gate_release (w->gate, hold_write);
 }
 
 /* A writer looks again when prefetched data becomes idle, though no buffer
@@ -322,13 +322,13 @@ test_evict_idle (struct world *w)
 
   open_readahead (w, 16 * U, 4, 4);
   prefetch (w, 0, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 1, 10, 2, 1);
   make_patient (w, 1);
   do_write (w, 1, U, 12 * U, 1);
   g_assert_cmpuint (count_state (w, BUF_CLEAN, 0, 16 * U), <, 2);
-  assert_ended (w, FAKE_WRITE, ANYWHERE, 0);
-  fake_release (w->f, hold);
+  assert_ended (w, GATE_WRITE, ANYWHERE, 0);
+  gate_release (w->gate, hold);
 }
 
 /* Prefetches that wait for a worker give way as well, and no worker reads
@@ -340,18 +340,18 @@ test_evict_reading (struct world *w)
   int hold;
 
   open_readahead (w, 8 * U, 4, 1);
-  hold = fake_hold (w->f, FAKE_READ, 2 * U, U);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, U);
   start_stream (w, 0);
-  fake_wait_held (w->f, hold, 1);
+  gate_wait_held (w->gate, hold, 1);
   assert_states (w, BUF_READING, 0, 8 * U, 4);
   do_write (w, 1, 4096, 7 * U, 1);
   assert_states (w, BUF_READING, 0, 8 * U, 3);
   do_write (w, 1, 4096, 0, 1);
   assert_states (w, BUF_READING, 0, 8 * U, 2);
-  fake_release (w->f, hold);
+  gate_release (w->gate, hold);
   wait_state (w, BUF_CLEAN, 2 * U, 2 * U, 2);
   do_flush (w, 0);
-  assert_started (w, FAKE_READ, 4 * U, 2 * U, 0);
+  assert_started (w, GATE_READ, 4 * U, 2 * U, 0);
   do_read (w, 0, U, 4 * U, OLD);
 }
 
@@ -389,13 +389,13 @@ test_writer_first (struct world *w)
   int hold;
 
   open_readahead (w, 16 * U, 4, 4);
-  hold = fake_hold (w->f, FAKE_WRITE, ANYWHERE);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 12, 4, 1);
   write = start_blocked (w, 0, WRITE, U, 11 * U, 2);
   for (unsigned i = 0; i < 4; i++)
     do_read (w, 1, U, i * U, OLD);
-  assert_started (w, FAKE_READ, ANYWHERE, 4);
-  fake_release (w->f, hold);
+  assert_started (w, GATE_READ, ANYWHERE, 4);
+  gate_release (w->gate, hold);
   task_ends (write, 0);
 }
 

@@ -20,6 +20,7 @@
  */
 struct scene {
   struct fake *f;
+  struct gate *gate;            /* the device's */
   struct backend b;
   struct speed pace;
   struct pool *p;
@@ -48,6 +49,7 @@ scene_start (struct scene *s, bool is_write, unsigned threads, unsigned busy)
   memset (s, 0, sizeof *s);
   s->is_write = is_write;
   s->f = fake_new (32 * UNIT);
+  s->gate = fake_gate (s->f);
   for (uint64_t i = 0; i < 32 * UNIT; i++)
     fake_data (s->f)[i] = byte_at (i, false);
   s->b = fake_backend (s->f, 0);
@@ -131,7 +133,7 @@ assert_pieces (struct scene *s, unsigned n)
   unsigned by_caller = 0, fewest = UINT_MAX, most = 0;
 
   for (unsigned i = 0; i < n; i++) {
-    struct fake_op op = fake_op (s->f, FAKE_ANY, 0, 0, i);
+    struct gate_op op = gate_op (s->gate, GATE_ANY, ANYWHERE, i);
     unsigned units = split_max (UNIT, op.count, op.offset);
 
     g_assert_true (op.offset == s->offset || op.offset % UNIT == 0);
@@ -154,19 +156,19 @@ static void
 check_pieces (bool is_write, unsigned threads, unsigned busy, uint32_t count,
               uint64_t offset)
 {
-  unsigned kind = is_write ? FAKE_WRITE : FAKE_READ;
+  unsigned kind = is_write ? GATE_WRITE : GATE_READ;
   unsigned n = MIN (threads - busy + 1, split_max (UNIT, count, offset));
   struct scene s;
   int hold;
 
   scene_start (&s, is_write, threads, busy);
-  hold = fake_hold (s.f, FAKE_ANY, 0, 0);
+  hold = gate_hold (s.gate, GATE_ANY, ANYWHERE);
   request_start (&s, count, offset);
-  fake_wait_held (s.f, hold, n);
-  g_assert_cmpuint (fake_started (s.f, FAKE_ANY, 0, 0), ==, n);
-  fake_release (s.f, hold);
+  gate_wait_held (s.gate, hold, n);
+  g_assert_cmpuint (gate_started (s.gate, GATE_ANY, ANYWHERE), ==, n);
+  gate_release (s.gate, hold);
   g_assert_cmpint (request_end (&s), ==, 0);
-  g_assert_cmpuint (fake_ended (s.f, kind, 0, 0), ==, n);
+  g_assert_cmpuint (gate_ended (s.gate, kind, 0, 0), ==, n);
   assert_pieces (&s, n);
   scene_end (&s);
 }
@@ -195,7 +197,7 @@ check_hooked_pieces (bool is_write, unsigned units, unsigned max_pieces)
 {
   unsigned by_hooks = MIN (max_pieces, units - 1);
   atomic_uint pieces = 0;
-  struct fake_op op;
+  struct gate_op op;
   struct scene s;
   int hold;
 
@@ -205,19 +207,20 @@ check_hooked_pieces (bool is_write, unsigned units, unsigned max_pieces)
   s.b.max_pieces = max_pieces;
   /* Twice, as the first request must give back what it took of the bound. */
   for (unsigned round = 0; round < 2; round++) {
-    hold = fake_hold (s.f, FAKE_ANY, 0, 0);
+    hold = gate_hold (s.gate, GATE_ANY, ANYWHERE);
     request_start (&s, units * UNIT, 0);
-    fake_wait_held (s.f, hold, by_hooks + 1);
-    g_assert_cmpuint (fake_started (s.f, FAKE_ANY, 0, 0), ==, by_hooks + 1);
+    gate_wait_held (s.gate, hold, by_hooks + 1);
+    g_assert_cmpuint (gate_started (s.gate, GATE_ANY, ANYWHERE), ==,
+                      by_hooks + 1);
     g_assert_cmpuint (atomic_load (&pieces), ==, by_hooks);
-    op = fake_op (s.f, FAKE_ANY, 0, UNIT, 0);
+    op = gate_op (s.gate, GATE_ANY, 0, UNIT, 0);
     g_assert_cmpuint (op.offset, ==, 0);
     g_assert_cmpuint (op.count, ==, (units - by_hooks) * UNIT);
     g_assert_true (pthread_equal (op.thread, s.thread));
-    fake_release (s.f, hold);
+    gate_release (s.gate, hold);
     g_assert_cmpint (request_end (&s), ==, 0);
     g_assert_cmpuint (atomic_load (&pieces), ==, 0);
-    fake_forget (s.f);
+    gate_forget (s.gate);
   }
   scene_end (&s);
 }
@@ -246,11 +249,11 @@ test_hooked_bound (gconstpointer data)
   fake_hook (&s.b, 0);
   s.b.pieces = &pieces;
   s.b.max_pieces = 4;
-  hold = fake_hold (s.f, FAKE_ANY, 0, 0);
+  hold = gate_hold (s.gate, GATE_ANY, ANYWHERE);
   request_start (&s, 8 * UNIT, 0);
-  fake_wait_held (s.f, hold, 2);
-  g_assert_cmpuint (fake_started (s.f, FAKE_ANY, 0, 0), ==, 2);
-  fake_release (s.f, hold);
+  gate_wait_held (s.gate, hold, 2);
+  g_assert_cmpuint (gate_started (s.gate, GATE_ANY, ANYWHERE), ==, 2);
+  gate_release (s.gate, hold);
   g_assert_cmpint (request_end (&s), ==, 0);
   g_assert_cmpuint (atomic_load (&pieces), ==, 3);
   scene_end (&s);
@@ -263,17 +266,17 @@ static void
 test_repeat (gconstpointer data)
 {
   struct scene s;
-  struct fake_op op;
+  struct gate_op op;
 
   scene_start (&s, GPOINTER_TO_INT (data), 4, 0);
-  fake_fail (s.f, FAKE_ANY, 4 * UNIT, UNIT, EIO, 1);
+  gate_fail (s.gate, GATE_ANY, 4 * UNIT, UNIT, EIO, 1);
   request_start (&s, 5 * UNIT, 0);      /* five pieces: the fifth fails */
   g_assert_cmpint (request_end (&s), ==, 0);
-  g_assert_cmpuint (fake_started (s.f, FAKE_ANY, 0, 0), ==, 6);
-  op = fake_op (s.f, FAKE_ANY, 4 * UNIT, UNIT, 0);
+  g_assert_cmpuint (gate_started (s.gate, GATE_ANY, ANYWHERE), ==, 6);
+  op = gate_op (s.gate, GATE_ANY, 4 * UNIT, UNIT, 0);
   g_assert_cmpint (op.err, ==, EIO);
   g_assert_false (pthread_equal (op.thread, s.thread));
-  op = fake_op (s.f, FAKE_ANY, 4 * UNIT, UNIT, 1);
+  op = gate_op (s.gate, GATE_ANY, 4 * UNIT, UNIT, 1);
   g_assert_cmpuint (op.offset, ==, 4 * UNIT);
   g_assert_cmpuint (op.count, ==, UNIT);
   g_assert_true (pthread_equal (op.thread, s.thread));
@@ -290,13 +293,13 @@ test_error_order (gconstpointer data)
   int hold;
 
   scene_start (&s, GPOINTER_TO_INT (data), 4, 0);
-  fake_fail (s.f, FAKE_ANY, 2 * UNIT, UNIT, ENOSPC, -1);
-  fake_fail (s.f, FAKE_ANY, 4 * UNIT, UNIT, ENOMEDIUM, -1);
-  hold = fake_hold (s.f, FAKE_ANY, 2 * UNIT, UNIT);
+  gate_fail (s.gate, GATE_ANY, 2 * UNIT, UNIT, ENOSPC, -1);
+  gate_fail (s.gate, GATE_ANY, 4 * UNIT, UNIT, ENOMEDIUM, -1);
+  hold = gate_hold (s.gate, GATE_ANY, 2 * UNIT, UNIT);
   request_start (&s, 5 * UNIT, 0);
-  fake_wait_held (s.f, hold, 1);
-  fake_wait_ended (s.f, FAKE_ANY, 4 * UNIT, UNIT, 1);
-  fake_release (s.f, hold);
+  gate_wait_held (s.gate, hold, 1);
+  gate_wait_ended (s.gate, GATE_ANY, 4 * UNIT, UNIT, 1);
+  gate_release (s.gate, hold);
   g_assert_cmpint (request_end (&s), ==, ENOSPC);
   scene_end (&s);
 }
@@ -312,20 +315,20 @@ test_waits_for_all (gconstpointer data)
   int hold;
 
   scene_start (&s, GPOINTER_TO_INT (data), 4, 0);
-  fake_fail (s.f, FAKE_ANY, 0, UNIT, ENOSPC, -1);
-  hold = fake_hold (s.f, FAKE_ANY, UNIT, 4 * UNIT);
+  gate_fail (s.gate, GATE_ANY, 0, UNIT, ENOSPC, -1);
+  hold = gate_hold (s.gate, GATE_ANY, UNIT, 4 * UNIT);
   request_start (&s, 5 * UNIT, 0);
-  fake_wait_held (s.f, hold, 4);
-  fake_wait_ended (s.f, FAKE_ANY, 0, UNIT, 1);
+  gate_wait_held (s.gate, hold, 4);
+  gate_wait_ended (s.gate, GATE_ANY, 0, UNIT, 1);
   for (unsigned i = 0; i < 4; i++) {
     g_assert_false (atomic_load (&s.done));
-    fake_pass (s.f, hold, 1);
-    fake_wait_ended (s.f, FAKE_ANY, UNIT, 4 * UNIT, i + 1);
+    gate_pass (s.gate, hold, 1);
+    gate_wait_ended (s.gate, GATE_ANY, UNIT, 4 * UNIT, i + 1);
   }
-  waited = fake_ended (s.f, FAKE_ANY, 0, 0);
+  waited = gate_ended (s.gate, GATE_ANY, ANYWHERE);
   g_assert_cmpint (request_end (&s), ==, ENOSPC);
   g_assert_cmpuint (waited, ==, 5);
-  g_assert_cmpuint (fake_ended (s.f, FAKE_ANY, 0, 0), ==, 5);
+  g_assert_cmpuint (gate_ended (s.gate, GATE_ANY, ANYWHERE), ==, 5);
   scene_end (&s);
 }
 
@@ -416,7 +419,7 @@ test_failures_have_no_pace (gconstpointer data)
   speed_note (&s.pace, 64000000, sizeof buf);
   wait = speed_wait_ns (&s.pace);
   g_assert_cmpuint (wait, >, 0);
-  fake_fail (s.f, FAKE_ANY, 0, 0, ENOSPC, -1);
+  gate_fail (s.gate, GATE_ANY, ANYWHERE, ENOSPC, -1);
   if (is_write)
     g_assert_cmpint (backend_pwrite (&s.b, buf, sizeof buf, 0, 0), ==, ENOSPC);
   else

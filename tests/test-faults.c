@@ -197,7 +197,7 @@ test_pins (void)
   g_assert_cmpint (engine_start (e), ==, 0);
   g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
   fake_make_slow (c);
-  hold = fake_hold (f, FAKE_WRITE, 0, 0);
+  hold = gate_hold (fake_gate (f), GATE_WRITE, 0, 0);
   for (uint64_t offset = 0; offset < size; offset += U)
     g_assert_cmpint (conn_write (c, "x", 1, offset, 0), ==, 0);
   atomic_store (&fail_memory, 1);
@@ -207,7 +207,7 @@ test_pins (void)
   g_assert_cmpint (conn_read (c, buf, size, 0), ==, 0);
   for (uint64_t offset = 0; offset < size; offset += U)
     g_assert_cmpint (buf[offset], ==, 'x');
-  fake_release (f, hold);
+  gate_release (fake_gate (f), hold);
   conn_close (c);
   conn_free (c);
   engine_stop (e);

@@ -23,14 +23,14 @@ send_fua (struct nbd_handle *nbd, enum change how, const char *data)
 static bool
 is_durable (struct scene *c, struct gate_op op, uint64_t answered)
 {
-  unsigned n = gate_started (c->gate, GATE_FLUSH, EVERYTHING);
+  unsigned n = gate_started (c->gate, GATE_FLUSH, ANYWHERE);
 
   if (!op.end)
     return false;
   if (op.flags & FLAG_FUA)
     return true;
   for (unsigned i = 0; i < n; i++) {
-    struct gate_op flush = gate_op (c->gate, GATE_FLUSH, EVERYTHING, i);
+    struct gate_op flush = gate_op (c->gate, GATE_FLUSH, ANYWHERE, i);
 
     if (flush.end && op.end < flush.start && flush.end < answered)
       return true;

@@ -31,7 +31,7 @@ play_requests (const struct setup *t)
     nbd_fails (nbd_zero (c.a, UNIT, 0, 0), e);
     gate_fail (c.gate, GATE_TRIM, 0, UNIT, e, 1);
     nbd_fails (nbd_trim (c.a, UNIT, 0, 0), e);
-    gate_fail (c.gate, GATE_FLUSH, EVERYTHING, e, 1);
+    gate_fail (c.gate, GATE_FLUSH, ANYWHERE, e, 1);
     nbd_fails (nbd_flush (c.a, 0), e);
     gate_fail (c.gate, GATE_CACHE, 0, UNIT, e, 1);
     nbd_fails (nbd_cache (c.a, UNIT, 0, 0), e);

@@ -33,7 +33,7 @@ play_flush_waits (const struct setup *t)
   flush = send_flush (t->is_by_b ? c.b : c.a);
   gate_wait_held (c.gate, held, 1);
   assert_waits (&flush);
-  g_assert_cmpuint (gate_started (c.gate, GATE_FLUSH, EVERYTHING), ==, 0);
+  g_assert_cmpuint (gate_started (c.gate, GATE_FLUSH, ANYWHERE), ==, 0);
   assert_reads (c.b, data, t->count, t->offset);
 
   gate_release (c.gate, held);
@@ -41,13 +41,13 @@ play_flush_waits (const struct setup *t)
   answered = gate_now (c.gate);
   write = one_op (&c, GATE_WRITE, t->offset, t->count);
   if (has_flush) {
-    struct gate_op op = one_op (&c, GATE_FLUSH, EVERYTHING);
+    struct gate_op op = one_op (&c, GATE_FLUSH, ANYWHERE);
 
     g_assert_cmpuint (write.end, <, op.start);
     g_assert_cmpuint (op.end, <, answered);
   }
   else
-    g_assert_cmpuint (gate_started (c.gate, GATE_FLUSH, EVERYTHING), ==, 0);
+    g_assert_cmpuint (gate_started (c.gate, GATE_FLUSH, ANYWHERE), ==, 0);
   g_assert_cmpuint (write.end, !=, 0);
   g_assert_cmpuint (write.end, <, answered);
   assert_on_device (&c, data, t->count, t->offset);
@@ -64,14 +64,14 @@ play_flush_of_plugin (const struct setup *t)
 
   scene_start_alone (&c, t);
   nbd_ok (nbd_flush (c.a, 0));
-  g_assert_cmpuint (gate_ended (c.gate, GATE_FLUSH, EVERYTHING), ==, 1);
-  gate_fail (c.gate, GATE_FLUSH, EVERYTHING, ENOSPC, 1);
+  g_assert_cmpuint (gate_ended (c.gate, GATE_FLUSH, ANYWHERE), ==, 1);
+  gate_fail (c.gate, GATE_FLUSH, ANYWHERE, ENOSPC, 1);
   nbd_fails (nbd_flush (c.a, 0), ENOSPC);
-  gate_fail (c.gate, GATE_FLUSH, EVERYTHING, EIO, 1);
+  gate_fail (c.gate, GATE_FLUSH, ANYWHERE, EIO, 1);
   nbd_fails (nbd_flush (c.a, 0), EIO);
   nbd_ok (nbd_flush (c.a, 0));
 
-  held = gate_hold (c.gate, GATE_FLUSH, EVERYTHING);
+  held = gate_hold (c.gate, GATE_FLUSH, ANYWHERE);
   flush = send_flush (c.a);
   gate_wait_held (c.gate, held, 1);
   assert_waits_for (&c, &flush, held);
@@ -143,7 +143,7 @@ play_fua_emulated (const struct setup *t)
 
   scene_start_alone (&c, t);
   write = fua_waits (&c, &answered);
-  flush = one_op (&c, GATE_FLUSH, EVERYTHING);
+  flush = one_op (&c, GATE_FLUSH, ANYWHERE);
   g_assert_cmpuint (write.end, <, flush.start);
   g_assert_cmpuint (flush.end, <, answered);
   scene_stop (&c);

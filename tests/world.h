@@ -13,7 +13,7 @@
  * request names the tag that it writes or must find.  So a test never compares
  * buffers.
  *
- * Time.  Rules of fake.h hold operations, so a test decides their order.  Where
+ * Time.  Rules of gate.h hold operations, so a test decides their order.  Where
  * something must happen, the test waits for it.  Where nothing must happen yet,
  * the thread that could do it must sleep (task_wait_blocked).
  *
@@ -50,6 +50,7 @@ struct world {
   unsigned arg;                 /* from the table */
   /* Constant while it is open. */
   struct fake *f;               /* the device */
+  struct gate *gate;            /* its gate */
   struct fake *f2;              /* a second one, where a test needs it */
   struct engine *e;
   struct conn *c[CONNS];        /* NULL: closed */
@@ -162,7 +163,7 @@ extern void start_stream (struct world *, unsigned i);
 /* The same, and waits until the N units behind them are prefetched. */
 extern void prefetch (struct world *, unsigned i, unsigned n);
 /* Makes a stream whose prefetches are held, and waits for the first.  Returns
- * the rule of fake.h that holds them.
+ * the rule of gate.h that holds them.
  */
 extern int start_held_stream (struct world *, unsigned i);
 /* Leaves COUNT bytes of TAG at OFFSET, within one unit, FAILED with ERR.  The
@@ -185,7 +186,7 @@ extern struct task *start_blocked (struct world *, unsigned i, enum kind,
                                    unsigned tag);
 extern struct task *start_blocked_flush (struct world *, unsigned i);
 extern struct task *start_blocked_close (struct world *, unsigned i);
-/* The plugin gets an operation of the request, which RULE of fake.h holds. */
+/* The plugin gets an operation of the request, which RULE of gate.h holds. */
 extern struct task *start_held (struct world *, int rule, unsigned i, enum kind,
                                 uint32_t count, uint64_t offset, unsigned tag);
 extern struct task *start_held_flush (struct world *, int rule, unsigned i);
@@ -234,10 +235,10 @@ extern void assert_started (struct world *, unsigned kinds, uint64_t offset,
                             uint64_t count, unsigned n);
 extern void assert_ended (struct world *, unsigned kinds, uint64_t offset,
                           uint64_t count, unsigned n);
-extern void assert_order (struct fake_op before, struct fake_op after);
+extern void assert_order (struct gate_op before, struct gate_op after);
 /* No two changes of the same bytes were in the plugin at once. */
 extern void assert_no_collisions (struct world *);
-extern bool is_on_this_thread (struct fake_op);
+extern bool is_on_this_thread (struct gate_op);
 
 /* The log. */
 
