@@ -93,9 +93,14 @@ pool_new (unsigned threads, GError **error)
 
   lock_init (&p->lock);
   p->n_threads = threads;
-  p->threads = g_thread_pool_new (worker, p, threads, TRUE, error);
-  if (p->threads == NULL || *error) {
-    /* Some threads may have started; they have nothing to do. */
+  /* One thread first: if GLib 2.84 cannot start all threads of a new pool, it
+   * frees the queue that the others wait for.
+   */
+  p->threads = g_thread_pool_new (worker, p, 1, TRUE, error);
+  if (*error == NULL)
+    g_thread_pool_set_max_threads (p->threads, threads, error);
+  if (*error) {
+    /* Threads that have started have nothing to do. */
     if (p->threads)
       pool_free (p);
     else {
