@@ -105,6 +105,8 @@ struct buf {
   int err;                      /* the plugin's last answer about it */
   bool reported;                /* FAILED: a flush has returned an error */
   bool claimed;                 /* READY: a flush writes it on its own thread */
+  bool overtaken;               /* WRITING: newer data of another device has
+                                 * replaced bytes of it, see order.h */
   bool hooked;                  /* READING, WRITING: an async hook does it */
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */

@@ -147,6 +147,13 @@ check_queues (struct engine *e)
     dirty_of_exports += x->dirty.length;
     check_sorted (&x->dirty);
   }
+  QUEUE_FOREACH (struct device, d, &e->devices, link) {
+    unsigned n_overtaken = 0;
+
+    for (unsigned i = 0; i < s->n; i++)
+      n_overtaken += s->all[i].overtaken && s->all[i].device == d;
+    g_assert_cmpuint (d->n_overtaken, ==, n_overtaken);
+  }
   g_assert_cmpuint (dirty_of_exports, ==,
                     n[BUF_OPEN] + n[BUF_READY] + n[BUF_WRITING]);
   g_assert_true (!s->writer_called || s->writers.length > 0);

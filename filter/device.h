@@ -58,6 +58,7 @@ struct device {
   unsigned conns;               /* that have not ended */
   unsigned refs;                /* all connections */
   unsigned n_dirty;             /* its dirty buffers */
+  unsigned n_overtaken;         /* those that are overtaken */
   unsigned flushes;             /* under way */
   struct changes gone, gone_flushing;   /* conn.wrote and conn.flushing of
                                          * connections that were freed */

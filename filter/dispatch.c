@@ -65,8 +65,8 @@ start_all (struct engine *e, GQueue *starts)
       backend_io_start (&b->io);
     else {
       b->job.run = start_job;
-      pool_push (e->pool, &b->job, POOL_PIECE);
-      pool_wake_idle (e->pool);
+      if (!pool_push (e->pool, &b->job, POOL_PIECE))
+        pool_wake_idle (e->pool);
     }
   }
 }

@@ -33,6 +33,7 @@ static void
 supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
 {
   struct engine *e = device->export->engine;
+
   BUFFERS_FOREACH (b, e, offset, end) {
     uint64_t from = buf_start (b), to = buf_end (b);
 
@@ -42,6 +43,8 @@ supersede (struct device *device, uint64_t seq, uint64_t offset, uint64_t end)
       atomic_store (&b->device->lost, b->err ? b->err : EIO);
       atomic_store (&b->device->failing, true);
       b->device->lost_by_name |= b->device->export != device->export;
+      b->device->n_overtaken += b->state == BUF_WRITING && !b->overtaken;
+      b->overtaken = b->state == BUF_WRITING;
       buffers_wake_writers (e);
     }
     buffers_cut (b, offset, end);
@@ -73,6 +76,8 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": error %d", offset, end,
                  err);
   b->err = err;
+  device->n_overtaken -= b->overtaken;
+  b->overtaken = false;
   if (err)
     stats_add (e->stats, STATS_DEFERRED_ERRORS, 1);
   if (b->dropped) {
@@ -222,19 +227,18 @@ struct drained {
   uint64_t seq, offset, end;
 };
 
-/* Whether a write of the device is in flight in the range.  Newer data of
- * another device may have taken its bytes out of the tree (supersede), but the
- * plugin can still write them.  The device is failing then.
+/* Whether an overtaken write of the device is in flight in the range: the tree
+ * does not have those bytes any more.
  */
 static bool
-is_in_flight (const struct device *d, uint64_t offset, uint64_t end)
+is_overtaken (const struct device *d, uint64_t offset, uint64_t end)
 {
-  for (GList *l = d->export->dirty.head; atomic_load (&d->failing) && l;
-       l = l->next) {
-    const struct buf *b = l->data;
+  if (d->n_overtaken == 0)
+    return false;
+  QUEUE_FOREACH (struct buf, b, &d->export->dirty, dirty_link) {
     const struct nbdkit_async_io *io = &b->io.hook;
 
-    if (b->device == d && b->state == BUF_WRITING
+    if (b->overtaken && b->device == d
         && ranges_overlap (io->offset, io->offset + io->count, offset, end))
       return true;
   }
@@ -247,7 +251,7 @@ dirty_in_range (struct conn *c, const void *what)
 {
   const struct drained *d = what;
   struct engine *e = c->engine;
-  unsigned kinds = is_in_flight (c->device, d->offset, d->end) ? DIRTY_OWN : 0;
+  unsigned kinds = is_overtaken (c->device, d->offset, d->end) ? DIRTY_OWN : 0;
 
   BUFFERS_FOREACH (b, e, d->offset, d->end)
     if (buf_is_dirty (b) && b->seq <= d->seq)

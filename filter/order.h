@@ -10,7 +10,10 @@
  * write to its range is a direct operation too.  It first drains the range: it
  * waits for the older dirty data there.  Then it runs.  It waits for dirty data
  * of its own device as long as that takes, and for data of other devices no
- * longer than config.others_ns.
+ * longer than config.others_ns.  After that bound it may overtake a write of
+ * another device that hangs.  The overtaken write's bytes leave the tree, but
+ * the plugin can still write them.  So its own device defers nothing until that
+ * write has ended, and its next direct operation there waits for the end.
  *
  * Invariants (numbers continue those of buffers.h):
  * 4. Waiting data of two devices never overlaps.  A write over waiting data of

@@ -119,10 +119,12 @@ start (struct conn *c, struct stream_range r)
  * the slab, less its demand reads that are in the plugin, so that the sum
  * stays at what was configured.  A client that keeps three quarters of its
  * share in flight is not helped any more: the copies and wake-ups would cost
- * more than it gains.  MINE: its active streams.  *LOST: takes conn.lost.
+ * more than it gains.  MINE: its active streams.  *EVICTED_AT: takes
+ * conn.evicted_at.
  */
 static uint32_t
-max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
+max_ahead (struct conn *c, unsigned mine, uint64_t now_ns,
+           uint64_t *evicted_at)
 {
   struct engine *e = c->engine;
   unsigned depth = depth_peak (&c->depth);
@@ -134,7 +136,7 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint64_t *lost)
   ENGINE_LOCK_THEN_DISPATCH (e);
   c->read_ns = MAX (c->read_ns, now_ns);
   buffers_evict_idle (e, now_ns);
-  *lost = c->evicted_at;
+  *evicted_at = c->evicted_at;
   c->evicted_at = UINT64_MAX;
   share = buffers_share (c);
   if (surplus > 0 && surplus >= share - share / 4)
@@ -170,12 +172,12 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
 
 void
 readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
-                    bool waited, uint64_t now_ns)
+                   bool waited, uint64_t now_ns)
 {
   struct stream_range plan;
   unsigned mine;
   uint32_t share;
-  uint64_t stop, lost;
+  uint64_t stop, evicted_at;
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
@@ -185,10 +187,10 @@ readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
       stream_answered (&c->streams, count, waited);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
-  share = max_ahead (c, mine, now_ns, &lost);
+  share = max_ahead (c, mine, now_ns, &evicted_at);
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    stream_lost (&c->streams, lost);
+    stream_lost (&c->streams, evicted_at);
     plan = stream_plan (&c->streams, s, c->unit, share, c->backend.size,
                         now_ns);
   }

@@ -138,7 +138,7 @@ is_deferrable (const struct writer *w)
 {
   struct device *d = w->conn->device;
 
-  return !atomic_load (&d->failing)
+  return !atomic_load (&d->failing) && d->n_overtaken == 0
     && !direct_overlaps_locked (w->conn->engine, w->offset, w->end)
     && !buffers_others_have (d, BUF_WAITING, w->offset, w->end);
 }

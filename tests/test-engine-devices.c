@@ -330,6 +330,38 @@ test_bound_in_flight (struct world *w)
   do_flush (w, 0);
 }
 
+/* The same, and flushes that began before that write end in between: the first
+ * one returns the error of the replaced bytes, the second one succeeds.
+ */
+static void
+test_bound_in_flight_flushed (struct world *w)
+{
+  struct task *second, *flushes[2];
+  int hold, hold_flush, errors = 0;
+
+  open_names (w, 8 * U, config_impatient (READ_DIRECT));
+  hold_flush = gate_hold (w->gate, GATE_FLUSH, ANYWHERE);
+  for (unsigned i = 0; i < 2; i++)
+    flushes[i] = start_flush (w, 0);
+  gate_wait_held (w->gate, hold_flush, 2);
+  hold = gate_hold (w->gate, GATE_WRITE, 8192, 4096);
+  do_write (w, 0, U, 0, 1);
+  gate_wait_held (w->gate, hold, 1);
+  do_fua (w, 1, 4096, 0, 2);
+  gate_release (w->gate, hold_flush);
+  for (unsigned i = 0; i < 2; i++)
+    errors += task_end (flushes[i]);
+  g_assert_cmpint (errors, ==, EIO);
+  g_assert_false (is_failing (w, 0));
+  second = start_blocked (w, 0, WRITE, 4096, 0, 3);
+  assert_started (w, GATE_CHANGE, 0, 4096, 2);
+  gate_release (w->gate, hold);
+  task_ends (second, 0);
+  assert_device (w->f, 4096, 0, 3);
+  assert_late (1);
+  do_flush (w, 0);
+}
+
 /* READY data has failed when another device's change stops waiting for it.  Its
  * own flush does not wait for that change, which hangs.
  */
@@ -457,6 +489,7 @@ static const struct test tests[] = {
   { "devices/bound/trim", test_bound, TRIM },
   { "devices/bound-in-flight/write", test_bound_in_flight, WRITE },
   { "devices/bound-in-flight/zero", test_bound_in_flight, ZERO },
+  { "devices/bound-in-flight/flushed", test_bound_in_flight_flushed },
   { "devices/bound-ready", test_bound_ready },
   { "devices/bound-retry", test_bound_retry },
   { "devices/workers", test_workers },
