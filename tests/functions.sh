@@ -41,14 +41,15 @@ ok ()
 not () { ! "$@"; }
 
 # check NAME COMMAND...: the command must succeed.  Its output is in check.out,
-# and is printed if it does not.
+# and is printed if it does not: on stderr, as prove hides what a test says on
+# stdout.
 check ()
 {
   local name=$1 rc=0
   shift
   "$@" >check.out 2>&1 || rc=$?
   ok "$rc" "$name" ||
-    { echo "# status $rc of: $*"; sed 's/^/# /' check.out | tail -n 30; }
+    { echo "status $rc of: $*"; tail -n 30 check.out; } | diag >&2
 }
 
 # is NAME GOT EXPECTED
@@ -56,7 +57,8 @@ is ()
 {
   local rc=0
   [ "$2" = "$3" ] || rc=1
-  ok $rc "$1" || { echo "# got:      $2"; echo "# expected: $3"; }
+  ok $rc "$1" || { echo "got:      $2"; echo "expected: $3"; } | diag >&2
+  return $rc
 }
 
 diag () { sed 's/^/# /'; }

@@ -28,10 +28,11 @@ case $TOOL:$VARIANT in
   *) found=() ;;
 esac
 
-is "a test without a fault passes" "$(result_with none)" pass || diag <run.out
+is "a test without a fault passes" "$(result_with none)" pass ||
+  diag <run.out >&2
 [ "$TOOL:$VARIANT" != :asan ] ||
   is "a test passes if other code leaks" \
-    "$(result_with "foreign leak")" pass || diag <run.out
+    "$(result_with "foreign leak")" pass || diag <run.out >&2
 for fault in "${found[@]}"; do
   is "a test fails with fault $fault" "$(result_with "$fault")" fail
   check "fault $fault is shown" grep -q 'broken\.c' run.out
