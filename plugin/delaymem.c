@@ -3,8 +3,8 @@
  * delaymem: a device in memory with a latency per operation.
  *
  * This file has the parameters, the latency of each operation and nbdkit's
- * callbacks.  store has the bytes, latency the times and the clock, service the
- * operations that wait in a queue.
+ * callbacks.  store.c has the bytes.  latency.c parses times and sleeps.
+ * service.c has the operations that wait in a queue.
  *
  * An operation of nbdkit is applied when it arrives, and its thread sleeps for
  * the rest of the latency.  An operation of asyncpool goes to the queue.  A
@@ -323,8 +323,8 @@ start_threads (void)
   return 0;
 }
 
-/* After the fork, because threads do not survive it, and pages that are taken
- * before it are copied at the first write while the parent lives.
+/* After the fork, because threads do not survive it.  Also, while the parent
+ * lives, the kernel would copy pages from before the fork at their first write.
  */
 static int
 delaymem_after_fork (void)

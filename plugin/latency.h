@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * latency: times as the command line writes them, and a sleep until a moment.
+ * latency: parses times of the command line, and sleeps until a moment.
  *
  * Which operations wait, and for how long, is up to delaymem.c.  There is no
  * state and there are no locks.

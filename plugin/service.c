@@ -14,13 +14,13 @@
 #include "lock.h"
 #include "service.h"
 
-/* A thread takes an operation early by this much per byte, so that the copy
- * lies within the delay: 10 GB/s, the best that one CPU reaches.
+/* 10 GB/s, the best that one CPU reaches.  A thread takes an operation early by
+ * the time of its copy at this speed, so that the copy lies within the delay.
  */
 #define COPY_BYTES_PER_NS 10
 
-/* The copy may take ten times that if the memory is new.  From this size on
- * other threads expect it to.
+/* The copy may take ten times as long if the memory is new.  From this size on,
+ * other threads expect that it does.
  */
 #define LONG_BYTES (UINT32_C (1) << 20)
 
@@ -32,7 +32,7 @@
 #define SLACK_PART 256
 #define MAX_SLACK_NS UINT64_C (1000000)
 
-/* The cost of waking another thread.  A smaller delay is no reason to. */
+/* The cost of waking another thread.  A smaller delay does not justify it. */
 #define CALL_NS UINT64_C (50000)
 
 /* How often a thread calls is_shutting_down, as often as requests.c asks. */
@@ -314,7 +314,7 @@ service_stop (struct service *sv)
 
 /* The caller's side. */
 
-/* Sees to it that a thread looks at the queue by WHEN.  Returns the condition
+/* Makes sure that a thread looks at the queue by WHEN.  Returns the condition
  * that the caller is to signal, or NULL.  In a hurry the leading thread has an
  * empty queue, so any time is before look_ns.
  */

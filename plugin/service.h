@@ -23,18 +23,17 @@
  * 1. At most one thread leads.  If none leads, at least one serves, or is
  *    called and about to look at the queue.
  * 2. look_ns is when a thread looks at the queue next.  It is UINT64_MAX while
- *    the leading thread waits for a first operation.  A thread that makes an
- *    operation due before look_ns wakes another one, and no thread does
- *    otherwise.
+ *    the leading thread waits for a first operation.  A thread wakes another
+ *    one if it makes an operation due before look_ns, and only then.
  * 3. The first of the heap is the operation that must be taken first.
  * 4. Each submitted operation gets a reply, or service_cancel returns it.
  *
  * service_cancel waits for the reply of an operation that is in a slot.  It
  * holds nothing meanwhile that the reply may need.
  *
- * One lock covers everything.  No thread calls the caller or copies data while
- * it holds the lock.  The heap holds operations by value, and grows to the
- * largest number that was ever queued.
+ * One lock covers everything.  No thread calls service_calls or copies data
+ * while it holds the lock.  The heap holds operations by value, and grows to
+ * the largest number that was ever queued.
  */
 
 #ifndef DELAYMEM_SERVICE_H

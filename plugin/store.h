@@ -25,8 +25,8 @@
  * 3. Bytes past the size are never written.
  *
  * A thread holds one lock at a time.  It may load words without the lock: they
- * contain every operation that has a reply.  Concurrent operations on one range
- * are atomic per chunk, as on a disk.
+ * show the effect of every operation that has a reply.  Concurrent operations
+ * on one range are atomic per chunk, as on a disk.
  */
 
 #ifndef DELAYMEM_STORE_H

@@ -38,7 +38,7 @@ struct operation {
 extern struct nbdkit_async nbdkit_async_hooks;
 /* The error that this thread set last; 0: none since the last reply or hook. */
 extern __thread int nbdkit_async_error;
-/* Takes it, or ERRNO_NOW where the plugin says so, or EIO. */
+/* Takes that error; else, with .errno_is_preserved, ERRNO_NOW; else EIO. */
 extern int nbdkit_async_take_error (int errno_now);
 /* BUF: the requester's, or a copy.  Returns 0 or the hook's error. */
 extern int nbdkit_async_call_hook (const struct operation *, void *buf,
@@ -53,7 +53,7 @@ extern int nbdkit_async_perform (const struct operation *);
 /* struct nbdkit_async_driver describes these. */
 extern void nbdkit_async_start (struct nbdkit_async_io *);
 extern bool nbdkit_async_give_up (struct nbdkit_async_io *);
-/* When no reply comes any more. */
+/* Call it when no reply comes any more. */
 extern void nbdkit_async_free_requests (void);
 
 #endif /* NBDKIT_ASYNC_INTERNAL_H */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * How a filter calls the hooks of a plugin that was made with nbdkit-async.h.
- * Plugin authors need nothing of this file.
+ * The interface through which a filter calls the hooks of a plugin that was
+ * made with nbdkit-async.h.  Plugin authors need nothing of this file.
  *
  * The plugin exports nbdkit_async_driver_v1.  Only a filter directly above the
  * plugin may call it, because these operations go past any filter in between.
@@ -36,12 +36,12 @@ struct nbdkit_async_io {
  */
 struct nbdkit_async_driver {
   bool can_read, can_write;     /* which hooks are there */
-  /* False: start nothing, because a missing reply could not be ended. */
+  /* False: start nothing, because give_up could not end an operation. */
   bool can_cancel;
   uint64_t grace_ns;            /* struct nbdkit_async's grace_ms */
 
-  /* The handle of the connection that this thread opened last.  Returns false
-   * the second time.  A filter calls it right after its next_open.
+  /* Gets the handle of the connection that this thread opened last.  Returns
+   * false the second time.  A filter calls it right after its next_open.
    */
   bool (*claim) (void **handle);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The plugin as nbdkit and a filter see it: the author's registration, a
- * wrapper in the place of each callback that has a hook, and the driver.
+ * The plugin as nbdkit and a filter see it.  This file has the registration, a
+ * wrapper in place of each callback that has a hook, and the driver.
  * requests.c has the requests that the hooks do.
  *
  * The library is linked into each plugin, so each plugin has its own state.
@@ -152,7 +152,7 @@ DEFINE_RANGE_WRAPPER (zero, ZERO)
 DEFINE_RANGE_WRAPPER (trim, TRIM)
 DEFINE_RANGE_WRAPPER (cache, CACHE)
 
-/* The own_driver. */
+/* The driver. */
 
 static bool
 claim (void **handle)
@@ -269,8 +269,8 @@ nbdkit_async_disable (void)
   return 0;
 }
 
-/* nbdkit copies the struct when this returns.  It reports a NULL, and which
- * callback it misses.
+/* nbdkit copies the struct when this returns.  It reports a NULL result, and
+ * each required callback that is missing.
  */
 struct nbdkit_plugin *
 nbdkit_async_register (struct nbdkit_plugin *p, const struct nbdkit_async *h,

@@ -3,8 +3,8 @@
  * nbdkit-async: asynchronous hooks for nbdkit plugins, on a stock nbdkit (1.24
  * or later).  nbdkit-async-plugin(3) is the manual.
  *
- * A hook starts an operation and returns.  The plugin owes a reply, which it
- * gives later, from any thread.
+ * A hook starts an operation and returns.  The plugin replies later, from any
+ * thread.
  *
  *   #define NBDKIT_API_VERSION 2
  *   #include <nbdkit-plugin.h>
@@ -55,8 +55,8 @@ extern "C" {
  * prefer_callbacks).
  *
  * Arguments:
- *   conn, reqid   name the request; the reply hands them back.  They have no
- *                 other meaning.  No reqid comes twice.
+ *   conn, reqid   name the request; the plugin passes them to the reply.  They
+ *                 have no other meaning.  No reqid comes twice.
  *   handle        the result of .open.  nbdkit calls .close when every request
  *                 on it has its reply or is given up.
  *   count         bytes: 1 to 64 MiB for a read or write, else below 4 GiB
@@ -67,9 +67,10 @@ extern "C" {
  *                 (FUA).  Only where .can_fua returns NBDKIT_FUA_NATIVE.
  *   flags         NBDKIT_FLAG_* as for the callback of the same name
  *
- * Result: 0 when the plugin owes exactly one reply, or has given it already.
- * -1 when the operation has failed and no reply follows.  The error is the one
- * that nbdkit_set_error or, with .errno_is_preserved, errno says; else EIO.
+ * Result: 0 when the plugin has taken the operation.  It then replies exactly
+ * once, or has replied already.  -1 when the operation has failed and no reply
+ * follows.  The error is the one that the hook gave nbdkit_set_error; else,
+ * with .errno_is_preserved, errno; else EIO.
  *
  * Threads: any thread calls hooks, several at a time, with no lock held, after
  * .open and before .close of the handle.  A hook must not wait for the reply to
@@ -117,27 +118,29 @@ struct nbdkit_async {
    *
    * Without this hook, nbdkit's requests run on copies of their data, and
    * asyncpool does not call hooks.  A copy stays until the reply comes, however
-   * late.  Copies that only wait for a late reply take 256 MiB at most, as much
-   * as four of NBD's largest requests.  A read or write whose copy would exceed
-   * that fails with ENOMEM until the plugin has replied to some of them, and
-   * nbdkit's log says so.  Requests that are in flight when the bound is
-   * reached may exceed it when they are given up.
+   * late.  Copies that only wait for a late reply take 256 MiB at most, four
+   * times the largest request.  A read or write whose copy would exceed that
+   * fails with ENOMEM, and nbdkit's log says so.  This ends when the plugin has
+   * replied to some of the older requests.  Requests that are in flight when
+   * the bound is reached may exceed it when they are given up.
    */
   void (*async_cancel) (void *conn, uint64_t reqid, void *handle);
 
   /* How long the library waits for replies when the client has gone or the
-   * server shuts down, in ms.  0: 30000.  The time begins then, and anew at
-   * each reply to a request that was in flight then.  A reply that comes while
-   * async_cancel runs does not count.  A client that has closed its sending
-   * side counts as gone, but replies within this time reach it.
+   * server shuts down, in ms.  0: 30000.  The time begins at that moment, and
+   * again at each reply to a request that was in flight at that moment.  A
+   * reply that comes while async_cancel runs does not count.  A client that has
+   * closed its sending side counts as gone, but replies within this time reach
+   * it.
    */
   uint32_t grace_ms;
 
-  /* True: where both are there, nbdkit's own requests use the callback, and the
-   * hook is for asyncpool, which starts reads and writes.  A thread of nbdkit's
-   * waits for each of its own requests in any case, and this saves the way
-   * through another thread.  Callbacks and hooks then run side by side, also on
-   * one handle.  An operation in a callback is not cancelled.
+  /* True: if there are a hook and a callback of the same name, nbdkit's own
+   * requests use the callback.  Only asyncpool uses the hook, for reads and
+   * writes.  A thread of nbdkit waits for each of nbdkit's own requests in any
+   * case.  If it does the work itself, no other thread has to wake it.
+   * Callbacks and hooks then run side by side, also on one handle.  An
+   * operation in a callback is not cancelled.
    */
   bool prefer_callbacks;
 };
@@ -152,9 +155,9 @@ struct nbdkit_async {
  * Each request gets exactly one.  A second reply, or one to an unknown request,
  * does nothing but write a line to nbdkit's log.
  *
- * Threads: any, also before the hook has returned, and with any lock of the
- * plugin's held, because no reply calls a hook.  A reply never waits for a
- * client.  No reply is allowed after .unload.
+ * Threads: any thread may reply, also before the hook has returned.  It may
+ * hold any lock of the plugin, because no reply calls a hook.  A reply never
+ * waits for a client.  No reply is allowed after .unload.
  */
 
 /* Success.  For a read: the plugin has filled the hook's buf. */

@@ -40,7 +40,7 @@
  * to the slot for as long as the plugin may use it.  The copies of ABANDONED
  * requests have a bound, because each client that breaks off may leave some.
  * Copies of requests that are in flight when the bound is reached may exceed
- * it, but there are no more of these than nbdkit has threads.
+ * it.  There are no more of these than nbdkit has threads.
  */
 
 #include <assert.h>
@@ -432,8 +432,8 @@ give_up_and_unlock (struct slot *s)
 
 /* Requests of nbdkit. */
 
-/* There is no other way to ask.  nbdkit logs a line when the client has left,
- * so the caller does not ask again then.
+/* nbdkit has no other function that tells this.  It logs a line when the client
+ * has left, so the caller does not ask again then.
  */
 static bool
 client_has_left_locked (void)

@@ -2,9 +2,9 @@
  *
  * cond: a condition variable for a pthread mutex, on Linux's futex.
  *
- * It is used as pthread_cond_t is, with deadlines on the monotonic clock.  It
- * exists because no signal is lost.  glibc before 2.41 loses some (its bug
- * 25847), and Debian 12 has 2.36: a request would hang.  It is not faster:
+ * Use it like pthread_cond_t, with deadlines on the monotonic clock.  It exists
+ * because glibc before 2.41 loses some signals (its bug 25847), and Debian 12
+ * has 2.36.  A lost signal would make a request hang.  It is not faster:
  * throughput with pthread_cond_t is the same within 3 %.
  *
  * Zeroed memory is a condition without waiters.  A condition needs no destroy.
@@ -70,8 +70,8 @@ cond_wait (struct cond *c, pthread_mutex_t *m)
   cond_wait_until (c, m, UINT64_MAX);
 }
 
-/* Call it with the mutex held.  Whether a signal would reach a thread.  Threads
- * that are already woken do not count.
+/* Whether a signal would reach a thread.  Threads that are already woken do not
+ * count.  Call it with the mutex held.
  */
 static inline bool
 cond_is_waited_for (struct cond *c)

@@ -9,8 +9,8 @@
 #include <pthread.h>
 
 /* An adaptive mutex.  A thread that finds it locked tries a few more times
- * before it sleeps, because the owner is likely to unlock it sooner than a
- * sleep takes.
+ * before it sleeps.  The owner is likely to unlock it sooner than a sleep
+ * takes.
  */
 static inline void
 lock_init (pthread_mutex_t *m)
