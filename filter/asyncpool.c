@@ -33,8 +33,8 @@ static int early_stderr = -1;   /* for asyncpool-stats=-, until after_fork */
 static bool threads_given;      /* asyncpool-threads=N: no hooks then */
 static bool buffers_given;
 
-/* With hooks for reads and writes the pool only starts hooks where the thread
- * at hand must not (dispatch.h).
+/* With hooks for reads and writes, the pool only starts those hooks that the
+ * thread at hand must not start (dispatch.h).
  */
 enum { HOOKED_THREADS = 1 };
 
@@ -107,7 +107,7 @@ static void
 log_unwritten (const char *export_name, uint64_t offset, uint32_t count,
                int err, bool kept)
 {
-  /* A client chose it. */
+  /* A client chose the name. */
   g_autofree char *name = g_strescape (export_name, NULL);
 
   if (kept)
@@ -132,8 +132,9 @@ log_overdue (const char *export_name)
                 (unsigned) (config.engine.others_ns / 1000000000));
 }
 
-/* The statistics' file is opened while relative paths, /dev/stdout and the user
- * are still those of the command line, and only once: it may be a FIFO.
+/* Opens the file of the statistics while relative paths, /dev/stdout and the
+ * user are still those of the command line.  Opens it only once: it may be a
+ * FIFO.
  */
 static int
 open_stats (void)
@@ -247,8 +248,8 @@ asyncpool_get_ready (int thread_model)
                   strerror (err));
     return -1;
   }
-  /* Here, as under --run a failure after the fork leaves clients waiting.  One
-   * more: the write-back thread.
+  /* Test it here, as under --run a failure after the fork leaves clients
+   * waiting.  The additional thread is that of write-back.
    */
   err = pool_try_threads (config.engine.threads + 1);
   return err ? threads_error (err) : 0;
@@ -411,8 +412,9 @@ asyncpool_can_flush (nbdkit_next *next, void *vh)
 
 /* Requests. */
 
-/* The connection, or NULL where all is passed through.  For each request except
- * flush and cache, which a filter above may send on another thread.
+/* The connection, or NULL if the filter passes all requests through.  For each
+ * request except flush and cache, which a filter above may send on another
+ * thread.
  */
 static struct conn *
 serve (struct handle *h)

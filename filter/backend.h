@@ -7,10 +7,11 @@
  * rest of the filter knows the plugin only through struct backend_ops, so that
  * it runs in a unit test over a fake.
  *
- * A read or write is either called, and the calling thread waits; or it is a
- * struct backend_io.  A backend_io is done on the thread that calls
- * backend_io_do; or, where the filter may drive the plugin's async hooks,
- * backend_io_start starts it, no thread waits, and the plugin replies later.
+ * There are two kinds of reads and writes.  backend_pread and backend_pwrite
+ * are plain calls.  A struct backend_io tells of its end through done ():
+ * backend_io_do does the operation on the calling thread.  If the filter may
+ * drive the plugin's async hooks, backend_io_start starts it.  Then no thread
+ * waits, and the plugin replies later.
  */
 #ifndef ASYNCPOOL_BACKEND_H
 #define ASYNCPOOL_BACKEND_H
@@ -55,8 +56,8 @@ struct backend {
   /* The engine's. */
   struct speed *read_speed, *write_speed;
   struct stats *stats;
-  atomic_uint *pieces;          /* pieces of requests of all connections that
-                                 * hooks work on */
+  atomic_uint *pieces;          /* pieces of all connections' requests that are
+                                 * in hooks */
   unsigned max_pieces;
   /* Atomic. */
   atomic_uint_fast64_t gone_ns; /* when the connection began to end; 0: not */
@@ -73,7 +74,7 @@ struct backend_io {
    */
   void (*done) (struct backend_io *, int err);
   uint64_t start_ns, end_ns;    /* end: when done is called */
-  atomic_bool giving_up;        /* a reply now may be our own doing */
+  atomic_bool giving_up;        /* a reply now may come from async_cancel */
 };
 
 extern int backend_pread (struct backend *, void *buf, uint32_t count,
@@ -99,10 +100,11 @@ extern bool backend_may_start (void);
  *
  * A call that waits for a hook's reply checks every BACKEND_POLL_NS whether to
  * go on.  The plugin is silent if the thread's client has gone or this
- * connection ends, and the grace time has passed since then, since the last
- * reply of any hook, and since the last start.  The thread's client need not be
- * this connection's, so it ends this call only, and nothing of the connection.
- * Call these without locks.
+ * connection ends, and the grace time has passed since then.  Each reply of a
+ * hook, and each start at the end of the connection, begins the grace time
+ * again.  The thread may serve the client of another connection.  So if that
+ * client goes, only this call ends, and no operation of this connection.  Call
+ * these without locks.
  */
 #define BACKEND_POLL_NS UINT64_C (250000000)
 /* A call for a connection begins on this thread: forgets what the thread knew

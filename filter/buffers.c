@@ -199,7 +199,7 @@ first_writer (const struct buffers *s)
 {
   GList *l = s->writers.head;
 
-  /* One that sleeps: any other looks for a buffer before it sleeps. */
+  /* Prefer one that sleeps: any other looks for a buffer before it sleeps. */
   while (l && l->next
          && !cond_is_waited_for (&((struct writer *) l->data)->woken))
     l = l->next;
@@ -438,8 +438,8 @@ is_much_ahead (const struct engine *e)
   return e->buffers.n_ahead > e->config.buffers / 2;
 }
 
-/* Frees the buffer that was prefetched last, as its stream comes to the others
- * first; of the connections with more than SHARE.
+/* Of the connections that have more than SHARE buffers, frees the one that was
+ * prefetched last, as its stream comes to the others first.
  */
 static bool
 evict_clean (struct engine *e, unsigned share)

@@ -6,9 +6,9 @@
  * Not its job: calls into the plugin (dispatch.h), the order of writes
  * (order.h), the choice of what to prefetch (readahead.h).
  *
- * A device is seen in units: aligned pieces of the size of a buffer, or
- * smaller where the plugin's largest block is.  A buffer holds bytes of one
- * unit of one device: [lo, hi), and the pieces in rest.
+ * The filter divides a device into units: aligned pieces of the size of a
+ * buffer, or smaller if the plugin's largest block is smaller.  A buffer holds
+ * bytes of one unit of one device: [lo, hi), and the pieces in rest.
  *
  *   state     the buffer holds
  *   FREE      nothing
@@ -222,7 +222,7 @@ buf_of_io (struct backend_io *io)
 extern int buffers_init (struct engine *, unsigned n, uint32_t size);
 extern void buffers_destroy (struct engine *);
 
-/* The buffers in the tree that overlap [OFFSET, END), by place and age. */
+/* The buffers in the tree that overlap [OFFSET, END), by offset and age. */
 extern struct buf *buffers_first (struct engine *, uint64_t offset,
                                   uint64_t end);
 extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
@@ -242,8 +242,8 @@ extern bool buffers_others_have (const struct device *, unsigned states,
 /* Taking a buffer.
  *
  * Prefetches and writes have half of the buffers each while both want more.
- * Prefetched data gives way to both once its connection has followed no stream
- * for STREAM_IDLE_NS.
+ * Both may evict prefetched data whose connection has followed no stream for
+ * STREAM_IDLE_NS.
  *
  * Both return a buffer that is TAKEN, for buffers_enter, or NULL.
  */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A small set of changed ranges of a device.  It covers all of them; where
- * there are too many, it covers the bytes between the nearest ones too.
+ * A small set of changed ranges of a device.  It covers all of them.  If there
+ * are too many, it also covers the bytes between the nearest ones.
  *
  * Pure: the caller serializes.
  */
@@ -18,7 +18,7 @@ struct change {
   uint64_t from, to;            /* bytes, from < to */
 };
 
-/* Zeroed: empty.  By offset; no two touch. */
+/* Empty when zeroed.  The ranges are in order of offset, and no two touch. */
 struct changes {
   unsigned n;
   struct change at[CHANGES_MAX];

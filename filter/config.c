@@ -28,8 +28,8 @@ enum {
   LINGER_NS = 100000000,
 };
 
-/* Any plugin at work is done by then, and clients' time-outs (the Linux
- * kernel's: 30 s) are far away.
+/* A plugin that makes progress has written the data by then.  The time-outs of
+ * clients are much longer (30 s in the Linux kernel).
  */
 #define OTHERS_NS UINT64_C (3000000000)
 

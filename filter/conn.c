@@ -278,8 +278,9 @@ write_through (struct conn *c, const void *buf, uint32_t count,
   return err;
 }
 
-/* A client that keeps more in flight than the buffers hold would only wait for
- * these.  Its writes below a unit do not count, as most of them join a buffer.
+/* If all clients keep more in flight than the buffers hold, deferred writes
+ * would only wait for buffers.  Writes below a unit do not count, as most of
+ * them join a buffer.
  */
 static bool
 may_defer (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)

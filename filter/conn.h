@@ -86,7 +86,7 @@ extern void conn_leave (struct conn *);
 
 extern int conn_read (struct conn *, void *buf, uint32_t count,
                       uint64_t offset);
-/* For a connection that has ended: does not prefetch. */
+/* The same for a connection that has ended: does not prefetch. */
 extern int conn_read_closed (struct conn *, void *buf, uint32_t count,
                              uint64_t offset);
 /* FLAGS are those of backend.h. */
@@ -109,8 +109,8 @@ extern bool conn_drain (struct conn *, uint32_t count, uint64_t offset);
  * client does not keep as many requests in flight itself.
  */
 extern bool conn_gains (struct conn *, struct speed *);
-/* Whether the plugin may refuse the request for its place or size.  It gets
- * such a request whole, so that it refuses all of it or nothing.
+/* Whether the plugin may refuse the request for its offset or size.  The plugin
+ * gets such a request whole, so that it refuses all of it or nothing.
  */
 extern bool conn_is_refusable (const struct conn *, uint32_t count,
                                uint64_t offset);

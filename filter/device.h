@@ -2,23 +2,21 @@
  *
  * Devices and exports: which connections see the same data.
  *
- * Between two connections there are two relations.
+ * Two connections have the same device if they name the same export and the
+ * plugin says multi-conn for both.  They have one struct device then, and share
+ * all that is in it.  A connection whose size or blocks differ from those of
+ * the device (conn.shares is false) only reads waiting data from its buffers.
+ * It neither prefetches nor defers.
  *
- * They have the same device if they name the same export and the plugin says
- * multi-conn for both.  They have one struct device then and share all that is
- * in it.  A connection whose size or blocks differ from those of the device
- * (conn.shares is false) only reads waiting data from its buffers.  It neither
- * prefetches nor defers.
+ * All other connections may reach the same disk: many plugins ignore the export
+ * name, and some give each connection a disk of its own.  They have a struct
+ * device each.  The filter never serves or retries data across devices, but it
+ * keeps the order (order.h).
  *
- * All others may reach the same disk: many plugins ignore the export name, and
- * some give each connection a disk of its own.  They have a struct device each.
- * Data is never served or retried across devices, but order is kept (order.h).
- *
- * Changes that other connections may not see before a flush: through another
- * connection of the device the plugin may show old data until a flush.  So a
- * connection that has changed bytes is not served data that another one has
- * prefetched there (read.c), and a flush drops the data that others have
- * prefetched of its device's changes.
+ * Until a flush, the plugin may show old data through other connections of the
+ * device than the one that made the change.  So a connection that has changed
+ * bytes does not read data that another one has prefetched there (read.c).  A
+ * flush drops the data that others have prefetched in changed ranges.
  */
 #ifndef ASYNCPOOL_DEVICE_H
 #define ASYNCPOOL_DEVICE_H

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Dispatching a buffer's operation: to a worker of the pool, or to the plugin's
- * async hooks where the filter may drive them.  And engine.lock, which has a
- * part in that.
+ * async hooks if the filter may drive them.  engine.lock is here, too, because
+ * its release calls the hooks.
  *
  * Buffers are dispatched under engine.lock, but the lock is never held across a
  * call into the plugin.  So operations for hooks are collected in
@@ -51,15 +51,15 @@ extern void engine_wait (struct engine *, struct cond *);
 extern bool engine_wait_until (struct engine *, struct cond *,
                                uint64_t until_ns);
 /* For a condition that depends on the plugin, on a thread that is in a call for
- * this connection.  Returns 0; ETIMEDOUT at UNTIL_NS (UINT64_MAX: never);
- * ESHUTDOWN when the thread's client has gone, or the connection ends, and the
- * plugin's hooks reply no more (backend_is_silent).  The operations themselves
- * go on.
+ * this connection.  Returns 0, or ETIMEDOUT at UNTIL_NS (UINT64_MAX: never).
+ * Returns ESHUTDOWN if the plugin is silent (backend_is_silent): the thread's
+ * client has gone or the connection ends, and no hook replies any more.  The
+ * operations themselves go on.
  */
 extern int engine_wait_plugin (struct conn *, struct cond *, uint64_t until_ns);
-/* For the end of a connection.  The same without a time limit, but where the
- * plugin is silent the connection's own operations are given up: they end with
- * ESHUTDOWN.  Returns whether they were.
+/* The same for the end of a connection, without a time limit.  If the plugin is
+ * silent, this gives the connection's own operations up, which end with
+ * ESHUTDOWN.  Returns whether it did.
  */
 extern bool engine_wait_end (struct conn *, struct cond *);
 

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Fan-out: one request that a client waits for, over several idle workers.
+ * Fan-out: spreads one request that a client waits for over several idle
+ * workers.
  *
  * The request is cut at multiples of UNIT, into no more pieces than there are
  * idle workers and the caller, which does one piece itself.  A request within
  * one unit, or without an idle worker, is one call on the caller's thread.
  * All pieces have ended when it returns.
  *
- * A piece that fails on a worker is done again on the caller's thread, and
- * that result counts: nbdkit keeps a plugin's error code per thread of its
- * own, and on any other thread every error reads EIO.
+ * If a piece fails on a worker, the caller's thread does it again, and that
+ * result counts.  nbdkit keeps a plugin's error code only for threads of its
+ * own.  On any other thread every error becomes EIO.
  *
- * Where the filter may drive the plugin's async hooks, these do the pieces: at
- * most 64 of a request, and of all requests as many as there are buffers.
- * Their errors are the plugin's own.
+ * If the filter may drive the plugin's async hooks, these do the pieces.  A
+ * request has at most 64 pieces.  All requests together have at most as many
+ * pieces in hooks as there are buffers.  The errors are the plugin's own.
  *
  * Returns 0, or the errno of the first piece in offset order that failed.
  */

@@ -65,9 +65,9 @@ is_of_device (const struct conn *c, const struct buf *b)
   return b->device == c->device;
 }
 
-/* Takes a FAILED buffer over if its connection has ended or is about to: that
- * end does not wait for the buffer then.  False: this connection cannot write
- * it.
+/* Takes a FAILED buffer over if its connection has ended or is about to end.
+ * That end does not wait for the buffer then.  False: this connection cannot
+ * write it.
  */
 static bool
 take_over (struct conn *c, struct buf *b)
@@ -129,12 +129,12 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
   return false;
 }
 
-/* Tries a piece of a FAILED buffer again, through the buffer's connection:
- * before its next flush that may be the only one that sees the data.  The
+/* Tries a piece of a FAILED buffer again, through the buffer's connection.
+ * Before that connection's next flush, no other one may see the data.  The
  * calling thread does it, because it is nbdkit's: there the plugin's error is
- * not lost.  But a hook is not called on another connection's thread; the
- * operation is dispatched then, and its error is the plugin's in any case.
- * Releases the lock meanwhile.
+ * not lost.  A hook of another connection must not run on this thread, so this
+ * dispatches its operation.  The error is the plugin's in any case.  Releases
+ * the lock meanwhile.
  */
 static int
 try_again (struct conn *c, struct buf *b)
@@ -204,9 +204,9 @@ lose (struct buf *b)
 
 /* Flush. */
 
-/* The dirty data of the export name that a flush waits for: not data that has
- * failed since the flush began, and not data of other devices that has ever
- * failed.
+/* The dirty data of the export name that a flush waits for.  It does not wait
+ * for data that has failed since the flush began, nor for data of other devices
+ * that has ever failed.
  */
 static unsigned
 dirty_for_flush (struct conn *c, const void *what)

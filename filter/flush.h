@@ -16,8 +16,8 @@
 struct conn;
 
 /* flush_begin has all dirty data of this export name written, and tries this
- * device's failed data again.  If it fails, data that another try may write
- * still waits.  Otherwise the caller flushes the plugin, if that can flush.
+ * device's failed data again.  If it fails, it has kept the data that another
+ * try may write.  Otherwise the caller flushes the plugin, if that can flush.
  */
 extern int flush_begin (struct conn *);
 /* After that, with the result so far.  Returns the errno for the client. */

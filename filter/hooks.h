@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Finding the plugin's async hooks (nbdkit-async-driver.h), and whether another
- * filter is between this one and the plugin: operations that hooks do would
- * bypass it.
+ * Finds the plugin's async hooks (nbdkit-async-driver.h), and whether another
+ * filter is between this one and the plugin.  Operations of hooks would bypass
+ * such a filter.
  *
  * nbdkit registers the plugin first, then the filters from the innermost to the
  * outermost, and loads each one right before it registers it.  So the filters

@@ -272,9 +272,9 @@ order_drain_locked (struct conn *c, uint64_t offset, uint64_t end)
 
 /* Direct operations. */
 
-/* READY data of another device in the range was not dispatched in time.  It has
- * failed: so it does not wait for the direct operation that runs now, which may
- * hang in its turn.
+/* READY data of another device in the range was not dispatched in time.  Makes
+ * it FAILED, so that it does not wait for the direct operation that runs now.
+ * That one may hang, too.
  */
 static void
 fail_others (const struct device *d, uint64_t offset, uint64_t end)
@@ -313,9 +313,10 @@ direct_begin (struct conn *c, struct direct *d, uint32_t count,
     .device = c->device, .offset = offset, .end = offset + count,
     .link.data = d
   };
-  /* The common case, no connection may defer writes: no lock.  Sequentially
-   * consistent with direct_overlaps_locked: either this thread sees a
-   * connection that defers, or that one sees this operation and defers nothing.
+  /* Commonly no connection may defer writes, and this takes no lock.  The order
+   * is sequentially consistent with direct_overlaps_locked: either this thread
+   * sees a connection that defers, or that connection sees this operation and
+   * does not defer.
    */
   atomic_fetch_add (&e->order.unregistered, 1);
   if (atomic_load (&e->buffers.deferring) == 0)

@@ -10,8 +10,8 @@
  * write to its range is a direct operation too.  It first drains the range: it
  * waits for the older dirty data there.  Then it runs.  It waits for dirty data
  * of its own device as long as that takes, and for data of other devices no
- * longer than config.others_ns.  After that bound it may overtake a write of
- * another device that hangs.  The overtaken write's bytes leave the tree, but
+ * longer than config.others_ns.  After that bound it may overtake a hanging
+ * write of another device.  The overtaken write's bytes leave the tree, but
  * the plugin can still write them.  So its own device defers nothing until that
  * write has ended, and its next direct operation there waits for the end.
  *
@@ -21,9 +21,9 @@
  * 5. No two overlapping pieces are WRITING.  A WRITING one overlaps no older
  *    dirty data, except data that has failed before and waits.
  * 6. Newer data wins.  When the plugin has taken a write, zero or trim, those
- *    bytes leave all older FAILED buffers, of every device (supersede).  They
- *    leave FAILED data in no other way, except when they are written, or lost.
- *    Lost data is logged, and a flush returns its error.
+ *    bytes leave all older FAILED buffers, of every device (supersede).
+ *    Otherwise bytes leave FAILED data only when they are written or lost.  The
+ *    filter logs lost data, and a flush returns its error.
  * 7. While a direct operation runs, no piece of its device's waiting data that
  *    overlaps it is WRITING.
  *
@@ -74,8 +74,8 @@ extern void direct_end (struct conn *, struct direct *, int err);
 extern bool direct_overlaps_locked (struct engine *, uint64_t offset,
                                     uint64_t end);
 
-/* Dispatches the dirty data in the range and waits until none of it is dirty;
- * for that of other devices no longer than config.others_ns.
+/* Dispatches the dirty data in the range and waits until none of it is dirty.
+ * Waits for data of other devices no longer than config.others_ns.
  */
 extern int order_drain_locked (struct conn *, uint64_t offset, uint64_t end);
 
@@ -94,18 +94,20 @@ extern int order_wait_locked (struct conn *,
  */
 extern int order_wait_progress_locked (struct conn *, uint64_t until_ns);
 
-/* An OPEN buffer grows no more: READY, and dispatched as soon as possible. */
+/* An OPEN buffer grows no more: makes it READY, and dispatches it as soon as
+ * possible.
+ */
 extern void order_submit_locked (struct buf *);
-/* The OPEN buffers in a range, except BUT. */
+/* The same for the OPEN buffers in a range, except BUT. */
 extern void order_submit_range_locked (struct engine *, const struct buf *but,
                                        uint64_t offset, uint64_t end);
-/* Whether a READY or FAILED buffer's first piece may be dispatched: it has no
- * fillers, and no older dirty data, no WRITING buffer and no running direct
- * operation overlaps it.
+/* Whether a READY or FAILED buffer's first piece may be dispatched: the buffer
+ * has no fillers, and nothing that must come first overlaps the piece.  That is
+ * older dirty data, a WRITING buffer or a running direct operation.
  */
 extern bool order_can_dispatch_locked (const struct buf *);
-/* Dispatches the READY buffers in a range that may be: something has changed
- * there.
+/* Something has changed in a range: dispatches the READY buffers there that may
+ * be dispatched now.
  */
 extern void order_dispatch_locked (struct engine *, uint64_t offset,
                                    uint64_t end);
@@ -116,9 +118,9 @@ extern void order_written_locked (struct buf *, uint64_t offset, uint64_t end,
                                   int err);
 /* The buffer is FAILED, with buf.err. */
 extern void order_fail_locked (struct buf *);
-/* Does one write of the connection's device in the range that is still queued:
- * all workers may hang in another device.  Releases the lock meanwhile.  False:
- * there is none.
+/* Does one queued write of the connection's device in the range on this thread,
+ * as all workers may hang in another device.  Releases the lock meanwhile.
+ * False: there is none.
  */
 extern bool order_do_queued_locked (struct conn *, uint64_t offset,
                                     uint64_t end);

@@ -2,18 +2,18 @@
  *
  * The worker threads: one exclusive GThreadPool, and the queues of jobs.
  *
- * GLib's own queue holds only tokens, at most one per thread.  A token is a
- * worker that takes the most urgent job, then the next, until there is none.
- * So a queued job can be taken back (pool_cancel): a demand read never waits
- * behind background work.  And all that a job publishes passes through our
- * mutex, which thread checkers see.
+ * GLib's own queue holds only tokens, at most one per thread.  A thread with a
+ * token takes the most urgent job, then the next, until there is none.  So
+ * pool_cancel can take a queued job back: a demand read never waits behind
+ * background work.  All that a job publishes passes through pool.lock, which
+ * thread checkers see.
  *
- * To wake a thread costs more than anything else here.  Where many threads are
- * at work, one of them ends its job soon and takes the next one without being
- * woken.  So with N threads at work N / 128 jobs may stay queued.  They stay
- * for a 128th of a latency if the threads end evenly, and cost a 128th of the
- * throughput if all end at once.  Callers that wait for a job call
- * pool_wake_idle.  The write-back thread does so where no caller waits, as the
+ * To wake a thread costs more than anything else here.  If many threads are at
+ * work, one of them ends its job soon and takes the next one without a wake-up.
+ * So with N threads at work, N / 128 jobs may stay queued.  They stay for a
+ * 128th of a latency if the threads end their jobs evenly.  They cost a 128th
+ * of the throughput if all jobs end at once.  Callers that wait for a job call
+ * pool_wake_idle.  If no caller waits, the write-back thread does so, as the
  * threads at work may hang.
  *
  * A job belongs to its submitter until run () is called or pool_cancel ()

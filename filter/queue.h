@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Walking a GQueue of structs that have a GList in them, whose data is the
- * struct.
+ * Walking a GQueue of structs.  Each struct has a GList in it, whose data
+ * points to the struct.
  */
 #ifndef ASYNCPOOL_QUEUE_H
 #define ASYNCPOOL_QUEUE_H

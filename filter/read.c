@@ -3,8 +3,8 @@
  * Serving one read: see read.h.
  *
  * 1. Under the lock, pin every buffer that holds a part of the request.
- * 2. Read what no buffer holds from the plugin.
- * 3. Copy from the pinned buffers, by place and age: newer data overwrites.
+ * 2. Read from the plugin the bytes that no buffer holds.
+ * 3. Copy from the pinned buffers, by offset and age: newer data overwrites.
  * 4. Under the lock, unpin.
  */
 #include <errno.h>
@@ -15,7 +15,7 @@
 #include "read.h"
 #include "readahead.h"
 
-/* Prefetched data is not served any longer than this: the device may change
+/* The filter serves prefetched data no longer than this.  The device may change
  * beside the server, and without the filter a client would see that.
  */
 #define AHEAD_MAX_AGE_NS UINT64_C (5000000000)
@@ -167,7 +167,7 @@ next_whole (const struct read *r, unsigned i)
   return i;
 }
 
-/* From the plugin, what no buffer holds. */
+/* Reads from the plugin the bytes that no buffer holds. */
 static int
 read_gaps (struct read *r, bool *waited)
 {
@@ -189,7 +189,9 @@ read_gaps (struct read *r, bool *waited)
   return err;
 }
 
-/* From the buffers.  Where a prefetch fails the plugin is asked after all. */
+/* Copies from the buffers.  If a prefetch has failed, reads from the plugin
+ * after all.
+ */
 static int
 copy_pins (struct read *r, bool *waited)
 {

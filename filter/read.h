@@ -14,9 +14,9 @@
 struct conn;
 struct stream;
 
-/* COVERED: the stream whose prefetches should hold all of it, or NULL.
- *  *WAITED is set if the read had to wait for the plugin.  Wants no lock.
- * Returns 0 or a positive errno.
+/* COVERED: the stream whose prefetches should hold all of it, or NULL.  Sets
+ * *WAITED if the read had to wait for the plugin.  Wants no lock.  Returns 0 or
+ * a positive errno.
  */
 extern int read_serve (struct conn *, struct stream *covered, void *buf,
                        uint32_t count, uint64_t offset, uint64_t now_ns,

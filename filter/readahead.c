@@ -11,8 +11,8 @@
 
 /* Completion. */
 
-/* A prefetch has completed.  The request that needs its data after an error
- * asks the plugin itself, and gets its error.
+/* A prefetch has completed.  After an error, a request that needs its data
+ * reads from the plugin itself, and gets the plugin's error.
  */
 static void
 prefetched (struct backend_io *io, int err)
@@ -77,7 +77,7 @@ readahead_wait (struct conn *c, struct buf *b)
 
 /* Starting prefetches. */
 
-/* Whether a prefetch there makes no sense: the device's data is in a buffer, or
+/* Whether a prefetch there is of no use: the device's data is in a buffer, or
  * the plugin's data is about to change.
  */
 static bool
@@ -116,9 +116,9 @@ start (struct conn *c, struct stream_range r)
 }
 
 /* How many units this connection may be ahead of its streams: an equal part of
- * the slab, less its demand reads that are in the plugin, so that the sum
- * stays at what was configured.  A client that keeps three quarters of its
- * share in flight is not helped any more: the copies and wake-ups would cost
+ * the slab, less its demand reads that are in the plugin.  So the sum stays at
+ * the configured number of buffers.  A client that keeps three quarters of its
+ * share in flight gets no prefetches.  Their copies and wake-ups would cost
  * more than it gains.  MINE: its active streams.  *EVICTED_AT: takes
  * conn.evicted_at.
  */

@@ -22,21 +22,22 @@ struct stream;
 extern struct stream *readahead_note (struct conn *, uint32_t count,
                                       uint64_t offset, uint64_t now_ns,
                                       bool *covered);
-/* After that read, with its result: prefetches on.  WAITED: the read had to
- * wait for the plugin.  Wants no lock.
+/* After that read, with its result: prefetches further.  WAITED: the read had
+ * to wait for the plugin.  Wants no lock.
  */
 extern void readahead_advance (struct conn *, struct stream *,
                                 uint32_t count, int err, bool waited,
                                 uint64_t now_ns);
 /* The read was covered, but a buffer is missing, because a write needed it.
- * There may be more such holes up to the end of the stream's prefetches: starts
- * to fill them.  Wants no lock.
+ * Starts to fill this hole, and others up to the end of the stream's
+ * prefetches.  Wants no lock.
  */
 extern void readahead_missed (struct conn *, struct stream *);
-/* Waits, for a request of this connection, until a READING buffer that the
- * caller has pinned is read.  Reads it on the calling thread if no worker has
- * begun.  Returns 0, also where the prefetch failed (buf.err); ESHUTDOWN as
- * engine_wait_plugin.  Wants engine.lock, releases it meanwhile.
+/* Waits, for a request of this connection, until the prefetch into a READING
+ * buffer has completed.  The caller has pinned the buffer.  If no worker has
+ * begun, does the prefetch on the calling thread.  Returns 0, also if the
+ * prefetch failed (buf.err); ESHUTDOWN as engine_wait_plugin.  Wants
+ * engine.lock, releases it meanwhile.
  */
 extern int readahead_wait (struct conn *, struct buf *);
 

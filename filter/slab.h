@@ -3,7 +3,7 @@
  * The slab: the one mapping that holds data, COUNT buffers of SIZE bytes, page
  * aligned.
  *
- * Not its job: who uses which buffer (buffers.h).
+ * Not its job: what each buffer is used for (buffers.h).
  */
 #ifndef ASYNCPOOL_SLAB_H
 #define ASYNCPOOL_SLAB_H
@@ -19,8 +19,8 @@ struct slab {
  * machine's memory, which the kernel might promise and could not keep.
  */
 extern int slab_init (struct slab *, size_t count, size_t size);
-/* Takes the pages now instead of at first use.  After the fork, which would
- * copy them.
+/* Takes the pages now instead of at first use.  Call it after the fork, which
+ * would copy them.
  */
 extern void slab_populate (struct slab *);
 extern void slab_destroy (struct slab *);

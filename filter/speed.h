@@ -5,16 +5,18 @@
  *
  * struct speed: does the device wait, or does it copy?  To hand a request to
  * another thread costs a wake-up, about 10 us.  An operation counts as a copy
- * if it takes no longer than SPEED_COPY_NS plus its bytes at 1 GB/s: another
- * thread could not do it sooner.  A longer one is slow.  A device waits if more
- * than one operation in SPEED_SLOW was slow lately, because some blocks of a
- * slow device may be fast, as holes or in a cache.  An operation of a fast
- * device may look slow if its thread lost the processor: at most one in 280 did
- * on two busy cores with 16 threads.  The very first operation decides alone.
+ * if it takes no longer than SPEED_COPY_NS plus its bytes at 1 GB/s.  Another
+ * thread could not do it sooner.  A longer operation is slow.
+ *
+ * A device waits if more than one operation in SPEED_SLOW was slow lately.  The
+ * share is small, because some blocks of a slow device may be fast: holes, and
+ * blocks in a cache.  An operation of a fast device may look slow if its thread
+ * lost the processor.  On two busy cores with 16 threads, at most one in 280
+ * did.  The very first operation decides alone.
  *
  * struct depth: how many requests does this client keep in flight by itself?
- * The peak of the last two epochs.  An epoch is some device latencies long, so
- * that a client counts as deep between the bursts that it sends.  A
+ * It is the peak of the last two epochs.  An epoch is some device latencies
+ * long, so that a client counts as deep between the bursts that it sends.  A
  * second struct depth counts the buffers that all clients' writes in flight
  * would fill.
  *

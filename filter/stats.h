@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Statistics: always counted, and printed at shutdown if asyncpool-stats asks
- * for it.
+ * for them.
  *
  * Counters are sharded by thread, so that counting costs no traffic between
  * CPUs.  Latencies go into a histogram with 8 steps per power of two, so that a
  * quantile is right within 12 %.
  *
- * "In flight" are operations in the plugin.  The peak is counted.  The mean
- * follows from Little's law: the sum of all their times, over the time from the
- * first start to the last end.
+ * Operations are "in flight" while they are in the plugin.  The peak is
+ * counted.  The mean follows from Little's law: the sum of all their times,
+ * divided by the time from the first start to the last end.
  */
 #ifndef ASYNCPOOL_STATS_H
 #define ASYNCPOOL_STATS_H

@@ -71,9 +71,9 @@ has_ended (const struct stream *o, const struct stream *s)
     && o->last_ns < s->began_ns + (s->last_ns - s->began_ns) / 2;
 }
 
-/* S may begin in data prefetched for a stream that has ended: it takes that
- * over. If the gap is small, as a file system's own blocks are, it continues
- * that stream.  Returns the gap.
+/* S may begin in data prefetched for a stream that has ended.  S takes that
+ * data over.  If the gap is small, as a file system's own blocks are, S
+ * continues that stream.  Returns the gap.
  */
 static struct stream_range
 join (struct streams *t, struct stream *s)
@@ -160,8 +160,8 @@ is_beside (const struct stream *o, const struct stream *s, uint64_t now_ns)
   return o != s && is_active (o, now_ns) && !has_ended (o, s);
 }
 
-/* The share, less the units that the streams beside S are ahead, but for each
- * of them no more than an equal part.
+/* The share, less the units that the streams beside S are ahead.  For each of
+ * them no more than an equal part counts.
  */
 static uint32_t
 part_of (const struct streams *t, const struct stream *s, uint32_t unit,

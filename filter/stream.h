@@ -14,17 +14,18 @@
  * stream.
  *
  * Window: how many units all streams of the connection may be ahead of their
- * reads.  It starts at WINDOW_MIN.  It doubles, up to the share that the
- * caller allows, when a read had to wait for the plugin and a quarter of the
- * window was read since the last time; at most twice for one wait.  So a slow
- * reader has a small window.  The window is the connection's: the next file is
- * read as fast as the last one.
+ * reads.  It starts at WINDOW_MIN, and doubles up to the share that the caller
+ * allows.  It doubles when a read had to wait for the plugin, and the client
+ * has read a quarter of the window since the last time.  It doubles at most
+ * twice for one wait.  So a slow reader has a small window.  The window belongs
+ * to the connection: the next file is read as fast as the last one.
  *
- * Likely end: a stream is prefetched no further than seven of eight earlier
- * streams of the connection went, of those that came as far as it has.  Beyond
- * all of them, it is prefetched for half of the length that it has been read.
- * So no more than about a quarter of the prefetched bytes stay unread,
- * whatever the client skips.
+ * Likely end: no prefetch goes beyond it, once the connection has an earlier
+ * stream.  Of the earlier streams, those count that came as far as this one.
+ * Seven of eight of them went at least to the likely end.  If none came as far,
+ * the likely end is ahead by half of the length that the client has read.  So
+ * no more than about a quarter of the prefetched bytes stay unread, whatever
+ * the client skips.
  *
  * End: a stream has ended, as another one sees it, if no read continued it in
  * the second half of the other one's life.  A client that reads two files side
@@ -80,8 +81,8 @@ extern struct stream *stream_note (struct streams *, uint64_t offset,
 extern void stream_answered (struct streams *, uint32_t count, bool waited);
 /* It failed. */
 extern void stream_read_failed (struct streams *);
-/* The range to prefetch now for S, of a connection that may be SHARE units
- * ahead with all of its streams, in a device of SIZE bytes.
+/* The range to prefetch now for S, in a device of SIZE bytes.  The connection
+ * may be SHARE units ahead with all of its streams together.
  */
 extern struct stream_range stream_plan (struct streams *, struct stream *s,
                                         uint32_t unit, uint32_t share,

@@ -25,8 +25,9 @@ oldest_open (const struct engine *e)
   return l ? l->data : NULL;
 }
 
-/* When the thread has something to do next: the oldest OPEN buffer has waited
- * for more, or a queued write for a worker, for linger_ns.  UINT64_MAX: never.
+/* When the thread has something to do next.  That is when the oldest OPEN
+ * buffer has waited for more data for linger_ns, or a queued write for a
+ * worker.  UINT64_MAX: never.
  */
 static uint64_t
 next_due_ns (const struct engine *e)
@@ -143,8 +144,8 @@ is_deferrable (const struct writer *w)
     && !buffers_others_have (d, BUF_WAITING, w->offset, w->end);
 }
 
-/* The buffer for a write that may be deferred, new or joined, its range widened
- * for it; it has one filler more.  NULL if there is none.
+/* Finds or takes the buffer for a write that may be deferred, widens its range
+ * for the write, and counts the write as a filler.  NULL if there is none.
  */
 static struct buf *
 reserve (const struct writer *w, uint64_t now_ns)
