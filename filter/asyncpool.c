@@ -412,9 +412,9 @@ asyncpool_can_flush (nbdkit_next *next, void *vh)
 
 /* Requests. */
 
-/* The connection, or NULL if the filter passes all requests through.  For each
- * request except flush and cache, which a filter above may send on another
- * thread.
+/* Returns the connection, or NULL if the filter passes all requests through.
+ * Call it for each request except flush and cache, which a filter above may
+ * send on another thread.
  */
 static struct conn *
 serve (struct handle *h)

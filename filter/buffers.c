@@ -438,8 +438,8 @@ is_much_ahead (const struct engine *e)
   return e->buffers.n_ahead > e->config.buffers / 2;
 }
 
-/* Of the connections that have more than SHARE buffers, frees the one that was
- * prefetched last, as its stream comes to the others first.
+/* Frees the buffer that was prefetched last, as its stream comes to the others
+ * first.  Considers only connections with more than SHARE buffers.
  */
 static bool
 evict_clean (struct engine *e, unsigned share)

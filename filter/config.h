@@ -28,7 +28,7 @@ extern void config_free (struct config *);
 #define CONFIG_HELP \
   "asyncpool-buffers=N         Number of buffers (default 64).\n" \
   "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K).\n" \
-  "asyncpool-threads=N         Number of threads (default as buffers).\n" \
+  "asyncpool-threads=N         Number of threads (default: one per buffer).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
   "                            first flush; behind: from the start;\n" \
   "                            through: never.\n" \

@@ -86,7 +86,7 @@ extern void conn_leave (struct conn *);
 
 extern int conn_read (struct conn *, void *buf, uint32_t count,
                       uint64_t offset);
-/* The same for a connection that has ended: does not prefetch. */
+/* conn_read for a connection that has ended: does not prefetch. */
 extern int conn_read_closed (struct conn *, void *buf, uint32_t count,
                              uint64_t offset);
 /* FLAGS are those of backend.h. */

@@ -58,7 +58,7 @@ extern bool engine_wait_until (struct engine *, struct cond *,
  */
 extern int engine_wait_plugin (struct conn *, struct cond *, uint64_t until_ns);
 /* The same for the end of a connection, without a time limit.  If the plugin is
- * silent, this gives the connection's own operations up, which end with
+ * silent, gives up the connection's own operations, which then end with
  * ESHUTDOWN.  Returns whether it did.
  */
 extern bool engine_wait_end (struct conn *, struct cond *);

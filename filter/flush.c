@@ -130,11 +130,11 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
 }
 
 /* Tries a piece of a FAILED buffer again, through the buffer's connection.
- * Before that connection's next flush, no other one may see the data.  The
- * calling thread does it, because it is nbdkit's: there the plugin's error is
- * not lost.  A hook of another connection must not run on this thread, so this
- * dispatches its operation.  The error is the plugin's in any case.  Releases
- * the lock meanwhile.
+ * Until that connection flushes again, it may be the only one that sees the
+ * data.  The calling thread does it, because it is nbdkit's: there the plugin's
+ * error is not lost.  A hook of another connection must not run on this thread.
+ * So this dispatches its operation, and the error is the plugin's in any case.
+ * Releases the lock meanwhile.
  */
 static int
 try_again (struct conn *c, struct buf *b)

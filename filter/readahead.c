@@ -116,7 +116,7 @@ start (struct conn *c, struct stream_range r)
 }
 
 /* How many units this connection may be ahead of its streams: an equal part of
- * the slab, less its demand reads that are in the plugin.  So the sum stays at
+ * the slab, less its demand reads in the plugin.  So the sum stays at
  * the configured number of buffers.  A client that keeps three quarters of its
  * share in flight gets no prefetches.  Their copies and wake-ups would cost
  * more than it gains.  MINE: its active streams.  *EVICTED_AT: takes

@@ -9,7 +9,7 @@
  * thread could not do it sooner.  A longer operation is slow.
  *
  * A device waits if more than one operation in SPEED_SLOW was slow lately.  The
- * share is small, because some blocks of a slow device may be fast: holes, and
+ * bound is low, because some blocks of a slow device may be fast: holes, and
  * blocks in a cache.  An operation of a fast device may look slow if its thread
  * lost the processor.  On two busy cores with 16 threads, at most one in 280
  * did.  The very first operation decides alone.
