@@ -7,6 +7,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@ static struct config config;
 static struct engine *engine;
 static bool pass_through;       /* the thread model allows no call into the
                                  * plugin beside the server's own */
+static bool is_serial;          /* it allows one call at a time per context */
 static const struct nbdkit_async_driver *hooks; /* NULL: do not drive hooks */
 static FILE *stats_fp;          /* asyncpool-stats after get_ready, or NULL */
 static int early_stderr = -1;   /* for asyncpool-stats=-, until after_fork */
@@ -38,8 +40,14 @@ static bool buffers_given;
  */
 enum { HOOKED_THREADS = 1 };
 
+/* Contexts have threads of their own.  The engine's threads close idle
+ * contexts, and write where there is the connection's own context only.
+ */
+enum { SERIAL_THREADS = 2 };
+
 struct handle {
   char *export_name;
+  bool is_tls, readonly;
   bool is_hooked;
   void *hooks_handle;           /* the plugin's own handle, if so */
   struct conn *conn;            /* from prepare to close; NULL: pass through */
@@ -198,6 +206,16 @@ write_stats (void)
                   config.stats_file);
 }
 
+static void
+log_context (const char *export_name, unsigned n_open, unsigned max)
+{
+  g_autofree char *name = g_strescape (export_name, NULL);
+
+  nbdkit_error ("asyncpool: warning: export \"%s\": a further context cannot "
+                "be opened at present: %u of %u are open", name, n_open + 1,
+                max + 1);
+}
+
 static int
 threads_error (int err)
 {
@@ -223,7 +241,9 @@ asyncpool_get_ready (int thread_model)
   debug_sink = nbdkit_debug;
   if (open_stats () == -1)
     return -1;
-  pass_through = thread_model != NBDKIT_THREAD_MODEL_PARALLEL;
+  is_serial = thread_model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
+  pass_through = thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
+    || (is_serial && config.engine.contexts == 1);
   if (pass_through) {
     nbdkit_error ("asyncpool: warning: the plugin or another filter does not "
                   "serve requests in parallel: all requests are passed through "
@@ -234,10 +254,14 @@ asyncpool_get_ready (int thread_model)
     nbdkit_error ("--filter=asyncpool: must be given only once");
     return -1;
   }
-  find_hooks ();
+  if (is_serial)
+    config.engine.threads = MIN (config.engine.threads, SERIAL_THREADS);
+  else
+    find_hooks ();
   is_topmost = hooks_is_topmost ();
   config.engine.log_unwritten = log_unwritten;
   config.engine.log_overdue = log_overdue;
+  config.engine.log_context = log_context;
   err = engine_new (&config.engine, &engine);
   if (err) {
     nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%" PRIu32
@@ -260,10 +284,10 @@ asyncpool_after_fork (nbdkit_backend *backend)
 {
   int err;
 
-  (void) backend;
   check_stderr ();
   if (pass_through)
     return 0;
+  next_set_lower (backend);
   err = engine_start (engine);
   return err ? threads_error (err) : 0;
 }
@@ -311,7 +335,6 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
   void *plugin_handle;
   bool is_hooked;
 
-  (void) is_tls;
   if (hooks)
     hooks->claim (&plugin_handle);      /* drop what another open has left */
   if (next (context, readonly, exportname) == -1)
@@ -323,6 +346,8 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
     free (h);
     return NULL;
   }
+  h->is_tls = is_tls;
+  h->readonly = readonly;
   h->is_hooked = is_hooked;
   h->hooks_handle = is_hooked ? plugin_handle : NULL;
   h->link.data = h;
@@ -358,6 +383,38 @@ asyncpool_close (void *vh)
   free_handle (h);
 }
 
+static void
+warn_of_one_context (void)
+{
+  static atomic_bool is_said;
+
+  if (!atomic_exchange (&is_said, true))
+    nbdkit_error ("asyncpool: warning: the plugin serves one request at a time "
+                  "and does not say multi-conn: requests are passed on one at "
+                  "a time: if all its contexts show the same data, give "
+                  "asyncpool-contexts=N");
+}
+
+/* Whether other contexts show the data that this connection's own one shows. */
+static bool
+may_open (const struct handle *h, const struct backend *b)
+{
+  const char *why_not = NULL;
+
+  if (h->is_tls)
+    why_not = "nbdkit may open further contexts without TLS";
+  else if (!b->shared && !config.contexts_given) {
+    why_not = "the plugin does not say multi-conn";
+    warn_of_one_context ();
+  }
+  if (why_not)
+    nbdkit_debug ("asyncpool: one context for this connection: %s", why_not);
+  else if (!b->shared)
+    nbdkit_debug ("asyncpool: the connection's own context does all writes: "
+                  "the plugin does not say multi-conn");
+  return why_not == NULL;
+}
+
 static int
 asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
 {
@@ -368,8 +425,10 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
   (void) readonly;
   if (pass_through)
     return 0;
-  if (next_backend (next, &b) == -1)
+  if (next_backend (next, h->readonly, &b) == -1)
     return -1;
+  b.serial = is_serial;
+  b.may_open = is_serial && may_open (h, &b);
   if (h->is_hooked) {
     b.hooks = hooks;
     b.hooks_handle = h->hooks_handle;
@@ -533,11 +592,14 @@ asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count,
   if (!conn_enter (h->conn))
     return answer (ESHUTDOWN, err);
   /* Failed data is data all the same: report no hole. */
-  if (conn_drain (h->conn, count, offset))
+  if (!conn_drain (h->conn, count, offset))
     r = answer (nbdkit_add_extent (extents, offset, count, 0) == -1 ? errno : 0,
                 err);
-  else
+  else {
+    backend_begin_own (&h->conn->backend);
     r = extents_within (next, count, offset, flags, extents, err);
+    backend_end_own (&h->conn->backend);
+  }
   stats_end (engine->stats, STATS_EXTENTS, start, count);
   conn_leave (h->conn);
   return r;
@@ -555,7 +617,9 @@ asyncpool_cache (nbdkit_next *next, void *vh, uint32_t count,
     return next->cache (next, count, offset, flags, err);
   if (!conn_enter (h->conn))
     return err ? answer (ESHUTDOWN, err) : 0;   /* late advice of readahead */
+  backend_begin_own (&h->conn->backend);
   r = next->cache (next, count, offset, flags, err);
+  backend_end_own (&h->conn->backend);
   stats_end (engine->stats, STATS_CACHE, start, count);
   conn_leave (h->conn);
   return r;

@@ -9,6 +9,7 @@
 
 #include "backend.h"
 #include "clock.h"
+#include "contexts.h"
 #include "speed.h"
 #include "stats.h"
 
@@ -31,11 +32,75 @@ note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count,
   return end_ns;
 }
 
+bool
+backend_is_like (const struct backend *a, const struct backend *b)
+{
+  return a->size == b->size && a->min_block == b->min_block
+    && a->max_block == b->max_block && a->can_write == b->can_write
+    && a->can_flush == b->can_flush && a->shared == b->shared
+    && a->readonly == b->readonly;
+}
+
+void
+backend_begin_own (struct backend *b)
+{
+  if (b->serial)
+    pthread_mutex_lock (&b->own_lock);
+}
+
+void
+backend_end_own (struct backend *b)
+{
+  if (b->serial)
+    pthread_mutex_unlock (&b->own_lock);
+}
+
+/* The context for a call: this thread's lease, or the connection's own one. */
+static void *
+begin_call (struct backend *b)
+{
+  void *handle = b->contexts ? contexts_leased () : NULL;
+
+  if (handle)
+    return handle;
+  backend_begin_own (b);
+  return b->handle;
+}
+
+/* Returns ERR, the call's. */
+static int
+end_call (struct backend *b, const void *handle, int err)
+{
+  if (handle == b->handle)
+    backend_end_own (b);
+  else
+    contexts_note (err);
+  return err;
+}
+
+static int
+do_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset)
+{
+  void *handle = begin_call (b);
+
+  return end_call (b, handle, b->ops->pread (handle, buf, count, offset));
+}
+
+static int
+do_pwrite (struct backend *b, const void *buf, uint32_t count, uint64_t offset,
+           unsigned flags)
+{
+  void *handle = begin_call (b);
+
+  return end_call (b, handle,
+                   b->ops->pwrite (handle, buf, count, offset, flags));
+}
+
 int
 backend_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset)
 {
   uint64_t start = stats_begin_device (b->stats);
-  int err = b->ops->pread (b->handle, buf, count, offset);
+  int err = do_pread (b, buf, count, offset);
 
   note (b, false, start, count, err);
   return err;
@@ -46,7 +111,7 @@ backend_pwrite (struct backend *b, const void *buf, uint32_t count,
                 uint64_t offset, unsigned flags)
 {
   uint64_t start = stats_begin_device (b->stats);
-  int err = b->ops->pwrite (b->handle, buf, count, offset, flags);
+  int err = do_pwrite (b, buf, count, offset, flags);
 
   note (b, true, start, count, err);
   return err;
@@ -56,20 +121,26 @@ int
 backend_zero (struct backend *b, uint32_t count, uint64_t offset,
               unsigned flags)
 {
-  return b->ops->zero (b->handle, count, offset, flags);
+  void *handle = begin_call (b);
+
+  return end_call (b, handle, b->ops->zero (handle, count, offset, flags));
 }
 
 int
 backend_trim (struct backend *b, uint32_t count, uint64_t offset,
               unsigned flags)
 {
-  return b->ops->trim (b->handle, count, offset, flags);
+  void *handle = begin_call (b);
+
+  return end_call (b, handle, b->ops->trim (handle, count, offset, flags));
 }
 
 int
 backend_flush (struct backend *b)
 {
-  return b->ops->flush (b->handle);
+  void *handle = begin_call (b);
+
+  return end_call (b, handle, b->ops->flush (handle));
 }
 
 static void
@@ -94,8 +165,8 @@ backend_io_do (struct backend_io *io)
 
   begin_io (io);
   err = h->is_write
-    ? b->ops->pwrite (b->handle, h->buf, h->count, h->offset, 0)
-    : b->ops->pread (b->handle, h->buf, h->count, h->offset);
+    ? do_pwrite (b, h->buf, h->count, h->offset, 0)
+    : do_pread (b, h->buf, h->count, h->offset);
   note_io (io, err);
   io->done (io, err);           /* last: it may free or reuse io */
 }

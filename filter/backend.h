@@ -16,12 +16,15 @@
 #ifndef ASYNCPOOL_BACKEND_H
 #define ASYNCPOOL_BACKEND_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include <nbdkit-async-driver.h>
 
+struct backend;
+struct contexts;
 struct speed;
 struct stats;
 
@@ -29,7 +32,7 @@ enum { BACKEND_FUA = 1, BACKEND_MAY_TRIM = 2, BACKEND_FAST_ZERO = 4 };
 
 /* Offset and count in bytes, inside the device.  They return 0 or a positive
  * errno.  Several threads may call them at a time, also threads that nbdkit has
- * not made.
+ * not made; see backend.serial.
  */
 struct backend_ops {
   int (*pread) (void *handle, void *buf, uint32_t count, uint64_t offset);
@@ -40,6 +43,11 @@ struct backend_ops {
   int (*flush) (void *handle);
   /* Whether the client of this thread has gone or the server shuts down. */
   bool (*is_gone) (void *handle);
+  /* A further handle of the export, which answers as LIKE does.  NULL: it
+   * cannot be opened.  Several threads may call open and close at a time.
+   */
+  void *(*open) (const struct backend *like, const char *export_name);
+  void (*close) (void *handle);
 };
 
 struct backend {
@@ -51,9 +59,14 @@ struct backend {
   uint32_t max_block;           /* UINT32_MAX: no constraint */
   bool can_write, can_flush;
   bool shared;                  /* multi-conn */
+  bool serial;                  /* one call at a time for each handle */
+  bool may_open;                /* other contexts have the same data */
+  bool readonly;                /* the connection was opened so */
   const struct nbdkit_async_driver *hooks;      /* NULL: do not drive hooks */
   void *hooks_handle;
   /* The engine's. */
+  struct contexts *contexts;    /* NULL: only the handle is used */
+  pthread_mutex_t own_lock;     /* if serial: held for a call with the handle */
   struct speed *read_speed, *write_speed;
   struct stats *stats;
   atomic_uint *pieces;          /* pieces of all connections' requests that are
@@ -76,6 +89,12 @@ struct backend_io {
   uint64_t start_ns, end_ns;    /* end: when done is called */
   atomic_bool giving_up;        /* a reply now may come from async_cancel */
 };
+
+/* Whether two handles have the same answers. */
+extern bool backend_is_like (const struct backend *, const struct backend *);
+/* Around a call with the handle that is none of those below. */
+extern void backend_begin_own (struct backend *);
+extern void backend_end_own (struct backend *);
 
 extern int backend_pread (struct backend *, void *buf, uint32_t count,
                           uint64_t offset);

@@ -278,7 +278,7 @@ buffers_put_if_unused (struct buf *b)
 static bool
 cancel_reading (struct buf *b)
 {
-  if (!pool_cancel (b->engine->pool, &b->job))
+  if (!pool_cancel (b->conn->pool, &b->job))
     return false;
   b->conn->n_reading--;
   b->hooked = false;            /* if a worker was to start its hook */
@@ -371,10 +371,11 @@ buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 }
 
 void
-buffers_drop_others (struct conn *c, uint64_t offset, uint64_t end)
+buffers_drop_others (struct engine *e, const struct conn *but,
+                     uint64_t offset, uint64_t end)
 {
-  BUFFERS_FOREACH (b, c->engine, offset, end) {
-    if (is_ahead (b) && b->conn != c)
+  BUFFERS_FOREACH (b, e, offset, end) {
+    if (is_ahead (b) && b->conn != but)
       evict (b);
   }
 }

@@ -300,7 +300,8 @@ extern void buffers_drop (struct engine *, uint64_t offset, uint64_t end);
 /* The same for data that other connections than this one have prefetched; their
  * streams prefetch it again.
  */
-extern void buffers_drop_others (struct conn *, uint64_t offset, uint64_t end);
+extern void buffers_drop_others (struct engine *, const struct conn *but,
+                                 uint64_t offset, uint64_t end);
 /* The same for data of this connection that it does not want.  In a buffer that
  * goes on behind END the part before END counts as used.
  */

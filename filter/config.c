@@ -14,6 +14,7 @@
 enum {
   DEFAULT_BUFFERS = 64, MAX_BUFFERS = 65536,
   DEFAULT_BUFFER_SIZE = 128 * 1024,
+  DEFAULT_CONTEXTS = 4, MAX_CONTEXTS = 128,
   /* The largest minimum block that a plugin may have: so no buffer is ever
    * smaller than a block.
    */
@@ -28,21 +29,25 @@ enum {
   LINGER_NS = 100000000,
 };
 
+/* A client that pauses for less, or is followed by another one, opens nothing.
+ */
+#define CONTEXT_IDLE_NS UINT64_C (30000000000)
+/* Doubled six times: once a minute at last. */
+#define CONTEXT_RETRY_NS UINT64_C (1000000000)
+
 /* A plugin that makes progress has written the data by then.  The time-outs of
  * clients are much longer (30 s in the Linux kernel).
  */
 #define OTHERS_NS UINT64_C (3000000000)
 
 static int
-parse_count (const char *key, const char *value, unsigned *r)
+parse_count (const char *key, const char *value, unsigned max, unsigned *r)
 {
   char *end;
   unsigned long long n = strtoull (value, &end, 10);
 
-  if (*value < '0' || *value > '9' || *end != '\0' || n < 1
-      || n > MAX_BUFFERS) {
-    nbdkit_error ("%s=%s: must be a number from 1 to %d", key, value,
-                  MAX_BUFFERS);
+  if (*value < '0' || *value > '9' || *end != '\0' || n < 1 || n > max) {
+    nbdkit_error ("%s=%s: must be a number from 1 to %u", key, value, max);
     return -1;
   }
   *r = n;
@@ -119,9 +124,11 @@ config_set (struct config *c, const char *key, const char *value)
   if (strncmp (key, "asyncpool-", strlen ("asyncpool-")) != 0)
     return 0;
   if (strcmp (key, "asyncpool-buffers") == 0)
-    return parse_count (key, value, &c->engine.buffers);
+    return parse_count (key, value, MAX_BUFFERS, &c->engine.buffers);
   if (strcmp (key, "asyncpool-threads") == 0)
-    return parse_count (key, value, &c->engine.threads);
+    return parse_count (key, value, MAX_BUFFERS, &c->engine.threads);
+  if (strcmp (key, "asyncpool-contexts") == 0)
+    return parse_count (key, value, MAX_CONTEXTS, &c->engine.contexts);
   if (strcmp (key, "asyncpool-buffer-size") == 0)
     return parse_buffer_size (key, value, &c->engine.buffer_size);
   if (strcmp (key, "asyncpool-stats") == 0)
@@ -139,8 +146,9 @@ config_set (struct config *c, const char *key, const char *value)
     return r;
   }
   nbdkit_error ("%s=%s: unknown parameter: must be asyncpool-buffers, "
-                "asyncpool-buffer-size, asyncpool-threads, asyncpool-write, "
-                "asyncpool-read or asyncpool-stats", key, value);
+                "asyncpool-buffer-size, asyncpool-threads, "
+                "asyncpool-contexts, asyncpool-write, asyncpool-read or "
+                "asyncpool-stats", key, value);
   return -1;
 }
 
@@ -153,8 +161,13 @@ config_complete (struct config *c)
     c->engine.buffer_size = DEFAULT_BUFFER_SIZE;
   if (c->engine.threads == 0)
     c->engine.threads = c->engine.buffers;
+  c->contexts_given = c->engine.contexts != 0;
+  if (c->engine.contexts == 0)
+    c->engine.contexts = DEFAULT_CONTEXTS;
   c->engine.linger_ns = LINGER_NS;
   c->engine.others_ns = OTHERS_NS;
+  c->engine.context_idle_ns = CONTEXT_IDLE_NS;
+  c->engine.context_retry_ns = CONTEXT_RETRY_NS;
 }
 
 void

@@ -14,6 +14,7 @@
 
 struct config {
   struct engine_config engine;
+  bool contexts_given;          /* set by config_complete */
   char *stats_file;             /* "-" for standard error, NULL for none */
 };
 
@@ -29,6 +30,8 @@ extern void config_free (struct config *);
   "asyncpool-buffers=N         Number of buffers (default 64).\n" \
   "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K).\n" \
   "asyncpool-threads=N         Number of threads (default: one per buffer).\n" \
+  "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
+  "                            at a time for each (default 4).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
   "                            first flush; behind: from the start;\n" \
   "                            through: never.\n" \

@@ -39,10 +39,55 @@ defer_from_now_on (struct conn *c)
   atomic_store (&c->defers, true);
 }
 
+/* NULL: the connection has its own context only. */
+static struct contexts *
+new_contexts (struct engine *e, const char *export_name,
+              const struct backend *backend)
+{
+  struct contexts *s;
+  unsigned more = e->config.contexts - 1;
+
+  if (!backend->serial || !backend->may_open || more == 0)
+    return NULL;
+  if (contexts_new (e, export_name, backend, more, &s) == 0)
+    return s;
+  e->config.log_context (export_name, 0, more);
+  return NULL;
+}
+
+static void
+join (struct conn *c, struct device *fresh_device,
+      const struct backend *backend, struct contexts *fresh)
+{
+  struct engine *e = c->engine;
+  struct device *d;
+
+  ENGINE_LOCK_THEN_DISPATCH (e);
+  c->device = d = device_join (fresh_device);
+  c->shares = d->size == backend->size && d->unit == c->unit
+    && d->min_block == backend->min_block;
+  c->backend = *backend;
+  c->backend.stats = e->stats;
+  c->backend.pieces = &e->pieces;
+  c->backend.max_pieces = e->config.buffers;
+  c->backend.read_speed = &d->read_speed;
+  c->backend.write_speed = &d->write_speed;
+  lock_init (&c->backend.own_lock);
+  c->pool = e->pool;
+  if (fresh) {
+    c->backend.contexts = contexts_join (fresh);
+    c->pool = c->backend.contexts->pool;
+  }
+  g_queue_push_tail_link (&e->conns, &c->link);
+  if (e->config.write == WRITE_BEHIND)
+    defer_from_now_on (c);
+}
+
 int
 conn_open (struct engine *e, const char *export_name,
            const struct backend *backend, struct conn **cp)
 {
+  struct contexts *fresh;
   struct device *d;
   struct conn *c;
 
@@ -56,6 +101,7 @@ conn_open (struct engine *e, const char *export_name,
     g_free (c);
     return ENOMEM;
   }
+  fresh = new_contexts (e, export_name, backend);
   c->engine = e;
   c->unit = unit_of (e, backend);
   d->shared = backend->shared;
@@ -67,19 +113,9 @@ conn_open (struct engine *e, const char *export_name,
   lock_init (&c->streams_lock);
   lock_init (&c->wrote_lock);
 
-  ENGINE_LOCK_THEN_DISPATCH (e);
-  c->device = d = device_join (d);
-  c->shares = d->size == backend->size && d->unit == c->unit
-    && d->min_block == backend->min_block;
-  c->backend = *backend;
-  c->backend.stats = e->stats;
-  c->backend.pieces = &e->pieces;
-  c->backend.max_pieces = e->config.buffers;
-  c->backend.read_speed = &d->read_speed;
-  c->backend.write_speed = &d->write_speed;
-  g_queue_push_tail_link (&e->conns, &c->link);
-  if (e->config.write == WRITE_BEHIND)
-    defer_from_now_on (c);
+  join (c, d, backend, fresh);
+  if (fresh && c->backend.contexts != fresh)
+    contexts_free (fresh);
   *cp = c;
   return 0;
 }
@@ -158,7 +194,10 @@ conn_free (struct conn *c)
     /* No call changes it any more: no lock. */
     changes_add_all (&c->device->gone, &c->wrote);
     device_put (c->device);
+    if (c->backend.contexts)
+      contexts_put (c->backend.contexts);
   }
+  pthread_mutex_destroy (&c->backend.own_lock);
   pthread_mutex_destroy (&c->streams_lock);
   pthread_mutex_destroy (&c->wrote_lock);
   g_free (c);
@@ -192,11 +231,27 @@ end (struct conn *c, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
   conn_leave (c);
 }
 
+/* Whether there is a thread that may call the plugin beside the client's
+ * requests.
+ */
+static bool
+has_hands (const struct conn *c)
+{
+  return !c->backend.serial
+    || (c->backend.contexts && contexts_are_usable (c->backend.contexts));
+}
+
 bool
 conn_gains (struct conn *c, struct speed *s)
 {
   return speed_wait_ns (s) > 0
-    && depth_peak (&c->depth) < c->engine->config.buffers;
+    && depth_peak (&c->depth) < c->engine->config.buffers && has_hands (c);
+}
+
+bool
+conn_writes_alone (const struct conn *c)
+{
+  return c->backend.contexts && !c->device->shared;
 }
 
 bool
@@ -224,7 +279,7 @@ static bool
 may_prefetch (struct conn *c, uint32_t count, uint64_t offset)
 {
   return c->engine->config.read == READ_AHEAD && c->shares
-    && speed_wait_ns (c->backend.read_speed) > 0
+    && speed_wait_ns (c->backend.read_speed) > 0 && has_hands (c)
     && !conn_is_refusable (c, count, offset);
 }
 
@@ -269,9 +324,8 @@ write_through (struct conn *c, const void *buf, uint32_t count,
   if (err)
     return err;
   if (flags == 0 && conn_gains (c, c->backend.write_speed)
-      && !conn_is_refusable (c, count, offset))
-    err = fanout_pwrite (c->engine->pool, &c->backend, c->unit, buf, count,
-                         offset);
+      && !conn_writes_alone (c) && !conn_is_refusable (c, count, offset))
+    err = fanout_pwrite (c->pool, &c->backend, c->unit, buf, count, offset);
   else
     err = backend_pwrite (&c->backend, buf, count, offset, flags);
   direct_end (c, &d, err);
@@ -286,6 +340,7 @@ static bool
 may_defer (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
 {
   return atomic_load (&c->defers) && c->shares && flags == 0
+    && !conn_writes_alone (c)
     && !conn_is_refusable (c, count, offset)
     && !atomic_load (&c->device->failing)
     && conn_gains (c, c->backend.write_speed)
@@ -382,11 +437,9 @@ conn_flush (struct conn *c, bool is_own)
     return ESHUTDOWN;
   if (is_own)
     enable_writeback (c);
-  device_flush_begin (c->device);
   err = flush_begin (c);
-  if (err == 0 && c->backend.can_flush)
-    err = backend_flush (&c->backend);
-  device_flush_end (c->device, err);
+  if (err == 0)
+    err = device_flush (c);
   err = flush_end (c, err);
   end (c, STATS_FLUSH, now_ns, 0);
   return err;
@@ -395,6 +448,7 @@ conn_flush (struct conn *c, bool is_own)
 bool
 conn_drain (struct conn *c, uint32_t count, uint64_t offset)
 {
-  return atomic_load (&c->engine->buffers.deferring) > 0
-    && flush_drain (c, offset, offset + count);
+  return (atomic_load (&c->engine->buffers.deferring) == 0
+          || flush_drain (c, offset, offset + count))
+    && device_show_own (c, offset, offset + count) == 0;
 }

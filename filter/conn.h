@@ -32,6 +32,8 @@ struct conn {
   struct engine *engine;
   struct device *device;
   struct backend backend;
+  struct pool *pool;            /* for its operations: the engine's, or that of
+                                 * its contexts */
   uint32_t unit;
   bool shares;                  /* it may use the device's buffers */
   /* Atomic. */
@@ -101,7 +103,8 @@ extern int conn_trim (struct conn *, uint32_t count, uint64_t offset,
  */
 extern int conn_flush (struct conn *, bool is_own);
 /* Between enter and leave, before asking the plugin for extents: drains the
- * range.  Returns true if failed data is left there.
+ * range.  False: the plugin's answer would not fit the data, as failed data is
+ * left there, or the plugin does not show what it has.
  */
 extern bool conn_drain (struct conn *, uint32_t count, uint64_t offset);
 
@@ -109,6 +112,10 @@ extern bool conn_drain (struct conn *, uint32_t count, uint64_t offset);
  * client does not keep as many requests in flight itself.
  */
 extern bool conn_gains (struct conn *, struct speed *);
+/* Whether writes are done with the connection's own context only: the plugin
+ * has contexts, but it does not say that all show the same data.
+ */
+extern bool conn_writes_alone (const struct conn *);
 /* Whether the plugin may refuse the request for its offset or size.  The plugin
  * gets such a request whole, so that it refuses all of it or nothing.
  */

@@ -154,16 +154,24 @@ device_note_change (struct conn *c, uint64_t offset, uint64_t end)
   changes_add (&c->wrote, offset, end);
 }
 
-bool
-device_has_unflushed (struct conn *c, uint64_t offset, uint64_t end)
+static bool
+has_unflushed (struct conn *c, uint64_t offset, uint64_t end)
 {
   LOCK_IN_SCOPE (&c->wrote_lock);
   return changes_overlap (&c->wrote, offset, end)
     || changes_overlap (&c->flushing, offset, end);
 }
 
-void
-device_flush_begin (struct device *d)
+bool
+device_hides_own (struct conn *c, uint64_t offset, uint64_t end)
+{
+  return (c->backend.can_flush || !c->device->shared)
+    && has_unflushed (c, offset, end);
+}
+
+/* A flush is about to begin.  Without multi-conn it shows nothing to others. */
+static void
+begin_flush (struct device *d)
 {
   struct engine *e = d->export->engine;
 
@@ -172,7 +180,7 @@ device_flush_begin (struct device *d)
   changes_add_all (&d->gone_flushing, &d->gone);
   d->gone.n = 0;
   QUEUE_FOREACH (struct conn, c, &e->conns, link) {
-    if (c->device != d)
+    if (c->device != d || conn_writes_alone (c))
       continue;
     LOCK_IN_SCOPE (&c->wrote_lock);
     changes_add_all (&c->flushing, &c->wrote);
@@ -180,8 +188,24 @@ device_flush_begin (struct device *d)
   }
 }
 
-void
-device_flush_end (struct device *d, int err)
+/* The changes of C can be seen everywhere now. */
+static void
+show_changes (struct conn *c, bool is_last)
+{
+  /* Its own prefetches used other contexts, if it has some. */
+  const struct conn *but = c->backend.contexts ? NULL : c;
+
+  for (unsigned i = 0; i < c->flushing.n; i++)
+    buffers_drop_others (c->engine, but, c->flushing.at[i].from,
+                         c->flushing.at[i].to);
+  if (is_last) {
+    LOCK_IN_SCOPE (&c->wrote_lock);
+    c->flushing.n = 0;
+  }
+}
+
+static void
+end_flush (struct device *d, int err)
 {
   struct engine *e = d->export->engine;
   bool is_last;
@@ -191,15 +215,41 @@ device_flush_end (struct device *d, int err)
   if (err)
     return;
   QUEUE_FOREACH (struct conn, c, &e->conns, link) {
-    if (c->device != d)
-      continue;
-    for (unsigned i = 0; i < c->flushing.n; i++)
-      buffers_drop_others (c, c->flushing.at[i].from, c->flushing.at[i].to);
-    if (is_last)
-      c->flushing.n = 0;
+    if (c->device == d)
+      show_changes (c, is_last);
   }
   for (unsigned i = 0; i < d->gone_flushing.n; i++)
     buffers_drop (e, d->gone_flushing.at[i].from, d->gone_flushing.at[i].to);
   if (is_last)
     d->gone_flushing.n = 0;
+}
+
+int
+device_flush (struct conn *c)
+{
+  int err = 0;
+
+  begin_flush (c->device);
+  if (c->backend.can_flush)
+    err = backend_flush (&c->backend);
+  end_flush (c->device, err);
+  return err;
+}
+
+int
+device_show_own (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct device *d = c->device;
+  int err;
+
+  if (c->backend.contexts == NULL || !d->shared
+      || !device_hides_own (c, offset, end))
+    return 0;
+  err = device_flush (c);
+  if (err) {
+    ENGINE_LOCK_THEN_DISPATCH (c->engine);
+    atomic_store (&d->lost, err);
+    atomic_store (&d->failing, true);
+  }
+  return err;
 }

@@ -17,6 +17,13 @@
  * device than the one that made the change.  So a connection that has changed
  * bytes does not read data that another one has prefetched there (read.c).  A
  * flush drops the data that others have prefetched in changed ranges.
+ *
+ * The same holds for the contexts of one connection (contexts.h).  What a
+ * connection has changed may be invisible through another context than the one
+ * that has written it.  So a read of such bytes flushes the plugin first
+ * (device_show_own).  Without multi-conn a flush does not help: the
+ * connection's own context does all its writes, and its reads of bytes that it
+ * has ever changed.
  */
 #ifndef ASYNCPOOL_DEVICE_H
 #define ASYNCPOOL_DEVICE_H
@@ -90,14 +97,18 @@ extern void device_free_exports (struct engine *);
  * have prefetched there is dropped.  Takes a leaf lock.
  */
 extern void device_note_change (struct conn *, uint64_t offset, uint64_t end);
-/* Whether the connection has changed bytes there that no flush has shown to the
- * others.  Wants engine.lock.
+/* Whether another context than the one that has written them may show old data
+ * in place of this connection's changes there.  Takes a leaf lock.
  */
-extern bool device_has_unflushed (struct conn *, uint64_t offset, uint64_t end);
-/* Around each flush of the device.  When it has succeeded all connections see
- * the changes that were answered before it began.
+extern bool device_hides_own (struct conn *, uint64_t offset, uint64_t end);
+/* The plugin's flush.  When it has succeeded, all connections and contexts see
+ * the changes that the plugin had when it began.
  */
-extern void device_flush_begin (struct device *);
-extern void device_flush_end (struct device *, int err);
+extern int device_flush (struct conn *);
+/* Before a call with any context that depends on the bytes there: flushes the
+ * plugin if it may hide this connection's changes.  The next flush of a client
+ * returns the error, too.  Nothing to do without contexts.
+ */
+extern int device_show_own (struct conn *, uint64_t offset, uint64_t end);
 
 #endif

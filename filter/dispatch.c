@@ -49,7 +49,7 @@ dispatch_buf (struct buf *b, bool is_write, enum pool_queue q,
     b->job.link.data = b;
     g_queue_push_tail_link (&e->starts, &b->job.link);
   }
-  else if (!pool_push (e->pool, &b->job, q) && is_write)
+  else if (!pool_push (b->conn->pool, &b->job, q) && is_write)
     writeback_note_queued (e);
 }
 

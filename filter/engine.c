@@ -16,6 +16,7 @@ engine_new (const struct engine_config *config, struct engine **ep)
 
   e->config = *config;
   lock_init (&e->lock);
+  e->contexts_check_ns = UINT64_MAX;
   writeback_init (e);
   err = buffers_init (e, config->buffers, config->buffer_size);
   if (err == 0 && (e->stats = stats_new ()) == NULL)
@@ -46,9 +47,21 @@ engine_start (struct engine *e)
   return err;
 }
 
+static struct contexts *
+take_contexts (struct engine *e)
+{
+  GList *l;
+
+  ENGINE_LOCK_THEN_DISPATCH (e);
+  l = g_queue_pop_head_link (&e->contexts);
+  return l ? l->data : NULL;
+}
+
 void
 engine_stop (struct engine *e)
 {
+  struct contexts *s;
+
   if (e->pool == NULL)
     return;
   /* nbdkit may leave connections open when it ends. */
@@ -64,6 +77,8 @@ engine_stop (struct engine *e)
   writeback_join (e);
   pool_free (e->pool);
   e->pool = NULL;
+  while ((s = take_contexts (e)) != NULL)
+    contexts_free (s);
 }
 
 void

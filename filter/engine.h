@@ -10,6 +10,7 @@
  *   engine.lock         everything marked so; never held across a call into
  *                       the plugin, released by engine_unlock_and_dispatch
  *   conn.wrote_lock     leaf
+ *   contexts.lock       leaf
  *   pool's lock         leaf; fanout.c's and asyncpool.c's locks, too
  *   conn.streams_lock   leaf, never held together with engine.lock
  */
@@ -24,6 +25,7 @@
 
 #include "buffers.h"
 #include "conn.h"
+#include "contexts.h"
 #include "device.h"
 #include "order.h"
 #include "pool.h"
@@ -40,6 +42,10 @@ struct engine_config {
   unsigned threads;
   enum write_mode write;
   enum read_mode read;
+  unsigned contexts;            /* of a serialized plugin, for one connection,
+                                 * its own included */
+  uint64_t context_idle_ns;     /* an unused context is closed after this */
+  uint64_t context_retry_ns;    /* after the first failed open */
   uint64_t linger_ns;           /* how long an OPEN buffer waits for more */
   uint64_t others_ns;           /* how long an operation waits for dirty data of
                                  * another device */
@@ -52,6 +58,10 @@ struct engine_config {
    * is not written after others_ns.
    */
   void (*log_overdue) (const char *export_name);
+  /* Logs that no further context can be opened at present, beside N_OPEN of MAX
+   * ones.
+   */
+  void (*log_context) (const char *export_name, unsigned n_open, unsigned max);
 };
 
 struct engine {
@@ -66,7 +76,8 @@ struct engine {
   struct order order;
   struct writeback writeback;
   /* Under the lock. */
-  GQueue conns, devices, exports;
+  GQueue conns, devices, exports, contexts;
+  uint64_t contexts_check_ns;   /* when to look for idle ones */
   GQueue starts;                /* see dispatch.h */
   bool stopping;
   /* Atomic. */

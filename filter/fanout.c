@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "clock.h"
 #include "cond.h"
+#include "contexts.h"
 #include "fanout.h"
 #include "lock.h"
 #include "pool.h"
@@ -145,14 +146,25 @@ wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
   }
 }
 
+/* How many pieces would start at once, beside the caller's. */
+static unsigned
+idle_hands (struct pool *pool, const struct request *r, unsigned wanted)
+{
+  struct contexts *contexts = r->backend->contexts;
+
+  if (r->hooked)
+    return wanted;
+  return contexts ? contexts_ready (contexts, wanted) : pool_idle (pool);
+}
+
 static int
 fanout (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
 {
   struct piece pieces[MAX_PIECES] = { 0 };
   struct split_piece mine = { .offset = r->offset };
-  unsigned idle = r->hooked ? MAX_PIECES : pool_idle (pool);
-  unsigned hands = MIN (1 + idle, MAX_PIECES);
-  unsigned n = MIN (split_max (unit, count, r->offset), hands);
+  unsigned wanted = MIN (split_max (unit, count, r->offset), MAX_PIECES);
+  unsigned hands = 1 + idle_hands (pool, r, wanted - 1);
+  unsigned n = MIN (wanted, hands);
   unsigned left;
   int err;
 

@@ -23,8 +23,8 @@ extern int flush_begin (struct conn *);
 /* After that, with the result so far.  Returns the errno for the client. */
 extern int flush_end (struct conn *, int err);
 
-/* Drains the range.  Returns whether failed data of the connection's device is
- * left there.
+/* Drains the range.  False: failed data of the connection's device is left
+ * there.
  */
 extern bool flush_drain (struct conn *, uint64_t offset, uint64_t end);
 

@@ -105,13 +105,58 @@ is_gone (void *handle)
   return nbdkit_nanosleep (0, 1) == -1;
 }
 
+/* Further contexts. */
+
+static nbdkit_backend *lower;
+
+void
+next_set_lower (nbdkit_backend *b)
+{
+  lower = b;
+}
+
+static void
+next_close (void *handle)
+{
+  nbdkit_next *next = handle;
+
+  next->finalize (next);
+  nbdkit_next_context_close (next);
+}
+
+/* Shared: a context of this connection's own, beside its first one, makes
+ * nbdkit 1.32 abort.
+ */
+static void *
+next_open (const struct backend *like, const char *export_name)
+{
+  struct backend b;
+  nbdkit_next *next = nbdkit_next_context_open (lower, like->readonly,
+                                                export_name, 1);
+
+  if (next == NULL)
+    return NULL;
+  if (next->prepare (next) == -1) {
+    nbdkit_next_context_close (next);
+    return NULL;
+  }
+  if (next_backend (next, like->readonly, &b) == 0
+      && backend_is_like (&b, like))
+    return next;
+  nbdkit_debug ("asyncpool: export \"%s\": a further context differs from the "
+                "connection's own", export_name);
+  next_close (next);
+  return NULL;
+}
+
 static const struct backend_ops ops = {
   .pread = next_pread, .pwrite = next_pwrite, .zero = next_zero,
   .trim = next_trim, .flush = next_flush, .is_gone = is_gone,
+  .open = next_open, .close = next_close,
 };
 
 int
-next_backend (nbdkit_next *next, struct backend *b)
+next_backend (nbdkit_next *next, bool readonly, struct backend *b)
 {
   uint32_t minimum, preferred, maximum;
   int64_t size = next->get_size (next);
@@ -129,7 +174,8 @@ next_backend (nbdkit_next *next, struct backend *b)
     .ops = &ops, .handle = next, .size = size,
     .min_block = minimum > 0 ? minimum : 1,
     .max_block = maximum > 0 ? maximum : UINT32_MAX,
-    .can_write = can_write, .can_flush = can_flush, .shared = can_multi_conn
+    .can_write = can_write, .can_flush = can_flush, .shared = can_multi_conn,
+    .readonly = readonly
   };
   return 0;
 }

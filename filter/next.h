@@ -6,6 +6,7 @@
 #ifndef ASYNCPOOL_NEXT_H
 #define ASYNCPOOL_NEXT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "backend.h"
@@ -16,7 +17,12 @@ struct nbdkit_next_ops;
  * caches the answers without a lock, so a worker must not be the first to ask.
  * Returns -1 on error: nbdkit_error was called.
  */
-extern int next_backend (struct nbdkit_next_ops *, struct backend *);
+extern int next_backend (struct nbdkit_next_ops *, bool readonly,
+                         struct backend *);
+/* The layer in which next_backend's open opens contexts: before the first
+ * connection.
+ */
+extern void next_set_lower (struct nbdkit_backend *);
 /* nbdkit's flags as flags of backend.h. */
 extern unsigned next_flags (uint32_t nbdkit_flags);
 

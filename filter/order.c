@@ -92,6 +92,7 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
      * try of the other pieces.
      */
     b->failed_seq = MIN (b->failed_seq, 1);
+    device_note_change (b->conn, offset, end);
     buffers_cut (b, offset, end);
     supersede (device, seq, offset, end);
   }
@@ -173,11 +174,11 @@ order_do_queued_locked (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
 
-  if (!pool_has_queued (e->pool, POOL_WRITE))
+  if (!pool_has_queued (c->pool, POOL_WRITE))
     return false;
   BUFFERS_FOREACH (b, e, offset, end)
     if (b->device == c->device && b->state == BUF_WRITING && !b->hooked
-        && pool_cancel (e->pool, &b->job)) {
+        && pool_cancel (b->conn->pool, &b->job)) {
       engine_unlock_and_dispatch (e);
       backend_io_do (&b->io);
       engine_lock (e);

@@ -14,6 +14,9 @@ struct pool {
   /* Constant. */
   GThreadPool *threads;
   unsigned n_threads;
+  void (*before) (void *data);  /* or NULL */
+  void (*after) (void *data);
+  void *data;
   pthread_mutex_t lock;
   /* Under the lock.  0 <= coming <= workers <= n_threads. */
   unsigned workers;             /* threads that have a token */
@@ -44,17 +47,29 @@ static void
 worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
 {
   struct pool *p = user_data;
+  bool is_coming = true;
   struct job *job;
 
   pthread_mutex_lock (&p->lock);
-  p->coming--;
-  while ((job = take_locked (p)) != NULL) {
+  for (;;) {
+    if (p->before && p->queued > 0) {
+      pthread_mutex_unlock (&p->lock);
+      p->before (p->data);
+      pthread_mutex_lock (&p->lock);
+    }
+    p->coming -= is_coming;
+    is_coming = false;
+    job = take_locked (p);
+    if (job == NULL)
+      break;
     pthread_mutex_unlock (&p->lock);
     job->run (job);
     pthread_mutex_lock (&p->lock);
   }
   p->workers--;
   pthread_mutex_unlock (&p->lock);
+  if (p->after)
+    p->after (p->data);
 }
 
 static void *
@@ -110,6 +125,15 @@ pool_new (unsigned threads, GError **error)
     return NULL;
   }
   return p;
+}
+
+void
+pool_set_around (struct pool *p, void (*before) (void *data),
+                 void (*after) (void *data), void *data)
+{
+  p->before = before;
+  p->after = after;
+  p->data = data;
 }
 
 void

@@ -51,7 +51,15 @@ extern int pool_try_threads (unsigned threads);
  * that.
  */
 extern struct pool *pool_new (unsigned threads, GError **);
-/* Waits for the jobs that run.  No job may be queued. */
+/* A thread calls BEFORE with DATA before it takes a job, and AFTER when it has
+ * found no more.  Both are called without locks.  Another thread may take the job
+ * meanwhile.  To be set before the first push.
+ */
+extern void pool_set_around (struct pool *, void (*before) (void *data),
+                             void (*after) (void *data), void *data);
+/* Waits for the jobs that run.  No job may be queued that has no thread on its
+ * way.
+ */
 extern void pool_free (struct pool *);
 /* Returns false if the job waits for a busy thread although others are idle. */
 extern bool pool_push (struct pool *, struct job *, enum pool_queue);

@@ -50,12 +50,10 @@ may_read (const struct read *r, const struct buf *b)
     return true;
   if (r->whole)
     return false;
-  if (b->conn == c)
+  if (b->conn == c && c->backend.contexts == NULL)
     return true;
-  return c->shares
-    && !(c->backend.can_flush
-         && device_has_unflushed (c, MAX (buf_start (b), r->offset),
-                                  MIN (buf_first_end (b), r->end)));
+  return c->shares && !device_hides_own (c, MAX (buf_start (b), r->offset),
+                                         MIN (buf_first_end (b), r->end));
 }
 
 static void
@@ -130,17 +128,19 @@ read_device (struct read *r, uint64_t from, uint64_t to)
   struct conn *c = r->c;
   char *buf = r->buf + (from - r->offset);
   uint32_t count = to - from;
-  int err;
+  int err = device_show_own (c, from, to);
 
+  if (err)
+    return err;
   if (r->covered) {
     readahead_missed (c, r->covered);
     r->covered = NULL;
   }
   atomic_fetch_add_explicit (&c->direct_reads, 1, memory_order_relaxed);
   if (conn_gains (c, c->backend.read_speed)
-      && !conn_is_refusable (c, count, from))
-    err = fanout_pread (c->engine->pool, &c->backend, c->unit, buf, count,
-                        from);
+      && !conn_is_refusable (c, count, from)
+      && !(c->backend.contexts && device_hides_own (c, from, to)))
+    err = fanout_pread (c->pool, &c->backend, c->unit, buf, count, from);
   else
     err = backend_pread (&c->backend, buf, count, from);
   atomic_fetch_sub_explicit (&c->direct_reads, 1, memory_order_relaxed);

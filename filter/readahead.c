@@ -54,7 +54,7 @@ readahead_wait (struct conn *c, struct buf *b)
   struct engine *e = b->engine;
   int err = 0;
 
-  if (b->state == BUF_READING && pool_cancel (e->pool, &b->job)) {
+  if (b->state == BUF_READING && pool_cancel (b->conn->pool, &b->job)) {
     if (b->conn == c) {
       engine_unlock_and_dispatch (e);
       backend_io_do (&b->io);
@@ -65,7 +65,7 @@ readahead_wait (struct conn *c, struct buf *b)
        * does no operation of another connection.  The prefetch is given up, and
        * the caller reads for itself.
        */
-      pool_push (e->pool, &b->job, POOL_AHEAD);
+      pool_push (b->conn->pool, &b->job, POOL_AHEAD);
       if (!b->dropped)
         buffers_remove (b);
     }
@@ -78,13 +78,16 @@ readahead_wait (struct conn *c, struct buf *b)
 /* Starting prefetches. */
 
 /* Whether a prefetch there is of no use: the device's data is in a buffer, or
- * the plugin's data is about to change.
+ * the plugin's data is about to change, or another context may show old data.
  */
 static bool
-is_held (const struct device *d, uint64_t offset, uint64_t end)
+is_held (struct conn *c, uint64_t offset, uint64_t end)
 {
+  const struct device *d = c->device;
+
   return buffers_have (d, BUF_ANY, offset, end)
-    || buffers_others_have (d, BUF_WAITING, offset, end);
+    || buffers_others_have (d, BUF_WAITING, offset, end)
+    || (c->backend.contexts && device_hides_own (c, offset, end));
 }
 
 /* Starts to prefetch the range, unit by unit.  Returns where it had to stop. */
@@ -104,7 +107,7 @@ start (struct conn *c, struct stream_range r)
 
     /* No client can ask for the rest. */
     count -= count % c->device->min_block;
-    if (count == 0 || is_held (c->device, r.from, r.from + count))
+    if (count == 0 || is_held (c, r.from, r.from + count))
       continue;
     b = buffers_take_for_ahead (c);
     if (b == NULL)

@@ -25,9 +25,8 @@ oldest_open (const struct engine *e)
   return l ? l->data : NULL;
 }
 
-/* When the thread has something to do next.  That is when the oldest OPEN
- * buffer has waited for more data for linger_ns, or a queued write for a
- * worker.  UINT64_MAX: never.
+/* When the oldest OPEN buffer has waited for more data for linger_ns, or a
+ * queued write for a worker.  UINT64_MAX: never.
  */
 static uint64_t
 next_due_ns (const struct engine *e)
@@ -60,12 +59,14 @@ run (void *vp)
   while (!e->stopping) {
     uint64_t due_ns = next_due_ns (e), now_ns = clock_ns ();
 
+    if (now_ns >= e->contexts_check_ns)
+      contexts_close_idle (e, now_ns);
     if (now_ns >= due_ns) {
       do_due (e, now_ns);
       continue;
     }
     w->is_idle = due_ns == UINT64_MAX;
-    engine_wait_until (e, &w->wake, due_ns);
+    engine_wait_until (e, &w->wake, MIN (due_ns, e->contexts_check_ns));
     w->is_idle = false;
   }
   return NULL;
@@ -81,6 +82,12 @@ void
 writeback_join (struct engine *e)
 {
   pthread_join (e->writeback.thread, NULL);
+}
+
+void
+writeback_wake (struct engine *e)
+{
+  cond_signal (&e->writeback.wake);
 }
 
 static void
@@ -168,7 +175,6 @@ reserve (const struct writer *w, uint64_t now_ns)
   b->lo = MIN (b->lo, lo);
   b->hi = MAX (b->hi, hi);
   b->fillers++;
-  device_note_change (c, w->offset, w->end);
   buffers_drop (e, w->offset, w->end);
   return b;
 }

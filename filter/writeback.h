@@ -35,6 +35,8 @@ extern void writeback_init (struct engine *);
 extern int writeback_start (struct engine *);
 /* After engine.stopping was set and wake signalled. */
 extern void writeback_join (struct engine *);
+/* It is to do something sooner than it knows.  Wants the lock. */
+extern void writeback_wake (struct engine *);
 
 /* Copies a write that lies within one unit into a buffer.  It waits for a
  * buffer where there is none; *NOW_NS is later then.  EAGAIN if the write

@@ -9,6 +9,14 @@
  * Hooks.  With fake_hook reads and writes are asynchronous, each on a thread of
  * its own.  Every second one that no rule holds is done by the caller, which
  * gets the reply before start returns.
+ *
+ * Contexts.  With fake_serialize the device takes one call at a time for each
+ * handle, and further handles may be opened.  It asserts that no handle has two
+ * calls, and that all further handles are closed at the end.
+ *
+ * Views.  With fake_hide each handle shows its own changes, and those of other
+ * handles only after a flush of any handle.  A new handle shows the data of the
+ * last flush.
  */
 #ifndef TESTS_FAKE_H
 #define TESTS_FAKE_H
@@ -30,6 +38,15 @@ extern struct backend fake_backend (struct fake *, unsigned conn);
 extern void fake_set_fast (struct fake *, bool);
 /* Gives a backend async hooks.  GRACE_NS: as in nbdkit-async-driver.h. */
 extern void fake_hook (struct backend *, uint64_t grace_ns);
+/* Makes a backend serial; it may open contexts. */
+extern void fake_serialize (struct backend *);
+extern void fake_hide (struct fake *);
+/* From now on N more contexts can be opened, and no more. */
+extern void fake_set_openable (struct fake *, unsigned n);
+/* Contexts that are open, and those that were ever opened. */
+extern unsigned fake_n_contexts (struct fake *);
+extern void fake_wait_n_contexts (struct fake *, unsigned n);
+extern unsigned fake_n_opened (struct fake *);
 /* The result of backend_ops.is_gone, for all connections. */
 extern void fake_set_gone (struct fake *, bool);
 /* Waits until the engine has asked for it N times. */

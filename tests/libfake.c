@@ -6,6 +6,7 @@
  * nothing here calls the filter.
  */
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <time.h>
 
@@ -19,7 +20,11 @@ enum { CONNS = 16, DEADLINE_SECONDS = 60 };
 struct handle {
   struct fake *fake;
   unsigned conn;
+  bool serial;
   struct nbdkit_async_driver driver;
+  /* Under fake.lock. */
+  bool busy;                    /* if serial: in a call */
+  char *view;                   /* what it shows; NULL: all changes */
 };
 
 struct fake {
@@ -33,6 +38,9 @@ struct fake {
   char *data;
   bool fast;
   bool gone;
+  unsigned openable, n_opened;
+  GPtrArray *contexts;          /* struct handle */
+  char *flushed;                /* fake_hide: the data at the last flush */
   unsigned asked;               /* for that */
   GPtrArray *asyncs;            /* under way */
   unsigned n_asyncs;
@@ -54,9 +62,11 @@ fake_new (uint64_t size)
   pthread_condattr_t attr;
 
   f->size = size;
+  f->openable = UINT_MAX;
   f->data = g_malloc0 (size);
   f->gate = gate_new ();
   f->asyncs = g_ptr_array_new ();
+  f->contexts = g_ptr_array_new ();
   pthread_mutex_init (&f->lock, NULL);
   pthread_condattr_init (&attr);
   pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
@@ -75,8 +85,13 @@ fake_free (struct fake *f)
     while (f->asyncs->len > 0)  /* their threads are about to end */
       pthread_cond_wait (&f->changed, &f->lock);
     g_assert_cmpuint (gate_running (f->gate), ==, 0);
+    g_assert_cmpuint (f->contexts->len, ==, 0);
   }
   g_ptr_array_unref (f->asyncs);
+  g_ptr_array_unref (f->contexts);
+  for (unsigned i = 0; i < CONNS; i++)
+    g_free (f->handles[i].view);
+  g_free (f->flushed);
   pthread_cond_destroy (&f->changed);
   pthread_mutex_destroy (&f->lock);
   gate_free (f->gate);
@@ -131,11 +146,9 @@ is_given_up (const struct async *async)
 
 /* Changes the device and READ_TO as the gate says. */
 static void
-op_do (struct fake *f, const struct gate_op *op, struct gate_verdict verdict,
-       void *read_to, const char *write_from)
+change (char *at, const struct gate_op *op, struct gate_verdict verdict,
+        void *read_to, const char *write_from)
 {
-  char *at = f->data + op->offset;
-
   if (verdict.is_by_chance && write_from)
     memset (at, 0xee, op->count / 2);
   if (verdict.err) {
@@ -148,6 +161,43 @@ op_do (struct fake *f, const struct gate_op *op, struct gate_verdict verdict,
     memset (at, 0, op->count);
   else if (op->kind == GATE_TRIM)
     memset (at, 0xdd, op->count);
+}
+
+static void
+set_busy (struct handle *h, bool busy)
+{
+  if (!h->serial)
+    return;
+  LOCK_IN_SCOPE (&h->fake->lock);
+  g_assert_cmpint (h->busy, !=, busy);
+  h->busy = busy;
+}
+
+/* A flush has succeeded. */
+static void
+show_all (struct fake *f)
+{
+  if (f->flushed == NULL)
+    return;
+  memcpy (f->flushed, f->data, f->size);
+  for (unsigned i = 0; i < CONNS; i++)
+    memcpy (f->handles[i].view, f->data, f->size);
+  for (unsigned i = 0; i < f->contexts->len; i++) {
+    struct handle *h = f->contexts->pdata[i];
+
+    memcpy (h->view, f->data, f->size);
+  }
+}
+
+static void
+op_do (struct handle *h, const struct gate_op *op, struct gate_verdict verdict,
+       void *read_to, const char *write_from)
+{
+  change (h->fake->data + op->offset, op, verdict, read_to, write_from);
+  if (h->view)
+    change (h->view + op->offset, op, verdict, read_to, write_from);
+  if (op->kind == GATE_FLUSH && verdict.err == 0)
+    show_all (h->fake);
 }
 
 /* ASYNC: NULL for an operation that its caller waits for. */
@@ -164,24 +214,26 @@ operate (void *handle, struct gate_op op, void *read_to, const char *write_from,
   g_assert_cmpuint (op.offset + op.count, <=, f->size);
   g_assert_true (op.kind == GATE_FLUSH || op.count > 0);
   op.conn = h->conn;
+  set_busy (h, true);
   if (!op.is_hooked)
     op.thread = pthread_self ();
   {
     LOCK_IN_SCOPE (&f->lock);
     i = gate_op_start (f->gate, op);
     if (read_to && !is_given_up (async))
-      memcpy (read_to, f->data + op.offset, op.count);
+      memcpy (read_to, (h->view ? h->view : f->data) + op.offset, op.count);
   }
   verdict = gate_op_pass (f->gate, i);
   {
     LOCK_IN_SCOPE (&f->lock);
     if (is_given_up (async))
       read_to = NULL, write_from = NULL;
-    op_do (f, &op, verdict, read_to, write_from);
+    op_do (h, &op, verdict, read_to, write_from);
     fast = f->fast;
   }
   if (!fast)
     nap (SPEED_COPY_NS + op.count + 10000);
+  set_busy (h, false);
   gate_op_end (f->gate, i, verdict.err);
   return verdict.err;
 }
@@ -247,9 +299,86 @@ fake_set_gone (struct fake *f, bool gone)
   f->gone = gone;
 }
 
+/* Contexts. */
+
+static void *
+fake_open (const struct backend *like, const char *export_name)
+{
+  const struct handle *own = like->handle;
+  struct fake *f = own->fake;
+  struct handle *h;
+
+  g_assert_nonnull (export_name);
+  LOCK_IN_SCOPE (&f->lock);
+  if (f->openable == 0)
+    return NULL;
+  f->openable--;
+  f->n_opened++;
+  h = g_new0 (struct handle, 1);
+  *h = (struct handle) { .fake = f, .conn = own->conn, .serial = true };
+  if (f->flushed)
+    h->view = g_memdup2 (f->flushed, f->size);
+  g_ptr_array_add (f->contexts, h);
+  pthread_cond_broadcast (&f->changed);
+  return h;
+}
+
+static void
+fake_close (void *handle)
+{
+  struct handle *h = handle;
+
+  LOCK_IN_SCOPE (&h->fake->lock);
+  g_assert_false (h->busy);
+  g_assert_true (g_ptr_array_remove_fast (h->fake->contexts, h));
+  pthread_cond_broadcast (&h->fake->changed);
+  g_free (h->view);
+  g_free (h);
+}
+
+void
+fake_serialize (struct backend *b)
+{
+  struct handle *h = b->handle;
+
+  h->serial = true;
+  b->serial = b->may_open = true;
+}
+
+void
+fake_set_openable (struct fake *f, unsigned n)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->openable = n;
+}
+
+unsigned
+fake_n_contexts (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return f->contexts->len;
+}
+
+void
+fake_hide (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->flushed = g_memdup2 (f->data, f->size);
+  for (unsigned i = 0; i < CONNS; i++)
+    f->handles[i].view = g_memdup2 (f->data, f->size);
+}
+
+unsigned
+fake_n_opened (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return f->n_opened;
+}
+
 static const struct backend_ops ops = {
   .pread = fake_pread, .pwrite = fake_pwrite, .zero = fake_zero,
   .trim = fake_trim, .flush = fake_flush, .is_gone = fake_is_gone,
+  .open = fake_open, .close = fake_close,
 };
 
 /* Hooks. */
@@ -353,13 +482,32 @@ fake_backend (struct fake *f, unsigned conn)
   };
 }
 
-void
-fake_wait_asked (struct fake *f, unsigned n)
+static struct timespec
+deadline (void)
 {
   struct timespec ts;
 
   clock_gettime (CLOCK_MONOTONIC, &ts);
   ts.tv_sec += DEADLINE_SECONDS;
+  return ts;
+}
+
+void
+fake_wait_n_contexts (struct fake *f, unsigned n)
+{
+  struct timespec ts = deadline ();
+
+  LOCK_IN_SCOPE (&f->lock);
+  while (f->contexts->len != n)
+    if (pthread_cond_timedwait (&f->changed, &f->lock, &ts) == ETIMEDOUT)
+      g_error ("fake: %u contexts are open, not %u", f->contexts->len, n);
+}
+
+void
+fake_wait_asked (struct fake *f, unsigned n)
+{
+  struct timespec ts = deadline ();
+
   LOCK_IN_SCOPE (&f->lock);
   while (f->asked < n)
     if (pthread_cond_timedwait (&f->changed, &f->lock, &ts) == ETIMEDOUT)

@@ -22,7 +22,7 @@
 /* The log. */
 
 static GPtrArray *reports;
-static atomic_uint n_late;
+static atomic_uint n_late, n_contexts_logged;
 
 static struct {
   pthread_mutex_t lock;
@@ -84,6 +84,26 @@ note_late (const char *export_name G_GNUC_UNUSED)
   atomic_fetch_add (&n_late, 1);
 }
 
+static void
+note_context (const char *export_name G_GNUC_UNUSED,
+              unsigned n_open G_GNUC_UNUSED, unsigned max G_GNUC_UNUSED)
+{
+  atomic_fetch_add (&n_contexts_logged, 1);
+}
+
+void
+wait_contexts_logged (void)
+{
+  while (atomic_load (&n_contexts_logged) == 0)
+    g_usleep (1000);
+}
+
+void
+assert_contexts_logged (unsigned n)
+{
+  g_assert_cmpuint (atomic_exchange (&n_contexts_logged, 0), ==, n);
+}
+
 void
 assert_report_list (const char *const *expected)
 {
@@ -113,7 +133,7 @@ assert_late (unsigned n)
 
 struct test_case {
   struct test test;
-  bool hooked;
+  bool hooked, serial;
 };
 
 static char case_name[256];     /* a case that hangs names itself */
@@ -146,7 +166,9 @@ static void
 run_case (gconstpointer data)
 {
   const struct test_case *c = data;
-  struct world w = { .hooked = c->hooked, .arg = c->test.arg };
+  struct world w = {
+    .hooked = c->hooked, .serial = c->serial, .arg = c->test.arg
+  };
 
   c->test.run (&w);
   if (w.e)
@@ -154,13 +176,16 @@ run_case (gconstpointer data)
 }
 
 static void
-add_case (const struct test *test, bool hooked)
+add_case (const struct test *test, const char *kind)
 {
   struct test_case *c = g_new (struct test_case, 1);
   g_autofree char *path
-    = g_strdup_printf ("/%s/%s", hooked ? "hooks" : "pool", test->name);
+    = g_strdup_printf ("/%s/%s", kind, test->name);
 
-  *c = (struct test_case) { *test, hooked };
+  *c = (struct test_case) {
+    *test, .hooked = strcmp (kind, "hooks") == 0,
+    .serial = strcmp (kind, "contexts") == 0
+  };
   c->test.name = NULL;          /* it may be gone when the case runs */
   g_test_add_data_func_full (path, c, run_case, g_free);
 }
@@ -180,10 +205,15 @@ void
 tests_add (const struct test *tests, unsigned n)
 {
   for (unsigned i = 0; i < n; i++) {
-    if (tests[i].on != HOOKS_ONLY)
-      add_case (&tests[i], false);
-    if (tests[i].on != POOL_ONLY)
-      add_case (&tests[i], true);
+    static const unsigned sets[] = {
+      [ON_ALL] = 7, [PARALLEL] = 3, [POOL_ONLY] = 1, [HOOKS_ONLY] = 2,
+      [CONTEXTS_ONLY] = 4
+    };
+    static const char *const kinds[] = { "pool", "hooks", "contexts" };
+
+    for (unsigned k = 0; k < G_N_ELEMENTS (kinds); k++)
+      if (sets[tests[i].on] >> k & 1)
+        add_case (&tests[i], kinds[k]);
   }
 }
 
@@ -205,7 +235,9 @@ config (unsigned buffers, unsigned threads, enum write_mode write,
   return (struct engine_config) {
     .buffers = buffers, .buffer_size = U, .threads = threads, .write = write,
     .read = read, .linger_ns = HOUR_NS, .others_ns = HOUR_NS,
-    .log_unwritten = report, .log_overdue = note_late
+    .contexts = threads + 1, .context_idle_ns = HOUR_NS,
+    .log_unwritten = report, .log_overdue = note_late,
+    .log_context = note_context
   };
 }
 
@@ -246,6 +278,8 @@ backend_of (const struct world *w, struct fake *f, unsigned i)
 
   if (w->hooked)
     fake_hook (&b, HOUR_NS);
+  if (w->serial)
+    fake_serialize (&b);
   return b;
 }
 
@@ -386,7 +420,7 @@ drain (struct world *w, unsigned i, uint32_t count, uint64_t offset)
   bool r;
 
   g_assert_true (conn_enter (w->c[i]));
-  r = conn_drain (w->c[i], count, offset);
+  r = !conn_drain (w->c[i], count, offset);
   conn_leave (w->c[i]);
   return r;
 }

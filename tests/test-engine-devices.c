@@ -475,7 +475,7 @@ static const struct test tests[] = {
   { "devices/without-buffers/size", test_without_buffers, SIZE },
   { "devices/without-buffers/max-block", test_without_buffers, MAX_BLOCK },
   { "devices/without-buffers/min-block", test_without_buffers, MIN_BLOCK },
-  { "devices/not-shared", test_not_shared },
+  { "devices/not-shared", test_not_shared, .on = PARALLEL },
   { "devices/names", test_names },
   { "devices/names-prefetch", test_names_prefetch },
   { "devices/names-retry", test_names_retry },
@@ -489,10 +489,11 @@ static const struct test tests[] = {
   { "devices/bound/trim", test_bound, TRIM },
   { "devices/bound-in-flight/write", test_bound_in_flight, WRITE },
   { "devices/bound-in-flight/zero", test_bound_in_flight, ZERO },
-  { "devices/bound-in-flight/flushed", test_bound_in_flight_flushed },
+  { "devices/bound-in-flight/flushed", test_bound_in_flight_flushed,
+    .on = PARALLEL },
   { "devices/bound-ready", test_bound_ready },
   { "devices/bound-retry", test_bound_retry },
-  { "devices/workers", test_workers },
+  { "devices/workers", test_workers, .on = PARALLEL },
   { "devices/buffers", test_buffers },
 };
 

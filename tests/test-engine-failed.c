@@ -528,11 +528,11 @@ static const struct test tests[] = {
   { "failed/busy", test_busy },
   { "failed/waiter", test_waiter },
   { "failed/supersede-error", test_supersede_error },
-  { "failed/supersede-pinned", test_supersede_pinned },
+  { "failed/supersede-pinned", test_supersede_pinned, .on = PARALLEL },
   { "failed/pieces", test_pieces },
   { "failed/pieces-wait", test_pieces_wait },
-  { "failed/pieces-two/part", test_pieces_two, 4096 },
-  { "failed/pieces-two/all", test_pieces_two, 8192 },
+  { "failed/pieces-two/part", test_pieces_two, 4096, .on = PARALLEL },
+  { "failed/pieces-two/all", test_pieces_two, 8192, .on = PARALLEL },
 };
 
 int

@@ -275,11 +275,11 @@ static const struct test tests[] = {
   { "flush/ends", test_ends },
   { "flush/error", test_error },
   { "flush/later", test_later },
-  { "flush/names", test_names },
-  { "flush/names-bound", test_names_bound },
+  { "flush/names", test_names, .on = PARALLEL },
+  { "flush/names-bound", test_names_bound, .on = PARALLEL },
   { "flush/starved", test_starved },
-  { "flush/shows/direct", test_shows, WRITE_THROUGH },
-  { "flush/shows/deferred", test_shows, WRITE_BEHIND },
+  { "flush/shows/direct", test_shows, WRITE_THROUGH, .on = PARALLEL },
+  { "flush/shows/deferred", test_shows, WRITE_BEHIND, .on = PARALLEL },
   { "flush/shows-later", test_shows_later },
 };
 

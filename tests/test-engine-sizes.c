@@ -152,7 +152,7 @@ test_refusable (struct world *w)
   world_start (w, 16 * U, config (16, 4, WRITE_BEHIND, READ_AHEAD));
   open_with (w, 4096, breaks == MAX_BLOCK ? 2 * U : UINT32_MAX);
 
-  fail = gate_fail (w->gate, GATE_ANY, offset, 512, EINVAL, -1);
+  fail = gate_fail (w->gate, GATE_READ | GATE_WRITE, offset, 512, EINVAL, -1);
   request_fails (w, 0, WRITE, count, offset, 1, EINVAL);
   assert_whole (w, GATE_WRITE, count, offset);
   assert_device (w->f, 16 * U, 0, OLD);

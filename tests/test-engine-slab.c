@@ -408,7 +408,7 @@ static const struct test tests[] = {
   { "slab/wait-two", test_wait_two },
   { "slab/failed", test_failed, false },
   { "slab/failed-other", test_failed, true },
-  { "slab/threads", test_threads },
+  { "slab/threads", test_threads, .on = PARALLEL },
   { "slab/evict", test_evict },
   { "slab/evict-pinned", test_evict_pinned },
   { "slab/evict-idle", test_evict_idle },

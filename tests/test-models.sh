@@ -1,10 +1,33 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# Thread models other than parallel: asyncpool passes all requests on, and says
-# so once.
+# Thread models other than parallel.  asyncpool opens contexts where the plugin
+# serves one request at a time on each connection.  With any other model it
+# passes all requests on, and says so once.
 . "$TESTS_DIR/functions.sh"
 require nbdcopy nbdinfo cmp
 random_file image 2
+
+# copies NAME ARGUMENT...: by two clients, with the log filter below asyncpool.
+copies ()
+{
+  local name=$1
+  shift
+  rm -f requests
+  server_start pool "$@" size=2M delay=300us asyncpool-write=behind \
+    logfile="$TEST_DIR/requests"
+  copies_in "$name" "${single[@]}"
+  copies_out "$name" "${single[@]}"
+  stops "$name"
+}
+logged=("--filter=$FILTER" --filter=log)
+# has_contexts MIN MAX: how often the plugin was opened.
+has_contexts ()
+{
+  local n
+  n=$(grep -c ' Connect ' requests)
+  echo "$n contexts"
+  [ "$n" -ge "$1" ] && [ "$n" -le "$2" ]
+}
 
 # passes_on NAME ARGUMENT...
 passes_on ()
@@ -21,11 +44,39 @@ passes_on ()
   is "$name: nbdkit says nothing else" "$(wc -l <pool.log)" 1
 }
 
-for model in serialize_connections serialize_all_requests serialize_requests; do
+for model in serialize_connections serialize_all_requests; do
   passes_on "$model" "--filter=$FILTER" "$GATE" thread_model=$model
 done
-passes_on "noparallel below" "--filter=$FILTER" --filter=noparallel "$GATE"
-passes_on "noparallel above" --filter=noparallel "--filter=$FILTER" "$GATE"
+passes_on "one context" "--filter=$FILTER" "$GATE" \
+  thread_model=serialize_requests asyncpool-contexts=1
+passes_on "noparallel" "--filter=$FILTER" --filter=noparallel "$GATE" \
+  serialize=all-requests
+
+# One request at a time on each connection.
+
+copies "serialize_requests" "${logged[@]}" "$GATE" \
+  thread_model=serialize_requests asyncpool-contexts=6
+says_nothing "serialize_requests" pool.log
+# Both clients' own, and the contexts that both share.
+check "serialize_requests: up to five contexts more" has_contexts 4 7
+
+copies "noparallel above" --filter=noparallel "${logged[@]}" "$GATE" \
+  serialize=requests
+says_nothing "noparallel above" pool.log
+check "noparallel above: up to three contexts more" has_contexts 4 5
+
+copies "no multi-conn" "${logged[@]}" "$GATE" multi_conn=0 \
+  thread_model=serialize_requests
+is "no multi-conn: asyncpool says so once" "$(grep -c multi-conn pool.log)" 1
+is "no multi-conn: nbdkit says nothing else" "$(wc -l <pool.log)" 1
+check "no multi-conn: one context for each client" has_contexts 2 2
+
+copies "no multi-conn, contexts given" "${logged[@]}" "$GATE" multi_conn=0 \
+  thread_model=serialize_requests asyncpool-contexts=3
+says_nothing "no multi-conn, contexts given" pool.log
+check "no multi-conn, contexts given: some are opened" has_contexts 3 6
+
+# All requests in parallel.
 
 server_start pool "--filter=$FILTER" "$GATE" size=2M asyncpool-write=behind
 copies_in "parallel"

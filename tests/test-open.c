@@ -91,8 +91,10 @@ config_set (struct config *c G_GNUC_UNUSED, const char *key G_GNUC_UNUSED,
             const char *value G_GNUC_UNUSED)
 UNEXPECTED
 int
-next_backend (nbdkit_next *next G_GNUC_UNUSED, struct backend *b G_GNUC_UNUSED)
+next_backend (nbdkit_next *next G_GNUC_UNUSED, bool readonly G_GNUC_UNUSED,
+              struct backend *b G_GNUC_UNUSED)
 UNEXPECTED
+void next_set_lower (nbdkit_backend *b G_GNUC_UNUSED) UNEXPECTED
 unsigned next_flags (uint32_t flags G_GNUC_UNUSED) UNEXPECTED
 void config_complete (struct config *c G_GNUC_UNUSED) UNEXPECTED
 void config_free (struct config *c G_GNUC_UNUSED) UNEXPECTED

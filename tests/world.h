@@ -6,8 +6,9 @@
  * Each program tests one subject.  It has a table of cases, and a case is a
  * function that gets a world.  The world is empty at first: the case opens an
  * engine with connections in it, and the library closes all of it at the
- * end.  A case runs twice: the plugin is used through the thread pool
- * (/pool/...), and through its async hooks (/hooks/...).
+ * end.  A case runs three times: the plugin is used through the thread pool
+ * (/pool/...), through its async hooks (/hooks/...), and through contexts of
+ * one call at a time (/contexts/...).
  *
  * Data.  Each byte depends on its place and on a tag, a small number.  A
  * request names the tag that it writes or must find.  So a test never compares
@@ -47,6 +48,7 @@ enum {
 struct world {
   /* Constant: how the case was registered. */
   bool hooked;                  /* the plugin has async hooks */
+  bool serial;                  /* it takes one call at a time per context */
   unsigned arg;                 /* from the table */
   /* Constant while it is open. */
   struct fake *f;               /* the device */
@@ -63,7 +65,10 @@ struct test {
   const char *name;
   void (*run) (struct world *);
   unsigned arg;
-  enum { POOL_AND_HOOKS, POOL_ONLY, HOOKS_ONLY } on;
+  /* PARALLEL: the pool and hooks, as one connection has several calls in the
+   * plugin.
+   */
+  enum { ON_ALL, PARALLEL, POOL_ONLY, HOOKS_ONLY, CONTEXTS_ONLY } on;
 };
 
 extern void tests_init (int *argc, char ***argv);
@@ -252,6 +257,9 @@ extern void assert_report_list (const char *const *);
 extern void assert_n_reports (unsigned n);
 /* How often a request went on without another device's data. */
 extern void assert_late (unsigned n);
+/* How often it was logged that no context can be opened. */
+extern void wait_contexts_logged (void);
+extern void assert_contexts_logged (unsigned n);
 /* While the gate is closed the thread that reports waits in the report. */
 extern void report_gate_close (void);
 extern void report_gate_wait (void);

@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Contexts of serialized plugins: see contexts.h.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "clock.h"
+#include "contexts.h"
+#include "engine.h"
+#include "lock.h"
+#include "queue.h"
+
+enum { MAX_DOUBLINGS = 6 };     /* of the time between tries to open */
+
+struct context {
+  void *handle;
+  /* The leasing thread's. */
+  bool has_worked, is_new;      /* is_new: not counted as a success yet */
+  bool is_broken;
+  uint64_t used_ns;             /* under contexts.lock, as is the link */
+  struct job closer;
+  const struct backend_ops *ops;
+  GList link;                   /* in contexts.free */
+};
+
+/* This thread's lease. */
+static __thread struct context *leased;
+
+/* Life. */
+
+int
+contexts_new (struct engine *e, const char *export_name,
+              const struct backend *like, unsigned max, struct contexts **cp)
+{
+  g_autoptr (GError) error = NULL;
+  struct contexts *s = g_try_new0 (struct contexts, 1);
+  size_t size = strlen (export_name) + 1;
+  char *name = g_try_malloc (size);
+
+  if (s == NULL || name == NULL) {
+    g_free (s);
+    g_free (name);
+    return ENOMEM;
+  }
+  s->engine = e;
+  s->like = *like;
+  s->export_name = memcpy (name, export_name, size);
+  s->max = max;
+  s->link.data = s;
+  lock_init (&s->lock);
+  s->pool = pool_new (max, &error);
+  if (s->pool == NULL) {
+    contexts_free (s);
+    return EAGAIN;
+  }
+  pool_set_around (s->pool, contexts_lease, contexts_release, s);
+  *cp = s;
+  return 0;
+}
+
+static bool
+is_same (const struct contexts *a, const struct contexts *b)
+{
+  return a->like.shared && b->like.shared && a->max == b->max
+    && backend_is_like (&a->like, &b->like)
+    && strcmp (a->export_name, b->export_name) == 0;
+}
+
+struct contexts *
+contexts_join (struct contexts *fresh)
+{
+  struct engine *e = fresh->engine;
+
+  QUEUE_FOREACH (struct contexts, s, &e->contexts, link) {
+    if (is_same (s, fresh)) {
+      s->refs++;
+      return s;
+    }
+  }
+  g_queue_push_tail_link (&e->contexts, &fresh->link);
+  fresh->refs = 1;
+  if (e->contexts.length == 1) {
+    e->contexts_check_ns = clock_ns () + e->config.context_idle_ns;
+    writeback_wake (e);
+  }
+  return fresh;
+}
+
+void
+contexts_put (struct contexts *s)
+{
+  struct engine *e = s->engine;
+
+  if (--s->refs > 0 || s->like.shared)
+    return;
+  /* No other connection may use them. */
+  e->contexts_check_ns = 0;
+  writeback_wake (e);
+}
+
+static void
+close_one (struct job *job)
+{
+  struct context *x =
+    (struct context *) ((char *) job - offsetof (struct context, closer));
+
+  x->ops->close (x->handle);
+  g_free (x);
+}
+
+static struct context *
+pop_free (struct contexts *s)
+{
+  struct context *x;
+
+  LOCK_IN_SCOPE (&s->lock);
+  x = queue_data (s->free.head);
+  if (x)
+    g_queue_unlink (&s->free, &x->link);
+  return x;
+}
+
+void
+contexts_free (struct contexts *s)
+{
+  struct context *x;
+
+  if (s->pool) {
+    {
+      LOCK_IN_SCOPE (&s->lock);
+      s->is_ending = true;
+    }
+    /* Side by side: each may take a round trip or two. */
+    while ((x = pop_free (s)) != NULL) {
+      x->closer.run = close_one;
+      pool_push (s->pool, &x->closer, POOL_AHEAD);
+    }
+    pool_free (s->pool);
+    while ((x = pop_free (s)) != NULL)  /* a thread had it until now */
+      close_one (&x->closer);
+  }
+  pthread_mutex_destroy (&s->lock);
+  g_free (s->export_name);
+  g_free (s);
+}
+
+/* Opening. */
+
+/* Opening has failed, or the context broke at once. */
+static void
+defer_opens_locked (struct contexts *s)
+{
+  uint64_t wait_ns = s->engine->config.context_retry_ns << s->failures;
+
+  s->failures = MIN (s->failures + 1, MAX_DOUBLINGS);
+  atomic_store (&s->closed_until_ns, clock_ns () + wait_ns);
+}
+
+static bool
+may_open_locked (const struct contexts *s)
+{
+  return !s->is_ending && atomic_load (&s->n_open) + s->opening < s->max
+    && clock_ns () >= atomic_load (&s->closed_until_ns);
+}
+
+/* Releases the lock meanwhile.  NULL: it cannot be opened. */
+static struct context *
+open_locked (struct contexts *s)
+{
+  struct context *x;
+  bool must_log = false;
+  unsigned n;
+
+  s->opening++;
+  pthread_mutex_unlock (&s->lock);
+  x = g_new0 (struct context, 1);
+  x->ops = s->like.ops;
+  x->handle = x->ops->open (&s->like, s->export_name);
+  pthread_mutex_lock (&s->lock);
+  s->opening--;
+  if (x->handle) {
+    if (atomic_fetch_add (&s->n_open, 1) + 1 == s->max)
+      s->is_logged = false;
+    x->link.data = x;
+    x->is_new = true;
+    return x;
+  }
+  g_free (x);
+  must_log = !s->is_logged;
+  s->is_logged = true;
+  n = atomic_load (&s->n_open);
+  defer_opens_locked (s);
+  cond_broadcast (&s->freed);
+  pthread_mutex_unlock (&s->lock);
+  if (must_log)
+    s->engine->config.log_context (s->export_name, n, s->max);
+  pthread_mutex_lock (&s->lock);
+  return NULL;
+}
+
+/* Leases. */
+
+/* Closes this thread's lease, which is broken. */
+static void
+close_broken (struct contexts *s)
+{
+  struct context *x = leased;
+
+  leased = NULL;
+  {
+    LOCK_IN_SCOPE (&s->lock);
+    s->leased--;
+    atomic_fetch_sub (&s->n_open, 1);
+    if (!x->has_worked)
+      defer_opens_locked (s);
+    cond_broadcast (&s->freed);
+  }
+  close_one (&x->closer);
+}
+
+void
+contexts_lease (void *vs)
+{
+  struct contexts *s = vs;
+  struct context *x;
+
+  if (leased && leased->is_broken)
+    close_broken (s);
+  if (leased)
+    return;
+  LOCK_IN_SCOPE (&s->lock);
+  while (!s->is_ending) {
+    GList *l = g_queue_pop_head_link (&s->free);
+
+    x = l ? l->data : may_open_locked (s) ? open_locked (s) : NULL;
+    if (x) {
+      s->leased++;
+      leased = x;
+      return;
+    }
+    if (s->leased + s->opening == 0)
+      return;
+    cond_wait (&s->freed, &s->lock);
+  }
+}
+
+void
+contexts_release (void *vs)
+{
+  struct contexts *s = vs;
+
+  if (leased == NULL)
+    return;
+  if (leased->is_broken) {
+    close_broken (s);
+    return;
+  }
+  LOCK_IN_SCOPE (&s->lock);
+  s->leased--;
+  leased->used_ns = clock_ns ();
+  if (leased->has_worked && leased->is_new) {
+    leased->is_new = false;
+    s->failures = 0;
+  }
+  g_queue_push_head_link (&s->free, &leased->link);
+  leased = NULL;
+  cond_signal (&s->freed);
+}
+
+void *
+contexts_leased (void)
+{
+  return leased ? leased->handle : NULL;
+}
+
+/* These are about the request or the device: another context would give the
+ * same answer.
+ */
+static bool
+is_about_context (int err)
+{
+  return err != ENOSPC && err != EPERM && err != EROFS
+    && err != EOPNOTSUPP;
+}
+
+void
+contexts_note (int err)
+{
+  if (err == 0)
+    leased->has_worked = true;
+  else if (is_about_context (err))
+    leased->is_broken = true;
+}
+
+/* Advice. */
+
+bool
+contexts_are_usable (struct contexts *s)
+{
+  return atomic_load (&s->n_open) > 0
+    || clock_ns () >= atomic_load (&s->closed_until_ns);
+}
+
+/* contexts_lease has opened the context. */
+static void
+nothing (struct job *job)
+{
+  g_free (job);
+}
+
+unsigned
+contexts_ready (struct contexts *s, unsigned wanted)
+{
+  unsigned free, more = 0;
+
+  {
+    LOCK_IN_SCOPE (&s->lock);
+    free = s->free.length;
+    if (free < wanted && s->opening == 0 && may_open_locked (s))
+      more = MIN (wanted - free, s->max - atomic_load (&s->n_open));
+  }
+  for (unsigned i = 0; i < more; i++) {
+    struct job *job = g_new0 (struct job, 1);
+
+    job->run = nothing;
+    pool_push (s->pool, job, POOL_AHEAD);
+  }
+  return free;
+}
+
+/* Idle contexts. */
+
+/* Those that no thread has used since BEFORE_NS. */
+static void
+close_unused (struct contexts *s, uint64_t before_ns)
+{
+  for (;;) {
+    struct context *x;
+
+    {
+      LOCK_IN_SCOPE (&s->lock);
+      x = queue_data (s->free.tail);
+      if (x == NULL || x->used_ns >= before_ns)
+        return;
+      g_queue_unlink (&s->free, &x->link);
+      atomic_fetch_sub (&s->n_open, 1);
+    }
+    close_one (&x->closer);
+  }
+}
+
+/* If no connection will use them, takes them off the list. */
+static bool
+take_off (struct contexts *s)
+{
+  struct engine *e = s->engine;
+  bool is_unused;
+
+  LOCK_IN_SCOPE (&e->lock);
+  s->is_closing = false;
+  is_unused = s->refs == 0
+    && (!s->like.shared || atomic_load (&s->n_open) == 0);
+  if (is_unused)
+    g_queue_unlink (&e->contexts, &s->link);
+  return is_unused;
+}
+
+static void
+close_idle (struct job *job)
+{
+  struct contexts *s =
+    (struct contexts *) ((char *) job - offsetof (struct contexts, closer));
+
+  close_unused (s, clock_ns () - s->engine->config.context_idle_ns);
+  if (take_off (s))
+    contexts_free (s);
+}
+
+void
+contexts_close_idle (struct engine *e, uint64_t now_ns)
+{
+  QUEUE_FOREACH (struct contexts, s, &e->contexts, link) {
+    if (s->is_closing)
+      continue;
+    s->is_closing = true;
+    s->closer.run = close_idle;
+    pool_push (e->pool, &s->closer, POOL_AHEAD);
+  }
+  e->contexts_check_ns =
+    e->contexts.length > 0 ? now_ns + e->config.context_idle_ns
+    : UINT64_MAX;
+}

@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Contexts: further handles of a plugin that takes one call at a time for each.
+ * The fake device asserts that no handle has two calls, and that each context
+ * is closed.
+ *
+ * Connection 0 has the device of 64 units with 16 buffers and up to four
+ * contexts beside its own.
+ */
+#include "clock.h"
+#include "world.h"
+
+enum { MORE = 4 };
+
+static void
+open_contexts (struct world *w, struct engine_config c)
+{
+  world_start (w, 64 * U, c);
+  world_open (w, 0, "");
+}
+
+static struct engine_config
+contexts_config (void)
+{
+  return config (16, MORE, WRITE_BEHIND, READ_AHEAD);
+}
+
+/* Opening. */
+
+/* Contexts are opened by background work only, and no more than there are. */
+static void
+test_lazy (struct world *w)
+{
+  int hold;
+
+  open_contexts (w, contexts_config ());
+  do_read (w, 0, 4096, 0, OLD);
+  do_request (w, 0, ZERO, 4096, 0, 0);
+  do_flush (w, 0);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, 0);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  write_units (w, 0, 1, 8, 1);
+  gate_wait_held (w->gate, hold, MORE);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, MORE);
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+  assert_device (w->f, 8 * U, U, 1);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, MORE);
+}
+
+/* A demand read is served though each context is at work. */
+static void
+test_demand (struct world *w)
+{
+  int hold;
+
+  open_contexts (w, contexts_config ());
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, 16 * U);
+  start_stream (w, 0);
+  gate_wait_held (w->gate, hold, MORE);
+  do_read (w, 0, U, 40 * U, OLD);
+  do_write (w, 0, U, 41 * U, 1);
+  gate_release (w->gate, hold);
+}
+
+/* Connections of one export use the same contexts, also one after the other. */
+static void
+test_kept (struct world *w)
+{
+  open_contexts (w, contexts_config ());
+  prefetch (w, 0, 4);
+  world_open (w, 1, "");
+  world_close (w, 0);
+  fake_wait_n_contexts (w->f, fake_n_opened (w->f));
+  for (unsigned i = 0; i < 3; i++) {
+    unsigned n = fake_n_opened (w->f);
+
+    write_units (w, 1, 20, 4, i);
+    do_flush (w, 1);
+    world_close (w, 1);
+    world_open (w, 1, "");
+    g_assert_cmpuint (n, <=, MORE);
+  }
+  g_assert_cmpuint (fake_n_opened (w->f), <=, MORE);
+  g_assert_cmpuint (fake_n_contexts (w->f), ==, fake_n_opened (w->f));
+}
+
+/* Other names, and plugins without multi-conn, have contexts of their own.  The
+ * latter are closed when their connection ends.
+ */
+static void
+test_apart (struct world *w)
+{
+  world_start (w, 64 * U, config (16, 1, WRITE_BEHIND, READ_AHEAD));
+  world_open (w, 0, "a");
+  prefetch (w, 0, 2);
+  fake_wait_n_contexts (w->f, 1);
+  world_open (w, 1, "b");
+  prefetch (w, 1, 2);
+  fake_wait_n_contexts (w->f, 2);
+  world_open_unshared (w, 2, "b");
+  prefetch (w, 2, 2);
+  fake_wait_n_contexts (w->f, 3);
+  world_close (w, 2);
+  fake_wait_n_contexts (w->f, 2);
+}
+
+/* Idle contexts are closed, and opened again. */
+static void
+test_idle (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+
+  c.context_idle_ns = 20000000;
+  open_contexts (w, c);
+  for (unsigned i = 0; i < 3; i++) {
+    write_units (w, 0, 10, 8, i);
+    do_flush (w, 0);
+    fake_wait_n_contexts (w->f, 0);
+  }
+  g_assert_cmpuint (fake_n_opened (w->f), >=, 3);
+  assert_device (w->f, 8 * U, 10 * U, 2);
+  world_close (w, 0);
+}
+
+/* Contexts that cannot be opened. */
+
+/* Without any, the connection's own context does all, and that is logged once.
+ * There is another try later.
+ */
+static void
+test_none (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+
+  c.context_retry_ns = HOUR_NS;
+  open_contexts (w, c);
+  fake_set_openable (w->f, 0);
+  write_units (w, 0, 0, 4, 1);
+  do_flush (w, 0);
+  assert_device (w->f, 4 * U, 0, 1);
+  write_units (w, 0, 0, 4, 2);          /* not deferred */
+  assert_device (w->f, 4 * U, 0, 2);
+  for (unsigned i = 10; i < 20; i++)
+    do_read (w, 0, U, i * U, OLD);
+  assert_contexts_logged (1);
+  atomic_store (&w->c[0]->backend.contexts->closed_until_ns, 0);
+  fake_set_openable (w->f, 1);
+  write_units (w, 0, 0, 4, 3);
+  do_flush (w, 0);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, 1);
+  assert_device (w->f, 4 * U, 0, 3);
+}
+
+/* With some, the work goes on with these. */
+static void
+test_some (struct world *w)
+{
+  int hold;
+
+  open_contexts (w, contexts_config ());
+  fake_set_openable (w->f, 2);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  write_units (w, 0, 0, 8, 1);
+  gate_wait_held (w->gate, hold, 2);
+  do_read (w, 0, U, 40 * U, OLD);
+  wait_contexts_logged ();
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+  assert_device (w->f, 8 * U, 0, 1);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, 2);
+  assert_contexts_logged (1);
+}
+
+/* Contexts that break. */
+
+/* An operation that fails ends its context, if another one may do better. */
+static void
+test_breaks (struct world *w)
+{
+  int err = w->arg;
+  bool is_replaced = err == EIO;
+  unsigned n;
+  int fail;
+
+  world_start (w, 64 * U, config (16, 1, WRITE_BEHIND, READ_DIRECT));
+  world_open (w, 0, "");
+  do_write (w, 0, U, 0, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, 0, U, 1);
+  do_flush (w, 0);
+  n = fake_n_opened (w->f);
+  g_assert_cmpuint (n, ==, 1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, err, 1);
+  do_write (w, 0, U, U, 2);
+  wait_state (w, BUF_FAILED, U, U, 1);
+  do_read (w, 0, U, U, 2);
+  do_flush (w, 0);                      /* with the connection's own context */
+  gate_release (w->gate, fail);
+  assert_device (w->f, U, U, 2);
+  do_write (w, 0, U, 2 * U, 3);
+  gate_wait_ended (w->gate, GATE_WRITE, 2 * U, U, 1);
+  do_flush (w, 0);
+  assert_device (w->f, U, 2 * U, 3);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, n + is_replaced);
+}
+
+/* All break and none can be opened: what waits in the queue is written with the
+ * connection's own context.
+ */
+static void
+test_all_break (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+  int hold, fail;
+
+  c.context_retry_ns = HOUR_NS;
+  open_contexts (w, c);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, MORE * U);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, MORE * U, EIO, MORE);
+  write_units (w, 0, 0, 10, 1);
+  gate_wait_held (w->gate, hold, MORE);
+  fake_set_openable (w->f, 0);
+  gate_release (w->gate, hold);
+  wait_state (w, BUF_FAILED, 0, MORE * U, MORE);
+  gate_wait_ended (w->gate, GATE_WRITE, MORE * U, 6 * U, 6);
+  gate_release (w->gate, fail);
+  do_flush (w, 0);
+  assert_device (w->f, 10 * U, 0, 1);
+  fake_wait_n_contexts (w->f, 0);
+}
+
+/* What contexts show. */
+
+/* A read, and block status, flush first what another context has written. */
+static void
+test_hidden (struct world *w)
+{
+  open_contexts (w, contexts_config ());
+  fake_hide (w->f);
+  do_write (w, 0, U, 3 * U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
+  wait_free (w, 16);
+  do_read (w, 0, 4096, 3 * U, 1);
+  assert_started (w, GATE_FLUSH, ANYWHERE, 1);
+  do_read (w, 0, 4096, 3 * U, 1);
+  do_read (w, 0, U, 9 * U, OLD);
+  assert_started (w, GATE_FLUSH, ANYWHERE, 1);  /* nothing is hidden */
+
+  do_write (w, 0, 4096, 5 * U, 2);
+  g_assert_false (drain (w, 0, U, 5 * U));
+  assert_started (w, GATE_FLUSH, ANYWHERE, 2);
+  do_write (w, 0, 4096, 5 * U, 3);
+  do_read (w, 0, 4096, 5 * U, 3);               /* from the buffer */
+  assert_started (w, GATE_FLUSH, ANYWHERE, 2);
+}
+
+/* The error of such a flush is the read's, and the client's next flush's. */
+static void
+test_hidden_error (struct world *w)
+{
+  int fail;
+
+  open_contexts (w, contexts_config ());
+  fake_hide (w->f);
+  do_write (w, 0, U, 3 * U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
+  wait_free (w, 16);
+  fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, ENOSPC, 1);
+  request_fails (w, 0, READ, 4096, 3 * U, 1, ENOSPC);
+  gate_release (w->gate, fail);
+  flush_fails (w, 0, ENOSPC);
+  do_flush (w, 0);
+  do_read (w, 0, 4096, 3 * U, 1);
+}
+
+/* A stream over changed bytes reads the new ones, though contexts show the old
+ * ones.
+ */
+static void
+test_hidden_stream (struct world *w)
+{
+  open_contexts (w, contexts_config ());
+  fake_hide (w->f);
+  prefetch (w, 0, 4);
+  do_fua (w, 0, 4096, 12 * U, 1);
+  do_write (w, 0, U, 14 * U, 2);
+  gate_wait_ended (w->gate, GATE_WRITE, 14 * U, U, 1);
+  for (unsigned i = 2; i < 12; i++)
+    do_read (w, 0, U, i * U, OLD);
+  assert_reads (w, 0, PARTS ({ 12 * U, 4096, 1 },
+                             { 12 * U + 4096, U - 4096, OLD }));
+  do_read (w, 0, U, 13 * U, OLD);
+  do_read (w, 0, U, 14 * U, 2);
+}
+
+/* Without multi-conn the connection's own context does all writes, and the
+ * reads of what was ever written.  The contexts read the rest.
+ */
+static void
+test_unshared (struct world *w)
+{
+  world_start (w, 64 * U, contexts_config ());
+  world_open_unshared (w, 0, "");
+  fake_hide (w->f);
+  prefetch (w, 0, 4);
+  g_assert_cmpuint (fake_n_opened (w->f), >, 0);
+  do_write (w, 0, U, 4 * U, 1);
+  g_assert_true (is_on_this_thread (gate_op (w->gate, GATE_WRITE, 4 * U, U,
+                                             0)));
+  do_flush (w, 0);
+  for (unsigned i = 2; i < 10; i++)
+    do_read (w, 0, U, i * U, i == 4 ? 1 : OLD);
+  do_write (w, 0, 4096, 6 * U, 1);
+  assert_reads (w, 0, PARTS ({ 3 * U, U, OLD }, { 4 * U, U, 1 },
+                             { 5 * U, U, OLD }, { 6 * U, 4096, 1 }));
+}
+
+/* A model of one client, which sends one request at a time. */
+static void
+test_model (struct world *w)
+{
+  enum { BLOCK = 4096, BLOCKS = 16 * 16 };
+  unsigned steps = g_test_thorough () ? 10000 : 400;
+  bool is_shared = w->arg;
+  unsigned model[BLOCKS];
+
+  world_start (w, BLOCKS * BLOCK, contexts_config ());
+  if (is_shared)
+    world_open (w, 0, "");
+  else
+    world_open_unshared (w, 0, "");
+  fake_hide (w->f);
+  for (unsigned i = 0; i < BLOCKS; i++)
+    model[i] = OLD;
+  for (unsigned step = 0; step < steps; step++) {
+    unsigned at = g_test_rand_int_range (0, BLOCKS);
+    unsigned n = g_test_rand_int_range (1, MIN (48, BLOCKS - at) + 1);
+    unsigned kind = g_test_rand_int_range (0, 16), tag = step % 199 + 1;
+
+    switch (kind) {
+    case 0: do_flush (w, 0); break;
+    case 1: drain (w, 0, n * BLOCK, at * BLOCK); break;
+    case 2: do_zero (w, 0, n * BLOCK, at * BLOCK); tag = 0; break;
+    case 3: do_fua (w, 0, n * BLOCK, at * BLOCK, tag); break;
+    case 4: case 5: case 6: case 7:
+      do_write (w, 0, n * BLOCK, at * BLOCK, tag);
+      break;
+    case 8:                     /* a stream */
+      for (unsigned i = 0; i < BLOCKS; i++)
+        do_read (w, 0, BLOCK, i * BLOCK, model[i]);
+      break;
+    default:
+      for (unsigned i = at; i < at + n; i++)
+        do_read (w, 0, BLOCK, i * BLOCK, model[i]);
+    }
+    for (unsigned i = at; i < at + n && kind >= 2 && kind <= 7; i++)
+      model[i] = tag;
+    if (step % 100 == 99)
+      fake_make_slow (w->c[0]);
+  }
+  do_flush (w, 0);
+  for (unsigned i = 0; i < BLOCKS; i++)
+    assert_device (w->f, BLOCK, i * BLOCK, model[i]);
+}
+
+static const struct test tests[] = {
+  { "contexts/lazy", test_lazy, .on = CONTEXTS_ONLY },
+  { "contexts/demand", test_demand, .on = CONTEXTS_ONLY },
+  { "contexts/kept", test_kept, .on = CONTEXTS_ONLY },
+  { "contexts/apart", test_apart, .on = CONTEXTS_ONLY },
+  { "contexts/idle", test_idle, .on = CONTEXTS_ONLY },
+  { "contexts/none", test_none, .on = CONTEXTS_ONLY },
+  { "contexts/some", test_some, .on = CONTEXTS_ONLY },
+  { "contexts/breaks/eio", test_breaks, EIO, CONTEXTS_ONLY },
+  { "contexts/breaks/enospc", test_breaks, ENOSPC, CONTEXTS_ONLY },
+  { "contexts/all-break", test_all_break, .on = CONTEXTS_ONLY },
+  { "contexts/hidden/read", test_hidden, .on = CONTEXTS_ONLY },
+  { "contexts/hidden/error", test_hidden_error, .on = CONTEXTS_ONLY },
+  { "contexts/hidden/stream", test_hidden_stream, .on = CONTEXTS_ONLY },
+  { "contexts/unshared", test_unshared, .on = CONTEXTS_ONLY },
+  { "contexts/model/shared", test_model, true, CONTEXTS_ONLY },
+  { "contexts/model/unshared", test_model, false, CONTEXTS_ONLY },
+};
+
+int
+main (int argc, char *argv[])
+{
+  tests_init (&argc, &argv);
+  tests_add (tests, G_N_ELEMENTS (tests));
+  return tests_run ();
+}
