@@ -110,7 +110,8 @@ $(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc
 
 .SECONDARY:
 
-tests-build: $(MODULES) $(TOP) $(TEST_C) $(TEST_PLUGINS)
+tests-build: $(MODULES) $(TOP) $(TEST_C) $(TEST_PLUGINS) \
+  $(B)/benchmarks/delay-proxy
 
 check: all tests-build
 	VARIANT=$(VARIANT) BUILD=$(B) TOOL= tests/run $(TESTS)
@@ -124,6 +125,10 @@ check-tsan:
 # The client of the benchmark's case overhead.
 $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
 	$(CC) $(LDFLAGS) $(SAN) $^ -o $@ $(NBD_LIBS)
+
+# The proxy that adds latency, for benchmarks and tests.
+$(B)/benchmarks/delay-proxy: $(B)/benchmarks/delay-proxy.o
+	$(CC) $(LDFLAGS) $(SAN) $^ -o $@
 
 demo: all
 	benchmarks/run demo
