@@ -51,6 +51,7 @@
  */
 
 #include <arpa/inet.h>
+#include <err.h>
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
@@ -58,7 +59,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -135,19 +135,6 @@ static struct conn *dead;
 static uint64_t n_accepted, n_bytes[2];
 static unsigned most_conns;
 
-static _Noreturn void __attribute__ ((format (printf, 1, 2)))
-die (const char *format, ...)
-{
-  va_list args;
-
-  va_start (args, format);
-  fprintf (stderr, "delay-proxy: ");
-  vfprintf (stderr, format, args);
-  fprintf (stderr, "\n");
-  va_end (args);
-  exit (1);
-}
-
 static uint64_t
 now_ns (void)
 {
@@ -191,7 +178,7 @@ heap_add (struct conn *c)
     heap_size = heap_size ? 2 * heap_size : 64;
     heap = realloc (heap, heap_size * sizeof *heap);
     if (heap == NULL)
-      die ("no memory");
+      errx (1, "no memory");
   }
   heap_put (c, ++n_conns);
   heap_sift (c);
@@ -237,7 +224,7 @@ packet_add (struct side *s, const char *data, size_t count)
   struct packet *p = malloc (sizeof *p + count);
 
   if (p == NULL)
-    die ("no memory");
+    errx (1, "no memory");
   *p = (struct packet) { .count = count, .due_ns = cross_link (s, count) };
   memcpy (p->data, data, count);
   *s->last = p;
@@ -285,7 +272,7 @@ side_watch (struct side *s, int fd)
 
   s->fd = fd;
   if (epoll_ctl (epoll_fd, EPOLL_CTL_ADD, fd, &e) == -1)
-    die ("epoll_ctl: %m");
+    err (1, "epoll_ctl");
 }
 
 /* S got a reset or the like: the other side learns of it after the bytes that
@@ -331,7 +318,7 @@ new_socket (const struct address *a)
                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
   if (fd == -1)
-    die ("socket: %m");
+    err (1, "socket");
   return fd;
 }
 
@@ -481,7 +468,7 @@ accept_all (void)
     struct conn *c = calloc (1, sizeof *c);
 
     if (c == NULL)
-      die ("no memory");
+      errx (1, "no memory");
     set_nodelay (fd);
     side_init (c, CLIENT);
     side_init (c, SERVER);
@@ -494,7 +481,7 @@ accept_all (void)
       most_conns = n_conns;
   }
   if (errno != EAGAIN && errno != ECONNABORTED && errno != EINVAL)
-    die ("accept: %m");
+    err (1, "accept");
 }
 
 /* The listening socket. */
@@ -508,13 +495,13 @@ bind_listener (void)
   listener = new_socket (&listen_to);
   setsockopt (listener, SOL_SOCKET, SO_REUSEADDR, &(int) { 1 }, sizeof (int));
   if (bind (listener, &listen_to.sa, listen_to.len) == -1)
-    die ("bind: %m");
+    err (1, "bind");
   if (listen_to.sa.sa_family == AF_INET)
     getsockname (listener, &listen_to.sa, &listen_to.len);
   if (!is_refusing && listen (listener, SOMAXCONN) == -1)
-    die ("listen: %m");
+    err (1, "listen");
   if (!is_refusing && epoll_ctl (epoll_fd, EPOLL_CTL_ADD, listener, &e) == -1)
-    die ("epoll_ctl: %m");
+    err (1, "epoll_ctl");
 }
 
 static void
@@ -557,12 +544,12 @@ write_stats (void)
   FILE *f = strcmp (stats_file, "-") ? fopen (stats_file, "w") : stderr;
 
   if (f == NULL)
-    die ("%s: %m", stats_file);
+    err (1, "%s", stats_file);
   fprintf (f, "connections %" PRIu64 "\nmost_at_once %u\n"
            "bytes_to_server %" PRIu64 "\nbytes_to_client %" PRIu64 "\n",
            n_accepted, most_conns, n_bytes[CLIENT], n_bytes[SERVER]);
   if (fflush (f) != 0 || (f != stderr && fclose (f) != 0))
-    die ("%s: %m", stats_file);
+    err (1, "%s", stats_file);
 }
 
 static void
@@ -614,7 +601,7 @@ parse_address (const char *text)
     a.un.sun_family = AF_UNIX;
     a.len = sizeof a.un;
     if (strlen (text) >= sizeof a.un.sun_path)
-      die ("%s: too long for a unix socket", text);
+      errx (1, "%s: too long for a unix socket", text);
     strcpy (a.un.sun_path, text);
     return a;
   }
@@ -628,7 +615,7 @@ parse_address (const char *text)
         && inet_pton (AF_INET, host, &a.in.sin_addr) == 1)
       return a;
   }
-  die ("%s: neither IPV4:PORT nor a path with a slash", text);
+  errx (1, "%s: neither IPV4:PORT nor a path with a slash", text);
 }
 
 struct unit { const char *suffix; double factor; };
@@ -649,8 +636,8 @@ parse (const char *name, const char *text, const struct unit *u, double min)
     if (end != text && strcmp (end, u->suffix) == 0
         && value * u->factor >= min && value * u->factor <= 1e18)
       return (uint64_t) (value * u->factor);
-  die ("%s=%s: a time is 20ms or 1.5s, a number of bytes at least 1 or 2.5M",
-       name, text);
+  errx (1, "%s=%s: not a time such as 20ms, or a number such as 1 or 2.5M",
+        name, text);
 }
 
 static void
@@ -674,8 +661,8 @@ parse_options (int argc, char **argv)
     default: exit (1);
     }
   if (argc - optind != 2 || rtt_ns == NEVER)
-    die ("usage: delay-proxy --rtt=TIME [--rate=N] [--buffer=N] [--stats=FILE]"
-         " LISTEN CONNECT");
+    errx (1, "usage: delay-proxy --rtt=TIME [--rate=N] [--buffer=N]"
+          " [--stats=FILE] LISTEN CONNECT");
   listen_to = parse_address (argv[optind]);
   connect_to = parse_address (argv[optind + 1]);
   if (rate && rate / 1000 < MAX_PACKET)

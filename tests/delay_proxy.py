@@ -10,6 +10,7 @@ import atexit
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import statistics
@@ -172,29 +173,29 @@ def first_byte(ms):
 
 
 def transfer(sender, receiver, count):
-    """Bytes per second from the first byte received to the last."""
+    """MB/s from the first byte sent to the last one received."""
     block = bytes(1 << 18)
+    count = count // len(block) * len(block)
 
     def send():
         for _ in range(count // len(block)):
             sender.sendall(block)
+    start = time.monotonic()
     in_thread(send)
-    buf = bytearray(1 << 18)
-    got = receiver.recv_into(buf)
-    first, start = got, time.monotonic()
-    wanted = count // len(block) * len(block)
-    while got < wanted:
+    buf = bytearray(len(block))
+    got = 0
+    while got < count:
         n = receiver.recv_into(buf)
         assert n > 0, 'end after %d bytes' % got
         got += n
-    return (got - first) / (time.monotonic() - start)
+    return got / (time.monotonic() - start) / MB
 
 
 def speed(wanted):
     proxy = Proxy('--rtt=20ms')
     client, server = proxy.pair()
     for ends in (client, server), (server, client):
-        until_right(lambda: transfer(*ends, 500 * MB) / MB,
+        until_right(lambda: transfer(*ends, 500 * MB),
                     lambda s: s >= float(wanted), times=30)
     proxy.end()
 
@@ -204,29 +205,31 @@ def rate(wanted):
     wanted = float(wanted)
     client, server = proxy.pair()
     for ends in (client, server), (server, client):
-        until_right(lambda: transfer(*ends, int(wanted * MB)) / MB,
-                    lambda s: 0.95 * wanted <= s <= 1.05 * wanted)
+        # A busy machine only adds time.
+        until_right(lambda: max(transfer(*ends, int(wanted * MB))
+                                for _ in range(3)),
+                    lambda s: 0.95 * wanted <= s <= 1.05 * wanted, times=5)
     proxy.end()
 
 
 def rate_each():
-    """Four connections at once, in both directions, have the time of one."""
-    proxy = Proxy('--rtt=20ms', '--rate=10M')
+    """Four connections at once, both ways, need 0.5 s like one, and not 2."""
+    proxy = Proxy('--rtt=20ms', '--rate=2M')
     pairs = [proxy.pair() for _ in range(4)]
 
     def all_at_once():
         start = time.monotonic()
-        threads = [in_thread(transfer, *ends, 5 * MB)
+        threads = [in_thread(transfer, *ends, MB)
                    for a, b in pairs for ends in ((a, b), (b, a))]
         for t in threads:
             t.join()
         return time.monotonic() - start
-    until_right(all_at_once, lambda t: 0.45 <= t <= 0.6)
+    until_right(all_at_once, lambda t: 0.4 <= t <= 1)
     proxy.end()
 
 
 def unchanged(family):
-    """Each connection carries 1 MB in each direction, in random pieces."""
+    """Each connection carries 0.5 MB in each direction, in random pieces."""
     proxy = Proxy('--rtt=5ms', family=family)
     pairs = [proxy.pair() for _ in range(64)]
     n_right = []
@@ -245,7 +248,7 @@ def unchanged(family):
     for i, pair in enumerate(pairs):
         for a, b in pair, pair[::-1]:
             rnd = random.Random(len(threads))
-            data = rnd.randbytes(MB)
+            data = rnd.randbytes(MB // 2)
             threads += [in_thread(send, a, data, rnd),
                         in_thread(receive, b, data)]
     for t in threads:
@@ -304,13 +307,19 @@ def reset_():
         took = time.monotonic() - start
         print('the reset took', took)
         assert took >= 0.1
-    # A reset after the end of the data, and a write to a side that has gone.
-    for leave in reset, socket.socket.close:
-        a, b = proxy.pair()
-        a.shutdown(socket.SHUT_WR)
-        assert read_all(b) == b''
-        leave(a)
-        send_until_reset(b)
+    # A reset after the end of the data.
+    a, b = proxy.pair()
+    a.shutdown(socket.SHUT_WR)
+    assert read_all(b) == b''
+    reset(a)
+    errors = select.poll()
+    errors.register(b, 0)
+    errors.poll()
+    # A write to a side that has gone.
+    a, b = proxy.pair()
+    a.close()
+    assert read_all(b) == b''
+    send_until_reset(b)
     proxy.end()
 
 
@@ -352,8 +361,16 @@ def cut(family):
     client, server = proxy.pair()
     client.sendall(b'x')
     read_exactly(server, 1)
-    # The client is connected, the proxy is not yet.
+    # A connection that the proxy sees only after the signal.
+    os.kill(proxy.process.pid, signal.SIGSTOP)
+    os.waitpid(proxy.process.pid, os.WUNTRACED)
+    os.kill(proxy.process.pid, signal.SIGUSR1)
+    late = proxy.connect()
+    os.kill(proxy.process.pid, signal.SIGCONT)
+    assert proxy.line() == 'cut 2'
+    assert is_reset(late)
     proxy.end()
+    # The client is connected, the proxy is not yet.
     proxy = Proxy('--rtt=100s', family=family)
     client = proxy.connect()
     assert proxy.signal(signal.SIGUSR1) == 'cut 1'

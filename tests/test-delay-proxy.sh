@@ -49,8 +49,10 @@ peers "--stats counts connections and bytes" stats
 # fails_with MESSAGE ARGUMENT...
 fails_with ()
 {
-  check "$1" not "$PROXY" "${@:2}"
-  check "$1: the message" grep -qF -- "$1" check.out
+  local rc=0
+  "$PROXY" "${@:2}" >refused.out 2>&1 || rc=$?
+  is "$1 it does not start" $rc 1
+  check "$1 this begins the message" grep -qF -- "delay-proxy: $1" refused.out
 }
 to=(127.0.0.1:0 127.0.0.1:1)
 fails_with "usage:" "${to[@]}"
