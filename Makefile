@@ -181,13 +181,17 @@ install: all
 DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev \
   libnbd-dev libnbd-bin libglib2.0-dev python3-libnbd fio jq gnuplot-nox \
   e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
-  qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash
+  qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash \
+  openssh-server nginx nbd-server nbdkit-plugin-python python3-boto3 openssl
 # Without the guest's packages: its kernel comes from Debian's apt only.
 DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   nbdkit-nbd-plugin libnbd-devel libnbd glib2-devel python3-libnbd fio \
   fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
   perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng \
-  libasan libubsan libtsan time diffutils findutils nbd
+  libasan libubsan libtsan time diffutils findutils nbd openssh-server nginx \
+  nbdkit-ssh-plugin nbdkit-curl-plugin nbdkit-S3-plugin openssl nodejs-npm
+# An S3 server, which no distribution has (benchmarks/backends.sh).
+S3RVER := s3rver@3.7.1
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 deps:
 	@if command -v apt-get >/dev/null; then \
@@ -198,6 +202,8 @@ deps:
 	else echo "make deps knows apt-get and dnf only: install $(DEPS_DEB)"; \
 	  exit 1; fi
 	benchmarks/guest/fetch
+	npm install --prefix build/s3rver --no-audit --no-fund $(S3RVER) || \
+	  echo "No S3 server: tests with S3 will be skipped." >&2
 
 clean:
 	rm -rf build $(TOP)
