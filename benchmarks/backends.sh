@@ -131,19 +131,21 @@ backend_tree ()
 # whose parent is not this shell, is not alive.
 backend_alive ()
 {
-  local state
-  state=$(ps -o stat= -p "$1") && [ -n "$state" ] && [ "${state:0:1}" != Z ]
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  stat=${stat##*) }
+  [ "${stat:0:1}" != Z ]
 }
 
 # backend_poll SECONDS COMMAND...: until the command succeeds.
 backend_poll ()
 {
-  local tries=$(($1 * 50))
+  local tries=$(($1 * 25))
   shift
   until "$@"; do
     tries=$((tries - 1))
     [ $tries -gt 0 ] || return 1
-    sleep 0.02
+    sleep 0.04
   done
 }
 
