@@ -243,10 +243,11 @@ backend_connect_ssh ()
 {
   local user
   user=$(id -un)
-  # An empty config: no file of the user's is read.
+  # An empty config: no file of the user's is read.  The timeout is for a busy
+  # machine: libssh's own is 10 seconds.
   backend_plugin=(ssh host=127.0.0.1 "port=$1" "user=$user"
     "path=${backend_files[ssh]}" "identity=$dir/user"
-    "known-hosts=$dir/known_hosts" config=)
+    "known-hosts=$dir/known_hosts" config= timeout=60)
   backend_url="sftp://$user@127.0.0.1:$1${backend_files[ssh]}"
 }
 
