@@ -35,11 +35,14 @@ can_write (const struct conn *c, const struct buf *b)
   return true;
 }
 
-/* An error that another try cannot change. */
+/* An error that another try cannot change.  EINVAL is not one of them: nbdkit's
+ * nbd plugin returns it when its server has gone.  Another connection may write
+ * the data then.
+ */
 static bool
 is_permanent (int err)
 {
-  return err == EPERM || err == EROFS || err == EINVAL;
+  return err == EPERM || err == EROFS;
 }
 
 /* Failed data of a device, not younger than SEQ: the oldest FAILED buffer, or a

@@ -521,7 +521,6 @@ static const struct test tests[] = {
   { "failed/order", test_order },
   { "failed/permanent/EPERM", test_permanent, EPERM },
   { "failed/permanent/EROFS", test_permanent, EROFS },
-  { "failed/permanent/EINVAL", test_permanent, EINVAL },
   { "failed/readonly", test_readonly },
   { "failed/sticks", test_sticks },
   { "failed/meanwhile", test_meanwhile },
