@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # The recipes in README: each works as it stands there, and has several
-# operations in flight.
+# operations in flight.  The commands in the manuals: each that needs no other
+# server than an NBD server works as it stands there.
 . "$TESTS_DIR/functions.sh"
-require nbdcopy qemu-img
+require nbdcopy qemu-img perl
 
 # Recipes name modules at the top directory.  Those under test take their place.
 cp "$BUILD/asyncpool.so" "$BUILD/delaymem.so" .
@@ -33,5 +34,86 @@ while IFS= read -r recipe; do
     recipe.out
 done < <(sed -n 's/^    \(nbdkit .*--run.*\)/\1/p' "$TESTS_DIR/../README")
 is "README has four recipes" "$n" 4
+
+# The manuals.  Their `nbdkit' takes the modules under test, a small device in
+# place of the default one, and the other server in place of example.com.  A
+# server without --run is on ./sock, and has $alive open until it ends.
+mkdir manuals
+alive=$TEST_DIR/alive
+mkfifo "$alive"
+export FILTER DELAYMEM NBDKIT alive
+cat >manuals/nbdkit <<'END'
+#!/bin/bash
+args=() run=
+for arg; do
+  case $arg in
+    --filter=asyncpool) arg=--filter=$FILTER ;;
+    delaymem) args+=("$DELAYMEM"); arg=size=16M ;;
+    PLUGIN) args+=("$DELAYMEM" delay=20ms); arg=size=16M ;;
+    uri=nbd*://example.com*) arg=uri=nbd+unix:///?socket=$socket ;;
+    --run) run=1 ;;
+  esac
+  args+=("$arg")
+done
+[ "$run" ] || exec "$NBDKIT" -U sock -P pid "${args[@]}" 7>"$alive"
+exec "$NBDKIT" "${args[@]}"
+END
+chmod +x manuals/nbdkit
+
+# manual_commands FILE...: the commands, with a NUL byte after each.
+manual_commands ()
+{
+  perl -00 -ne '
+    $head = $1 if /^=head1 (.*)/;
+    print "$_\0" if /^ nbdkit / && $head ne "SYNOPSIS"' "$@"
+}
+
+# A newline without a backslash ends a command, also inside --run '...'.
+lines_are_commands ()
+{
+  local line
+  while IFS= read -r line; do
+    bash -n -c "$line" || { echo "not a command: $line"; return 1; }
+  done <<<"${1//\\$'\n'/ }"
+}
+
+serves () { nbdinfo --size "nbd+unix:///?socket=$PWD/sock"; }
+
+# The server ends when nothing has the other end of $alive open.
+ends ()
+{
+  kill "$(<pid)" && [ -z "$(timeout 100 cat <&8)" ]
+}
+
+# run_manual NAME COMMAND
+run_manual ()
+{
+  rm -f sock pid
+  # Opened both ways first: then no open waits for the other end.
+  exec 9<>"$alive" 8<"$alive"
+  check "$1: works" \
+    env PATH="$TEST_DIR/manuals:$PATH" bash -c "$2" 8<&- 9>&-
+  exec 9>&-
+  if [ -e pid ]; then
+    check "$1: serves" serves
+    check "$1: ends" ends
+  fi
+  exec 8<&-
+}
+
+n=0
+while IFS= read -r -d '' command; do
+  n=$((n + 1))
+  # shellcheck disable=SC2086
+  words=$(echo ${command//\\/})
+  name="manual $n: ${words:0:60}"
+  check "$name: each line is a command" lines_are_commands "$command"
+  case $words in
+    *" delaymem"* | *" PLUGIN "* | *" nbd uri="*)
+      run_manual "$name" "$command" ;;
+    *) skip "$name" "needs another server" ;;
+  esac
+done < <(manual_commands "$TESTS_DIR"/../{,*/,*/*/}*.pod)
+check "the manuals have commands" test "$n" -ge 10
 stops "the other server" far
 done_testing
