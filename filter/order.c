@@ -3,6 +3,7 @@
  * The order of writes, zeroes and trims: see order.h.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "clock.h"
 #include "debug.h"
@@ -73,8 +74,8 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   uint64_t from = MIN (offset, buf_start (b)), to = MAX (end, buf_end (b));
   uint64_t seq = b->seq;
 
-  debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": error %d", offset, end,
-                 err);
+  debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": %s", offset, end,
+                 err ? strerror (err) : "ok");
   b->err = err;
   device->n_overtaken -= b->overtaken;
   b->overtaken = false;

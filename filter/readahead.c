@@ -3,6 +3,7 @@
  * Read-ahead: see readahead.h.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "debug.h"
 #include "dispatch.h"
@@ -30,8 +31,8 @@ prefetched (struct backend_io *io, int err)
   }
 
   ENGINE_LOCK_THEN_DISPATCH (e);
-  debug_buffers ("prefetched %#" PRIx64 ": error %d%s", b->base, err,
-                 b->dropped ? ", stale" : "");
+  debug_buffers ("prefetched %#" PRIx64 ": %s%s", b->base,
+                 err ? strerror (err) : "ok", b->dropped ? ", stale" : "");
   b->hooked = false;
   b->err = err;
   b->since_ns = io->end_ns;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # asyncpool-stats: the statistics have all lines, agree with the requests, and
-# go to any kind of file.
+# go to any kind of file.  The lines of the debug flags.
 . "$TESTS_DIR/functions.sh"
 require_python
 
@@ -136,4 +136,24 @@ says_nothing "daemon, asyncpool-stats=stats2.txt" daemon.log
 server_start without "--filter=$FILTER" memory 1M
 stops "no asyncpool-stats" without
 says_nothing "no asyncpool-stats" without.log
+
+# Debug flags.
+
+server_start debug -v -D asyncpool.buffers=1 -D asyncpool.streams=1 \
+  "--filter=$FILTER" "$GATE" size=8M delay=20ms asyncpool-write=behind
+check "debug flags: a client reads and writes" nbd_python "$uri" <<'END'
+for i in range(8):
+    h.pwrite(data(i), i * UNIT)
+h.flush()
+for i in range(8):
+    h.pread(UNIT, i * UNIT)
+h.shutdown()
+END
+stops "debug flags" debug
+for line in 'written 0.*: ok' 'prefetched 0.*: ok' 'stream at 0.*'; do
+  check "debug flags: the log has \"asyncpool: $line\"" \
+    grep -q "debug: asyncpool: $line" debug.log
+  check "debug flags: no such line is without asyncpool:" \
+    not grep -v "asyncpool: $line" <(grep "$line" debug.log)
+done
 done_testing
