@@ -227,9 +227,13 @@ print_kind (const struct stats *s, enum stats_kind kind, const char *name,
              quantile_ms (&t, 0.99), t.max_ns / 1e6);
   else
     fprintf (fp, " %9s %9s %9s %9s %9s", "-", "-", "-", "-", "-");
-  if (kind == STATS_DEVICE_READ || kind == STATS_DEVICE_WRITE)
-    fprintf (fp, "  %" PRIu64 "..%" PRIu64 ", mean %" PRIu64, t.min_bytes,
-             t.max_bytes, t.count > 0 ? t.bytes / t.count : 0);
+  if (kind == STATS_DEVICE_READ || kind == STATS_DEVICE_WRITE) {
+    if (t.count > 0)
+      fprintf (fp, "  %" PRIu64 "..%" PRIu64 ", mean %" PRIu64, t.min_bytes,
+               t.max_bytes, t.bytes / t.count);
+    else
+      fprintf (fp, "  -");
+  }
   fputc ('\n', fp);
 }
 

@@ -210,6 +210,9 @@ test_lines (void)
 
   for (unsigned i = 0; i < G_N_ELEMENTS (names); i++)
     g_free (print_line (s, names[i]));
+  /* Without operations there are no sizes. */
+  assert_line_has (s, "plugin read ", "-  -");
+  assert_line_has (s, "plugin write ", "-  -");
   for (enum stats_counter c = 0; c < STATS_COUNTERS; c++)
     stats_add (s, c, 1000 >> c);
   assert_line_has (s, "read-ahead: ", "1000 bytes issued, 500 used, "
