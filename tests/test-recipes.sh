@@ -37,10 +37,11 @@ is "README has four recipes" "$n" 4
 
 # The manuals.  Their `nbdkit' takes the modules under test, a small device in
 # place of the default one, and the other server in place of example.com.  A
-# server without --run is on ./sock, and has $alive open until it ends.
+# server without --run is on ./sock, and has $alive open until it ends.  Its
+# pidfile is a FIFO, as it can write that after its parent has ended.
 mkdir manuals
 alive=$TEST_DIR/alive
-mkfifo "$alive"
+mkfifo "$alive" pid
 export FILTER DELAYMEM NBDKIT alive
 cat >manuals/nbdkit <<'END'
 #!/bin/bash
@@ -82,23 +83,25 @@ serves () { nbdinfo --size "nbd+unix:///?socket=$PWD/sock"; }
 # The server ends when nothing has the other end of $alive open.
 ends ()
 {
-  kill "$(<pid)" && [ -z "$(timeout 100 cat <&8)" ]
+  local id
+  read -r -t 100 id <&7 && kill "$id" && timeout 100 cat <&8
 }
 
 # run_manual NAME COMMAND
 run_manual ()
 {
-  rm -f sock pid
+  rm -f sock
   # Opened both ways first: then no open waits for the other end.
-  exec 9<>"$alive" 8<"$alive"
+  exec 9<>"$alive" 8<"$alive" 7<>pid
   check "$1: works" \
-    env PATH="$TEST_DIR/manuals:$PATH" bash -c "$2" 8<&- 9>&-
+    env PATH="$TEST_DIR/manuals:$PATH" bash -c "$2" 7>&- 8<&- 9>&-
   exec 9>&-
-  if [ -e pid ]; then
+  # A server without --run.
+  if [ -S sock ]; then
     check "$1: serves" serves
     check "$1: ends" ends
   fi
-  exec 8<&-
+  exec 8<&- 7>&-
 }
 
 n=0
