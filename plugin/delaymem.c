@@ -50,6 +50,7 @@
 #define PLAIN_SLEEP_NS UINT64_C (250000000)
 
 static int64_t size = DEFAULT_SIZE;
+static const char *size_text = "1G"; /* as it was given, for messages */
 static uint64_t delay_ns = DEFAULT_DELAY_NS;
 static uint64_t rdelay_ns = NOT_GIVEN;
 static uint64_t wdelay_ns = NOT_GIVEN;
@@ -69,6 +70,7 @@ config_size (const char *value)
 
   if (r > 0) {
     size = r;
+    size_text = value;
     return 0;
   }
   nbdkit_error ("size=%s: must be a number greater than 0, "
@@ -222,15 +224,16 @@ delaymem_get_ready (void)
   const uint64_t available = populate ? available_bytes () : UINT64_MAX;
 
   if ((uint64_t) size > available) {
-    nbdkit_error ("populate=true: size=%" PRIi64 " does not fit into "
+    nbdkit_error ("populate=true: size=%s does not fit into "
                   "the available memory of %" PRIu64 " bytes",
-                  size, available);
+                  size_text, available);
     return -1;
   }
   store = store_new ((uint64_t) size);
   if (store == NULL) {
-    nbdkit_error ("size=%" PRIi64 ": cannot reserve that many bytes of "
-                  "address space: %m", size);
+    nbdkit_error ("size=%s: cannot reserve that many bytes: %m: must fit into "
+                  "the free address space, commonly a little less than 128T",
+                  size_text);
     return -1;
   }
   return 0;

@@ -70,8 +70,9 @@ refuses size=8E "size=8E: $sizes"
 if [ "$slow" ]; then
   skip "size=4E: is refused" "not under a tool"
 else
-  message="size=4611686018427387904: cannot reserve that many bytes of address"
-  message+=" space: Cannot allocate memory"
+  message="size=4E: cannot reserve that many bytes: Cannot allocate memory:"
+  message+=" must fit into the free address space, commonly a little less than"
+  message+=" 128T"
   refuses size=4E "$message"
 fi
 for key in delay rdelay wdelay; do
@@ -95,7 +96,7 @@ message+=" fast, populate and io-threads"
 refuses wait=1 "$message"
 
 "$NBDKIT" "$DELAYMEM" populate=true size=1P --run true >start.out 2>&1
-message="populate=true: size=1125899906842624 does not fit into the available"
+message="populate=true: size=1P does not fit into the available"
 message+=" memory of [0-9]* bytes"
 check "populate=true with more than the memory: is refused" \
   grep "^nbdkit: error: $message\$" start.out
