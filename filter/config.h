@@ -29,7 +29,8 @@ extern void config_free (struct config *);
 #define CONFIG_HELP \
   "asyncpool-buffers=N         Number of buffers (default 64).\n" \
   "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K).\n" \
-  "asyncpool-threads=N         Number of threads (default: one per buffer).\n" \
+  "asyncpool-threads=N         Number of threads (default: one per buffer;\n" \
+  "                            with async hooks 1, and N turns them off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
   "                            at a time for each (default 4).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
