@@ -200,7 +200,10 @@ write_stats (void)
 {
   if (stats_fp == NULL)
     return;
-  stats_print (engine->stats, stats_fp);
+  if (engine)
+    stats_print (engine->stats, stats_fp);
+  else
+    fprintf (stats_fp, "asyncpool: all requests were passed through\n");
   if (close_stats () != 0)
     nbdkit_error ("asyncpool-stats=%s: cannot be written: %m",
                   config.stats_file);
@@ -296,9 +299,8 @@ static void
 asyncpool_cleanup (nbdkit_backend *backend)
 {
   (void) backend;
-  if (engine == NULL)
-    return;
-  engine_stop (engine);
+  if (engine)
+    engine_stop (engine);
   write_stats ();
 }
 

@@ -86,5 +86,7 @@ says_nothing "parallel" pool.log
 # Statistics of a filter that passes all requests on.
 check "noparallel, asyncpool-stats: nbdkit ends without error" \
   "$NBDKIT" -U - "--filter=$FILTER" --filter=noparallel memory 1M \
-  asyncpool-stats=stats --run true
+  serialize=all-requests asyncpool-stats=stats --run true
+is "noparallel, asyncpool-stats: the file says why there are none" \
+  "$(cat stats)" "asyncpool: all requests were passed through"
 done_testing
