@@ -441,6 +441,8 @@ conn_flush (struct conn *c, bool is_own)
   if (err == 0)
     err = device_flush (c);
   err = flush_end (c, err);
+  if (err == 0)
+    err = atomic_exchange (&c->show_error, 0);
   end (c, STATS_FLUSH, now_ns, 0);
   return err;
 }

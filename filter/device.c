@@ -246,10 +246,7 @@ device_show_own (struct conn *c, uint64_t offset, uint64_t end)
       || !device_hides_own (c, offset, end))
     return 0;
   err = device_flush (c);
-  if (err) {
-    ENGINE_LOCK_THEN_DISPATCH (c->engine);
-    atomic_store (&d->lost, err);
-    atomic_store (&d->failing, true);
-  }
+  if (err)
+    atomic_store (&c->show_error, err);
   return err;
 }

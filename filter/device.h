@@ -106,7 +106,7 @@ extern bool device_hides_own (struct conn *, uint64_t offset, uint64_t end);
  */
 extern int device_flush (struct conn *);
 /* Before a call with any context that depends on the bytes there: flushes the
- * plugin if it may hide this connection's changes.  The next flush of a client
+ * plugin if it may hide this connection's changes.  The client's next flush
  * returns the error, too.  Nothing to do without contexts.
  */
 extern int device_show_own (struct conn *, uint64_t offset, uint64_t end);
