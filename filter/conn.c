@@ -249,6 +249,13 @@ conn_gains (struct conn *c, struct speed *s)
 }
 
 bool
+conn_may_call_for (const struct conn *c, const struct conn *other)
+{
+  return other == c
+    || (other->backend.hooks == NULL && !other->backend.serial);
+}
+
+bool
 conn_writes_alone (const struct conn *c)
 {
   return c->backend.contexts && !c->device->shared;

@@ -114,6 +114,12 @@ extern bool conn_drain (struct conn *, uint32_t count, uint64_t offset);
  * client does not keep as many requests in flight itself.
  */
 extern bool conn_gains (struct conn *, struct speed *);
+/* Whether a thread that is in a call for this connection may call the plugin
+ * with the other one's own handle.  Not if that has hooks, as the plugin may ask
+ * which connection the thread serves.  Not if it is serial: the retry filter may
+ * be below, and it reopens the handle for the thread's connection.
+ */
+extern bool conn_may_call_for (const struct conn *, const struct conn *other);
 /* Whether writes are done with the connection's own context only: the plugin
  * has contexts, but it does not say that all show the same data.
  */

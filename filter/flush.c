@@ -135,8 +135,8 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
 /* Tries a piece of a FAILED buffer again, through the buffer's connection.
  * Until that connection flushes again, it may be the only one that sees the
  * data.  The calling thread does it, because it is nbdkit's: there the plugin's
- * error is not lost.  A hook of another connection must not run on this thread.
- * So this dispatches its operation, and the error is the plugin's in any case.
+ * error is not lost.  Another connection's hook or serial handle must not be used on
+ * this thread (conn_may_call_for).  So this dispatches the operation.
  * Releases the lock meanwhile.
  */
 static int
@@ -155,7 +155,7 @@ try_again (struct conn *c, struct buf *b)
   if (!wait_for_turn (c, b, &err))
     return err;
   b->claimed = false;
-  if (via != c && via->backend.hooks) {
+  if (!conn_may_call_for (c, via)) {
     order_write_locked (b);
     return 0;
   }
@@ -240,14 +240,14 @@ submit_export (const struct export *x)
   }
 }
 
-/* Whether a flush that began at SEQ tries a FAILED buffer again.  It gives a
- * buffer once to the hook of another connection: that error is the plugin's.
+/* Whether a flush that began at SEQ tries a FAILED buffer again.  It has
+ * another connection's operation dispatched only once.
  */
 static bool
 may_try (struct conn *c, struct buf *b, uint64_t seq)
 {
   return take_over (c, b)
-    && (b->conn == c || b->conn->backend.hooks == NULL || b->failed_seq <= seq);
+    && (conn_may_call_for (c, b->conn) || b->failed_seq <= seq);
 }
 
 int
