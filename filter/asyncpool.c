@@ -557,27 +557,18 @@ asyncpool_flush (nbdkit_next *next, void *vh, uint32_t flags, int *err)
   return answer (conn_flush (h->conn, is_topmost || thread_handle == h), err);
 }
 
-/* The plugin's answer about the range and no more: bytes after it were not
- * drained, and EXTENTS goes on to the end of the device.
- */
 static int
-extents_within (nbdkit_next *next, uint32_t count, uint64_t offset,
-                uint32_t flags, struct nbdkit_extents *extents, int *err)
+add_extents (const struct extentset *answer, struct nbdkit_extents *extents)
 {
-  struct nbdkit_extents *asked = nbdkit_extents_new (offset, offset + count);
-  int r;
+  for (unsigned i = 0; i < answer->n; i++) {
+    const struct extent *x = &answer->at[i];
+    uint32_t type = (x->type & BACKEND_HOLE ? NBDKIT_EXTENT_HOLE : 0)
+      | (x->type & BACKEND_ZERO ? NBDKIT_EXTENT_ZERO : 0);
 
-  if (asked == NULL)
-    return answer (errno, err);
-  r = next->extents (next, count, offset, flags, asked, err);
-  for (size_t i = 0; r == 0 && i < nbdkit_extents_count (asked); i++) {
-    struct nbdkit_extent x = nbdkit_get_extent (asked, i);
-
-    if (nbdkit_add_extent (extents, x.offset, x.length, x.type) == -1)
-      r = answer (errno, err);
+    if (nbdkit_add_extent (extents, x->from, x->to - x->from, type) == -1)
+      return errno;
   }
-  nbdkit_extents_free (asked);
-  return r;
+  return 0;
 }
 
 static int
@@ -586,25 +577,17 @@ asyncpool_extents (nbdkit_next *next, void *vh, uint32_t count,
                    struct nbdkit_extents *extents, int *err)
 {
   struct handle *h = vh;
-  uint64_t start = clock_ns ();
-  int r;
+  struct extentset known = { .max = EXTENTS_ANSWER };
+  int e;
 
   if (serve (h) == NULL)
     return next->extents (next, count, offset, flags, extents, err);
-  if (!conn_enter (h->conn))
-    return answer (ESHUTDOWN, err);
-  /* Failed data is data all the same: report no hole. */
-  if (!conn_drain (h->conn, count, offset))
-    r = answer (nbdkit_add_extent (extents, offset, count, 0) == -1 ? errno : 0,
-                err);
-  else {
-    backend_begin_own (&h->conn->backend);
-    r = extents_within (next, count, offset, flags, extents, err);
-    backend_end_own (&h->conn->backend);
-  }
-  stats_end (engine->stats, STATS_EXTENTS, start, count);
-  conn_leave (h->conn);
-  return r;
+  e = conn_extents (h->conn, count, offset, flags & NBDKIT_FLAG_REQ_ONE,
+                    &known);
+  if (e == 0)
+    e = add_extents (&known, extents);
+  extentset_clear (&known);
+  return answer (e, err);
 }
 
 static int

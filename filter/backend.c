@@ -143,6 +143,21 @@ backend_flush (struct backend *b)
   return end_call (b, handle, b->ops->flush (handle));
 }
 
+int
+backend_extents (struct backend *b, uint32_t count, uint64_t offset,
+                 bool is_one, backend_add_extent *add, void *to)
+{
+  void *handle = begin_call (b);
+  uint64_t start = clock_ns (), end;
+  int err = b->ops->extents (handle, count, offset, is_one, add, to);
+
+  end_call (b, handle, err);
+  end = stats_end (b->stats, STATS_DEVICE_EXTENTS, start, count);
+  if (err == 0)
+    speed_note (b->extents_speed, end - start, 0);
+  return err;
+}
+
 static void
 note_io (struct backend_io *io, int err)
 {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The backend: one connection's way into the plugin, and the only caller of
- * its data operations, except block status and cache (asyncpool.c).
+ * its data operations, except cache (asyncpool.c).
  *
- * Reads and writes are timed here, for the statistics and for speed.h.  The
- * rest of the filter knows the plugin only through struct backend_ops, so that
- * it runs in a unit test over a fake.
+ * Reads, writes and block status are timed here, for the statistics and for
+ * speed.h.  The rest of the filter knows the plugin only through struct
+ * backend_ops, so that it runs in a unit test over a fake.
  *
  * There are two kinds of reads and writes.  backend_pread and backend_pwrite
  * are plain calls.  A struct backend_io tells of its end through done ():
@@ -29,6 +29,13 @@ struct speed;
 struct stats;
 
 enum { BACKEND_FUA = 1, BACKEND_MAY_TRIM = 2, BACKEND_FAST_ZERO = 4 };
+/* Types of extents; 0: data. */
+enum { BACKEND_HOLE = 1, BACKEND_ZERO = 2 };
+
+/* Takes the next extent, bytes [OFFSET, END), of an answer about block status.
+ */
+typedef void backend_add_extent (void *to, uint64_t offset, uint64_t end,
+                                 unsigned type);
 
 /* Offset and count in bytes, inside the device.  They return 0 or a positive
  * errno.  Several threads may call them at a time, also threads that nbdkit has
@@ -41,6 +48,11 @@ struct backend_ops {
   int (*zero) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*trim) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*flush) (void *handle);
+  /* IS_ONE: one extent will do.  They begin at OFFSET, have no gaps, and may
+   * end anywhere.
+   */
+  int (*extents) (void *handle, uint32_t count, uint64_t offset, bool is_one,
+                  backend_add_extent *, void *to);
   /* Whether the client of this thread has gone or the server shuts down. */
   bool (*is_gone) (void *handle);
   /* A further handle of the export, which answers as LIKE does.  NULL: it
@@ -67,7 +79,7 @@ struct backend {
   /* The engine's. */
   struct contexts *contexts;    /* NULL: only the handle is used */
   pthread_mutex_t own_lock;     /* if serial: held for a call with the handle */
-  struct speed *read_speed, *write_speed;
+  struct speed *read_speed, *write_speed, *extents_speed;
   struct stats *stats;
   atomic_uint *pieces;          /* pieces of all connections' requests that are
                                  * in hooks */
@@ -105,6 +117,8 @@ extern int backend_zero (struct backend *, uint32_t count, uint64_t offset,
 extern int backend_trim (struct backend *, uint32_t count, uint64_t offset,
                          unsigned flags);
 extern int backend_flush (struct backend *);
+extern int backend_extents (struct backend *, uint32_t count, uint64_t offset,
+                            bool is_one, backend_add_extent *, void *to);
 
 /* Does the operation on this thread, done () included. */
 extern void backend_io_do (struct backend_io *);

@@ -193,6 +193,34 @@ check_conns (struct engine *e)
   g_assert_cmpuint (atomic_load (&s->deferring), ==, waiting + deferring);
 }
 
+/* The sets of extents, and rule 4 of extents.h. */
+static void
+check_extents (struct engine *e)
+{
+  struct extents *x = &e->extents;
+  unsigned n;
+
+  LOCK_IN_SCOPE (&x->lock);
+  n = x->questions.length;
+  QUEUE_FOREACH (struct device_extents, d, &x->sets, link) {
+    uint64_t end = 0;
+
+    g_assert_cmpuint (d->set.n, >, 0);
+    g_assert_cmpuint (d->set.n, <=, EXTENTS_KEPT);
+    n += d->set.n;
+    for (unsigned i = 0; i < d->set.n; i++) {
+      const struct extent *at = &d->set.at[i];
+
+      g_assert_cmpuint (end, <=, at->from);
+      g_assert_cmpuint (at->from, <, at->to);
+      end = at->to;
+      QUEUE_FOREACH (struct direct, o, &e->order.directs, link)
+        g_assert_false (ranges_overlap (o->offset, o->end, at->from, at->to));
+    }
+  }
+  g_assert_cmpuint (atomic_load (&x->in_use), ==, n);
+}
+
 void
 engine_check_locked (struct engine *e)
 {
@@ -202,6 +230,7 @@ engine_check_locked (struct engine *e)
     check_buf (e, &e->buffers.all[i]);
   check_queues (e);
   check_conns (e);
+  check_extents (e);
 }
 
 void

@@ -39,6 +39,10 @@ enum {
  * clients are much longer (30 s in the Linux kernel).
  */
 #define OTHERS_NS UINT64_C (3000000000)
+/* A client that asks the plugin itself sees at once what changes beside the
+ * server.  An answer that is kept for a second saves nearly all questions.
+ */
+#define STATUS_NS UINT64_C (1000000000)
 
 static int
 parse_count (const char *key, const char *value, unsigned max, unsigned *r)
@@ -166,6 +170,7 @@ config_complete (struct config *c)
     c->engine.contexts = DEFAULT_CONTEXTS;
   c->engine.linger_ns = LINGER_NS;
   c->engine.others_ns = OTHERS_NS;
+  c->engine.status_ns = STATUS_NS;
   c->engine.context_idle_ns = CONTEXT_IDLE_NS;
   c->engine.context_retry_ns = CONTEXT_RETRY_NS;
 }

@@ -72,6 +72,7 @@ join (struct conn *c, struct device *fresh_device,
   c->backend.max_pieces = e->config.buffers;
   c->backend.read_speed = &d->read_speed;
   c->backend.write_speed = &d->write_speed;
+  c->backend.extents_speed = &d->extents_speed;
   lock_init (&c->backend.own_lock);
   c->pool = e->pool;
   if (fresh) {
@@ -157,6 +158,7 @@ conn_close (struct conn *c)
     while (atomic_load (&c->calls) != CONN_CLOSED)
       engine_wait (e, &e->order.progress);
   }
+  extents_close (c);
   dispatch_set_conn (c);
   backend_begin_call ();
   flush_close (c);
@@ -181,6 +183,7 @@ conn_wait_for_prefetches (struct conn *c)
       engine_wait_end (c, &e->order.progress);
   }
   dispatch_set_conn (NULL);
+  extents_wait (c);
 }
 
 void
@@ -454,10 +457,17 @@ conn_flush (struct conn *c, bool is_own)
   return err;
 }
 
-bool
-conn_drain (struct conn *c, uint32_t count, uint64_t offset)
+int
+conn_extents (struct conn *c, uint32_t count, uint64_t offset, bool is_one,
+              struct extentset *answer)
 {
-  return (atomic_load (&c->engine->buffers.deferring) == 0
-          || flush_drain (c, offset, offset + count))
-    && device_show_own (c, offset, offset + count) == 0;
+  uint64_t start_ns = clock_ns ();
+  int err;
+
+  if (!conn_enter (c))
+    return ESHUTDOWN;
+  err = extents_serve (c, count, offset, is_one, answer);
+  stats_end (c->engine->stats, STATS_EXTENTS, start_ns, count);
+  conn_leave (c);
+  return err;
 }

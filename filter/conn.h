@@ -21,6 +21,7 @@
 
 #include "backend.h"
 #include "changes.h"
+#include "extents.h"
 #include "speed.h"
 #include "stream.h"
 
@@ -46,6 +47,7 @@ struct conn {
   /* Under streams_lock. */
   pthread_mutex_t streams_lock;
   struct streams streams;
+  struct conn_extents extents;  /* under extents.lock */
   /* Under wrote_lock, see device.h. */
   pthread_mutex_t wrote_lock;
   struct changes wrote;         /* its changes since the last flush of the
@@ -104,11 +106,9 @@ extern int conn_trim (struct conn *, uint32_t count, uint64_t offset,
  * writes may be deferred.
  */
 extern int conn_flush (struct conn *, bool is_own);
-/* Between enter and leave, before asking the plugin for extents: drains the
- * range.  False: the plugin's answer would not fit the data, as failed data is
- * left there, or the plugin does not show what it has.
- */
-extern bool conn_drain (struct conn *, uint32_t count, uint64_t offset);
+/* Block status, see extents_serve. */
+extern int conn_extents (struct conn *, uint32_t count, uint64_t offset,
+                         bool is_one, struct extentset *answer);
 
 /* Whether other threads could help this client: the device waits, and the
  * client does not keep as many requests in flight itself.

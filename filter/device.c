@@ -132,6 +132,7 @@ device_put (struct device *d)
     g_queue_unlink (&e->exports, &d->export->link);
     g_queue_push_tail_link (&e->exports, &d->export->link);
   }
+  extents_forget (d);
   g_free (d);
   forget_exports (e);
 }
@@ -195,9 +196,11 @@ show_changes (struct conn *c, bool is_last)
   /* Its own prefetches used other contexts, if it has some. */
   const struct conn *but = c->backend.contexts ? NULL : c;
 
-  for (unsigned i = 0; i < c->flushing.n; i++)
+  for (unsigned i = 0; i < c->flushing.n; i++) {
     buffers_drop_others (c->engine, but, c->flushing.at[i].from,
                          c->flushing.at[i].to);
+    extents_change (c->engine, c->flushing.at[i].from, c->flushing.at[i].to);
+  }
   if (is_last) {
     LOCK_IN_SCOPE (&c->wrote_lock);
     c->flushing.n = 0;
@@ -218,8 +221,10 @@ end_flush (struct device *d, int err)
     if (c->device == d)
       show_changes (c, is_last);
   }
-  for (unsigned i = 0; i < d->gone_flushing.n; i++)
+  for (unsigned i = 0; i < d->gone_flushing.n; i++) {
     buffers_drop (e, d->gone_flushing.at[i].from, d->gone_flushing.at[i].to);
+    extents_change (e, d->gone_flushing.at[i].from, d->gone_flushing.at[i].to);
+  }
   if (is_last)
     d->gone_flushing.n = 0;
 }

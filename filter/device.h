@@ -34,6 +34,7 @@
 #include <glib.h>
 
 #include "changes.h"
+#include "extents.h"
 #include "speed.h"
 
 struct conn;
@@ -70,8 +71,9 @@ struct device {
   bool lost_by_name;            /* the data in lost was replaced through another
                                  * export name */
   GList link;                   /* in engine.devices */
+  struct device_extents extents;        /* under extents.lock */
   /* Atomic. */
-  struct speed read_speed, write_speed;
+  struct speed read_speed, write_speed, extents_speed;
   atomic_int lost;              /* written under the lock: the error of failed
                                  * data that another device has replaced, until
                                  * a flush returns it */

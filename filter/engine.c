@@ -18,6 +18,7 @@ engine_new (const struct engine_config *config, struct engine **ep)
   lock_init (&e->lock);
   e->contexts_check_ns = UINT64_MAX;
   writeback_init (e);
+  extents_init (e);
   err = buffers_init (e, config->buffers, config->buffer_size);
   if (err == 0 && (e->stats = stats_new ()) == NULL)
     err = ENOMEM;
@@ -87,6 +88,7 @@ engine_free (struct engine *e)
   device_free_exports (e);
   buffers_destroy (e);
   stats_free (e->stats);
+  extents_destroy (e);
   pthread_mutex_destroy (&e->lock);
   g_free (e);
 }

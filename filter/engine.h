@@ -10,9 +10,11 @@
  *   engine.lock         everything marked so; never held across a call into
  *                       the plugin, released by engine_unlock_and_dispatch
  *   conn.wrote_lock     leaf
+ *   extents.lock        then leaves only, see extents.h
  *   contexts.lock       leaf
  *   pool's lock         leaf; fanout.c's and asyncpool.c's locks, too
- *   conn.streams_lock   leaf, never held together with engine.lock
+ *   conn.streams_lock   then extents.lock at most; never held together with
+ *                       engine.lock
  */
 #ifndef ASYNCPOOL_ENGINE_H
 #define ASYNCPOOL_ENGINE_H
@@ -27,6 +29,7 @@
 #include "conn.h"
 #include "contexts.h"
 #include "device.h"
+#include "extents.h"
 #include "order.h"
 #include "pool.h"
 #include "speed.h"
@@ -49,6 +52,8 @@ struct engine_config {
   uint64_t linger_ns;           /* how long an OPEN buffer waits for more */
   uint64_t others_ns;           /* how long an operation waits for dirty data of
                                  * another device */
+  uint64_t status_ns;           /* how long an answer about block status is
+                                 * used */
   /* Logs acknowledged data that could not be written; KEPT: it is tried again.
    * Called without locks, as is log_overdue.
    */
@@ -75,6 +80,7 @@ struct engine {
   struct buffers buffers;
   struct order order;
   struct writeback writeback;
+  struct extents extents;
   /* Under the lock. */
   GQueue conns, devices, exports, contexts;
   uint64_t contexts_check_ns;   /* when to look for idle ones */

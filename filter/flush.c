@@ -10,14 +10,6 @@
 
 /* Failed data. */
 
-bool
-flush_drain (struct conn *c, uint64_t offset, uint64_t end)
-{
-  ENGINE_LOCK_THEN_DISPATCH (c->engine);
-  order_drain_locked (c, offset, end);
-  return !buffers_have (c->device, BUF_BIT (FAILED), offset, end);
-}
-
 /* Whether this connection could write all pieces of the buffer itself: the
  * first one of its device may have had other limits.
  */

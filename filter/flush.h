@@ -23,11 +23,6 @@ extern int flush_begin (struct conn *);
 /* After that, with the result so far.  Returns the errno for the client. */
 extern int flush_end (struct conn *, int err);
 
-/* Drains the range.  False: failed data of the connection's device is left
- * there.
- */
-extern bool flush_drain (struct conn *, uint64_t offset, uint64_t end);
-
 /* The connection ends: writes all of its data, and tries failed data again.
  * Data that fails once more is kept where another connection has the device.
  * Otherwise it is dropped, and the next flush of the export name returns the

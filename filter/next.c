@@ -95,6 +95,29 @@ next_flush (void *handle)
   return result (next->flush (next, 0, &err), &err);
 }
 
+static int
+next_extents (void *handle, uint32_t count, uint64_t offset, bool is_one,
+              backend_add_extent *add, void *to)
+{
+  nbdkit_next *next = begin (handle);
+  struct nbdkit_extents *asked = nbdkit_extents_new (offset, offset + count);
+  int r, err = 0;
+
+  if (asked == NULL)
+    return errno;
+  r = next->extents (next, count, offset, is_one ? NBDKIT_FLAG_REQ_ONE : 0,
+                     asked, &err);
+  for (size_t i = 0; r == 0 && i < nbdkit_extents_count (asked); i++) {
+    struct nbdkit_extent x = nbdkit_get_extent (asked, i);
+
+    add (to, x.offset, x.offset + x.length,
+         (x.type & NBDKIT_EXTENT_HOLE ? BACKEND_HOLE : 0)
+         | (x.type & NBDKIT_EXTENT_ZERO ? BACKEND_ZERO : 0));
+  }
+  nbdkit_extents_free (asked);
+  return result (r, &err);
+}
+
 /* nbdkit_nanosleep fails if the client of the calling thread has gone, or the
  * server shuts down.
  */
@@ -151,8 +174,8 @@ next_open (const struct backend *like, const char *export_name)
 
 static const struct backend_ops ops = {
   .pread = next_pread, .pwrite = next_pwrite, .zero = next_zero,
-  .trim = next_trim, .flush = next_flush, .is_gone = is_gone,
-  .open = next_open, .close = next_close,
+  .trim = next_trim, .flush = next_flush, .extents = next_extents,
+  .is_gone = is_gone, .open = next_open, .close = next_close,
 };
 
 int

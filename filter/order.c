@@ -74,6 +74,7 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   uint64_t from = MIN (offset, buf_start (b)), to = MAX (end, buf_end (b));
   uint64_t seq = b->seq;
 
+  extents_change (e, from, to);
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": %s", offset, end,
                  err ? strerror (err) : "ok");
   b->err = err;
@@ -321,12 +322,15 @@ direct_begin (struct conn *c, struct direct *d, uint32_t count,
    * does not defer.
    */
   atomic_fetch_add (&e->order.unregistered, 1);
-  if (atomic_load (&e->buffers.deferring) == 0)
+  if (atomic_load (&e->buffers.deferring) == 0) {
+    extents_change (e, d->offset, d->end);
     return 0;
+  }
   atomic_fetch_sub (&e->order.unregistered, 1);
 
   ENGINE_LOCK_THEN_DISPATCH (e);
   g_queue_push_tail_link (&e->order.directs, &d->link);
+  extents_change (e, d->offset, d->end);
   err = order_drain_locked (c, d->offset, d->end);
   d->running = err == 0;
   if (err)
@@ -347,6 +351,7 @@ direct_end (struct conn *c, struct direct *d, int err)
      * here, one that begins now reads the new data.
      */
     atomic_thread_fence (memory_order_seq_cst);
+    extents_change (e, d->offset, d->end);
     if (atomic_load (&e->buffers.in_tree) > 0) {
       ENGINE_LOCK_THEN_DISPATCH (e);
       buffers_drop (e, d->offset, d->end);
@@ -358,6 +363,7 @@ direct_end (struct conn *c, struct direct *d, int err)
   if (err == 0)
     supersede (c->device, UINT64_MAX, d->offset, d->end);
   buffers_drop (e, d->offset, d->end);
+  extents_change (e, d->offset, d->end);
   g_queue_unlink (&e->order.directs, &d->link);
   order_dispatch_locked (e, d->offset, d->end);
   cond_broadcast (&e->order.progress);

@@ -244,7 +244,9 @@ stats_print (const struct stats *s, FILE *fp)
     [STATS_READ] = "read", [STATS_WRITE] = "write", [STATS_ZERO] = "zero",
     [STATS_TRIM] = "trim", [STATS_FLUSH] = "flush", [STATS_EXTENTS] = "extents",
     [STATS_CACHE] = "cache", [STATS_DEVICE_READ] = "plugin read",
-    [STATS_DEVICE_WRITE] = "plugin write", [STATS_SPACE_WAIT] = "buffer wait",
+    [STATS_DEVICE_WRITE] = "plugin write",
+    [STATS_DEVICE_EXTENTS] = "plugin extents",
+    [STATS_SPACE_WAIT] = "buffer wait",
   };
   uint64_t span = load (&s->last_ns) - load (&s->first_ns), busy = 0;
   uint64_t ahead = stats_counter (s, STATS_AHEAD_BYTES);
@@ -270,6 +272,14 @@ stats_print (const struct stats *s, FILE *fp)
            stats_counter (s, STATS_DEFERRED),
            stats_counter (s, STATS_COALESCED),
            stats_counter (s, STATS_DEFERRED_ERRORS));
+  fprintf (fp, "block status: %" PRIu64 " requests answered without the plugin,"
+           " %" PRIu64 " questions asked ahead\n",
+           stats_counter (s, STATS_EXTENTS_KEPT),
+           stats_counter (s, STATS_EXTENTS_AHEAD));
+  fprintf (fp, "zeroes: %" PRIu64 " reads, %" PRIu64
+           " bytes, answered without the plugin\n",
+           stats_counter (s, STATS_ZERO_READS),
+           stats_counter (s, STATS_ZERO_BYTES));
   fprintf (fp, "async hooks: %" PRIu64
            " operations in the plugin without a thread of the pool\n",
            stats_counter (s, STATS_HOOKED));

@@ -22,7 +22,7 @@ enum stats_kind {
   STATS_READ, STATS_WRITE, STATS_ZERO, STATS_TRIM, STATS_FLUSH, STATS_EXTENTS,
   STATS_CACHE,
   /* Operations. */
-  STATS_DEVICE_READ, STATS_DEVICE_WRITE,
+  STATS_DEVICE_READ, STATS_DEVICE_WRITE, STATS_DEVICE_EXTENTS,
   STATS_SPACE_WAIT,             /* writers that waited for a buffer */
   STATS_KINDS
 };
@@ -36,6 +36,11 @@ enum stats_counter {
   STATS_BARRIERS,               /* operations that waited for older writes */
   STATS_DEFERRED_ERRORS,        /* deferred writes that the plugin refused */
   STATS_HOOKED,                 /* operations of async hooks */
+  STATS_EXTENTS_KEPT,           /* block status without a question to the
+                                 * plugin */
+  STATS_EXTENTS_AHEAD,          /* questions asked ahead */
+  STATS_ZERO_READS,             /* reads of known zeroes, without the plugin */
+  STATS_ZERO_BYTES,             /* their bytes */
   STATS_COUNTERS
 };
 

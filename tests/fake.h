@@ -29,6 +29,11 @@
 #include "engine.h"
 #include "gate.h"
 
+/* Block status: a page is a hole if all of its bytes are 0.  A held question
+ * has looked at the data already, as a held read has.
+ */
+enum { FAKE_PAGE = 4096 };
+
 struct fake;
 
 extern struct fake *fake_new (uint64_t size);

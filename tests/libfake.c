@@ -128,6 +128,23 @@ fake_peek (struct fake *f, void *buf, uint32_t count, uint64_t offset)
 
 /* Operations. */
 
+static uint64_t
+page_end (uint64_t offset)
+{
+  return (offset / FAKE_PAGE + 1) * FAKE_PAGE;
+}
+
+static bool
+is_zeroed (const struct handle *h, uint64_t from, uint64_t to)
+{
+  const char *data = h->view ? h->view : h->fake->data;
+
+  for (uint64_t i = from; i < to; i++)
+    if (data[i] != 0)
+      return false;
+  return true;
+}
+
 static void
 nap (uint64_t ns)
 {
@@ -281,6 +298,35 @@ fake_flush (void *handle)
   return operate (handle, new_op (GATE_FLUSH, 0, 0, 0), NULL, NULL, NULL);
 }
 
+static int
+fake_extents (void *handle, uint32_t count, uint64_t offset, bool is_one,
+              backend_add_extent *add, void *to)
+{
+  struct handle *h = handle;
+  struct fake *f = h->fake;
+  uint64_t end = MIN (offset + count, f->size);
+  g_autofree bool *is_hole = NULL;
+  int err;
+
+  {
+    LOCK_IN_SCOPE (&f->lock);
+    is_hole = g_new0 (bool, count / FAKE_PAGE + 2);
+    for (uint64_t at = offset, i = 0; at < end; at = page_end (at), i++)
+      is_hole[i] = is_zeroed (h, at, MIN (page_end (at), end));
+  }
+  err = operate (handle, new_op (GATE_EXTENTS, count, offset, is_one), NULL,
+                 NULL, NULL);
+  if (err)
+    return err;
+  for (uint64_t at = offset, i = 0, next; at < end; at = next, i++) {
+    next = MIN (page_end (at), end);
+    add (to, at, next, is_hole[i] ? BACKEND_HOLE | BACKEND_ZERO : 0);
+    if (is_one)
+      break;
+  }
+  return 0;
+}
+
 static bool
 fake_is_gone (void *handle)
 {
@@ -377,8 +423,8 @@ fake_n_opened (struct fake *f)
 
 static const struct backend_ops ops = {
   .pread = fake_pread, .pwrite = fake_pwrite, .zero = fake_zero,
-  .trim = fake_trim, .flush = fake_flush, .is_gone = fake_is_gone,
-  .open = fake_open, .close = fake_close,
+  .trim = fake_trim, .flush = fake_flush, .extents = fake_extents,
+  .is_gone = fake_is_gone, .open = fake_open, .close = fake_close,
 };
 
 /* Hooks. */

@@ -235,7 +235,7 @@ config (unsigned buffers, unsigned threads, enum write_mode write,
   return (struct engine_config) {
     .buffers = buffers, .buffer_size = U, .threads = threads, .write = write,
     .read = read, .linger_ns = HOUR_NS, .others_ns = HOUR_NS,
-    .contexts = threads + 1, .context_idle_ns = HOUR_NS,
+    .status_ns = HOUR_NS, .contexts = threads + 1, .context_idle_ns = HOUR_NS,
     .log_unwritten = report, .log_overdue = note_late,
     .log_context = note_context
   };
@@ -417,11 +417,16 @@ fake_kind (enum kind kind)
 bool
 drain (struct world *w, unsigned i, uint32_t count, uint64_t offset)
 {
+  struct conn *c = w->c[i];
   bool r;
 
-  g_assert_true (conn_enter (w->c[i]));
-  r = !conn_drain (w->c[i], count, offset);
-  conn_leave (w->c[i]);
+  g_assert_true (conn_enter (c));
+  {
+    ENGINE_LOCK_THEN_DISPATCH (c->engine);
+    order_drain_locked (c, offset, offset + count);
+    r = buffers_have (c->device, BUF_BIT (FAILED), offset, offset + count);
+  }
+  conn_leave (c);
   return r;
 }
 

@@ -37,7 +37,7 @@ static struct {
   int64_t size;
   int64_t delay_us;
   int flush, fua, zero, fast_zero, trim, extents, cache, multi_conn;
-  int errors_by_errno, by_name;
+  int errors_by_errno, by_name, slow_extents;
   uint32_t minimum, preferred, maximum;
   int thread_model;
 } config = {
@@ -78,6 +78,8 @@ static const struct {
    * errno_is_preserved.
    */
   { "errno_is_preserved", &config.errors_by_errno },
+  /* Block status has the delay, too. */
+  { "slow_extents", &config.slow_extents },
   /* Export "b" is a device of its own, in FILE behind the other one.  Each
    * operation looks up its connection's export, and fails where it cannot. */
   { "by_name", &config.by_name },
@@ -178,7 +180,7 @@ gate_config (const char *key, const char *value)
   "device=FILE          Keep the data there.\n" \
   "size=SIZE delay=TIME minimum=SIZE preferred=SIZE maximum=SIZE\n" \
   "flush|zero|fast_zero|trim|extents|multi_conn|errno_is_preserved=BOOL\n" \
-  "by_name=BOOL\n" \
+  "by_name|slow_extents=BOOL\n" \
   "fua|cache=none|emulate|native thread_model=NAME"
 
 static size_t
@@ -402,7 +404,8 @@ operate (void *handle, const struct operation *o)
     memcpy (o->buffer, own + o->offset, o->count);
   verdict = gate_op_pass (gate, id);
   err = verdict.err;
-  if (!verdict.was_held && o->kind != GATE_EXTENTS)
+  if (!verdict.was_held
+      && (o->kind != GATE_EXTENTS || config.slow_extents))
     plain_sleep (config.delay_us);
   if (breaks_block_size (o)) {
     gate_violation (gate);
@@ -488,15 +491,11 @@ gate_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 
 /* A block of 4 KiB that holds only zeroes is a hole. */
 static int
-gate_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
-              struct nbdkit_extents *extents)
+look_at_extents (const char *own, uint64_t at, uint64_t end,
+                 struct nbdkit_extents *extents)
 {
-  const uint64_t block = 4096, end = offset + count, size = config.size;
-  uint64_t at = offset;
-  const char *own = find_device ();
+  const uint64_t block = 4096, size = config.size;
 
-  if (operate_on_range (handle, GATE_EXTENTS, count, offset, flags) == -1)
-    return -1;
   while (at < end) {
     uint64_t from = at / block * block, next = MIN (from + block, size);
     bool is_hole = own[from] == 0
@@ -508,6 +507,18 @@ gate_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
     at = next;
   }
   return 0;
+}
+
+/* A held question has looked at the device already, as a held read has. */
+static int
+gate_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+              struct nbdkit_extents *extents)
+{
+  const char *own = find_device ();
+
+  if (own && look_at_extents (own, offset, offset + count, extents) == -1)
+    return -1;
+  return operate_on_range (handle, GATE_EXTENTS, count, offset, flags);
 }
 
 static struct nbdkit_plugin plugin = {

@@ -248,6 +248,7 @@ test_hidden (struct world *w)
 
   do_write (w, 0, 4096, 5 * U, 2);
   g_assert_false (drain (w, 0, U, 5 * U));
+  do_read (w, 0, 4096, 5 * U, 2);
   assert_started (w, GATE_FLUSH, ANYWHERE, 2);
   do_write (w, 0, 4096, 5 * U, 3);
   do_read (w, 0, 4096, 5 * U, 3);               /* from the buffer */

@@ -70,17 +70,6 @@ open_plugin (nbdkit_context *context, int readonly, const char *exportname)
 #define UNEXPECTED { g_assert_not_reached (); }
 
 void nbdkit_debug (const char *format G_GNUC_UNUSED, ...) UNEXPECTED
-struct nbdkit_extents *
-nbdkit_extents_new (uint64_t start G_GNUC_UNUSED, uint64_t end G_GNUC_UNUSED)
-UNEXPECTED
-void nbdkit_extents_free (struct nbdkit_extents *x G_GNUC_UNUSED) UNEXPECTED
-size_t
-nbdkit_extents_count (const struct nbdkit_extents *x G_GNUC_UNUSED)
-UNEXPECTED
-struct nbdkit_extent
-nbdkit_get_extent (const struct nbdkit_extents *x G_GNUC_UNUSED,
-                   size_t i G_GNUC_UNUSED)
-UNEXPECTED
 int
 nbdkit_add_extent (struct nbdkit_extents *x G_GNUC_UNUSED,
                    uint64_t offset G_GNUC_UNUSED, uint64_t n G_GNUC_UNUSED,

@@ -203,8 +203,8 @@ test_lines (void)
   static const char *const names[] = {
     "asyncpool statistics", "operation ", "read ", "write ", "zero ", "trim ",
     "flush ", "extents ", "cache ", "plugin read ", "plugin write ",
-    "buffer wait ", "in the plugin: ", "read-ahead: ", "write-behind: ",
-    "barriers: ",
+    "plugin extents ", "buffer wait ", "in the plugin: ", "read-ahead: ",
+    "write-behind: ", "block status: ", "zeroes: ", "barriers: ",
   };
   struct stats *s = stats_new ();
 
@@ -214,12 +214,16 @@ test_lines (void)
   assert_line_has (s, "plugin read ", "-  -");
   assert_line_has (s, "plugin write ", "-  -");
   for (enum stats_counter c = 0; c < STATS_COUNTERS; c++)
-    stats_add (s, c, 1000 >> c);
-  assert_line_has (s, "read-ahead: ", "1000 bytes issued, 500 used, "
-                   "500 wasted, 250 operations failed");
-  assert_line_has (s, "write-behind: ", "125 writes held, "
-                   "62 of them combined, 15 deferred errors");
-  assert_line_has (s, "barriers: ", "31 operations");
+    stats_add (s, c, 1000000 >> c);
+  assert_line_has (s, "read-ahead: ", "1000000 bytes issued, "
+                   "500000 used, 500000 wasted, 250000 operations failed");
+  assert_line_has (s, "write-behind: ", "125000 writes held, "
+                   "62500 of them combined, 15625 deferred errors");
+  assert_line_has (s, "barriers: ", "31250 operations");
+  assert_line_has (s, "block status: ", "3906 requests answered without the "
+                   "plugin, 1953 questions asked ahead");
+  assert_line_has (s, "zeroes: ", "976 reads, 488 bytes, answered without "
+                   "the plugin");
   stats_free (s);
 }
 

@@ -51,7 +51,7 @@ for kind in read write zero trim flush; do
 done
 for word in 'p50' 'p99' 'plugin read' 'plugin write' 'buffer wait' 'peak' \
   'read-ahead' 'issued' 'used' 'wasted' 'write-behind' 'combined' \
-  'deferred errors' 'barriers' 'extents'
+  'deferred errors' 'barriers' 'plugin extents' 'block status' 'zeroes'
 do
   check "the statistics have $word" grep -q -- "$word" stats.txt
 done

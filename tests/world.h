@@ -125,7 +125,8 @@ extern void world_end (struct world *);
 
 enum kind {
   READ, WRITE, FUA, ZERO, TRIM, FLUSH,
-  DRAIN,                        /* as block status does; its result is a bool */
+  DRAIN,                        /* waits for dirty data only; its result is a
+                                 * bool */
   CLOSE, FINALIZE, STOP
 };
 
