@@ -271,6 +271,12 @@ read_serve (struct conn *c, struct stream *covered, void *buf, uint32_t count,
   r.whole = conn_is_refusable (c, count, offset);
   r.n = 0;
   r.pins = r.few;
+  if (!r.whole && extents_reads_zero (c, r.offset, r.end)) {
+    memset (buf, 0, count);
+    stats_add (c->engine->stats, STATS_ZERO_READS, 1);
+    stats_add (c->engine->stats, STATS_ZERO_BYTES, count);
+    return 0;
+  }
   if (atomic_load (&c->engine->buffers.in_tree) > 0)
     return serve_buffered (&r, now_ns, waited);
   *waited = true;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Serving one read: from the buffers that hold a part of it, and from the
- * plugin for the rest.
+ * plugin for the rest; or with zeroes, where these are known (extents.h).
  *
  * Not its job: to prefetch (readahead.h).
  */

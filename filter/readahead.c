@@ -91,6 +91,15 @@ is_held (struct conn *c, uint64_t offset, uint64_t end)
     || (c->backend.contexts && device_hides_own (c, offset, end));
 }
 
+/* Of the units from OFFSET on, those that are known to be zeroes. */
+static uint64_t
+n_zeroes (struct conn *c, uint64_t offset)
+{
+  uint64_t end = extents_zeroes_end (c, offset);
+
+  return (end - offset + (end == c->backend.size ? c->unit - 1 : 0)) / c->unit;
+}
+
 /* Starts to prefetch the range, unit by unit.  Returns where it had to stop. */
 static uint64_t
 start (struct conn *c, struct stream_range r)
@@ -104,7 +113,13 @@ start (struct conn *c, struct stream_range r)
     return r.from;
   for (; r.from < r.to; r.from += c->unit) {
     uint32_t count = MIN (c->unit, c->backend.size - r.from);
+    uint64_t zeroes = n_zeroes (c, r.from);
     struct buf *b;
+
+    if (zeroes > 0) {
+      r.from += (zeroes - 1) * c->unit;
+      continue;
+    }
 
     /* No client can ask for the rest. */
     count -= count % c->device->min_block;
@@ -174,11 +189,30 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
   return r.from < r.to;
 }
 
+/* Zeroes are not prefetched, so they do not count for the window: the plan
+ * begins behind them.
+ */
+static struct stream_range
+plan (struct conn *c, struct stream *s, uint32_t share, uint64_t evicted_at,
+      uint64_t now_ns)
+{
+  uint64_t ahead;
+
+  LOCK_IN_SCOPE (&c->streams_lock);
+  stream_lost (&c->streams, evicted_at);
+  if (s->is_sequential) {
+    ahead = MAX (s->ahead, s->end / c->unit * c->unit);
+    stream_skip_ahead (s, ahead + n_zeroes (c, ahead) * c->unit);
+    s->zeroes = extents_zeroes (c, s->end, s->ahead);
+  }
+  return stream_plan (&c->streams, s, c->unit, share, c->backend.size, now_ns);
+}
+
 void
 readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
                    bool waited, uint64_t now_ns)
 {
-  struct stream_range plan;
+  struct stream_range r;
   unsigned mine;
   uint32_t share;
   uint64_t stop, evicted_at;
@@ -192,21 +226,19 @@ readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
   share = max_ahead (c, mine, now_ns, &evicted_at);
-  {
-    LOCK_IN_SCOPE (&c->streams_lock);
-    stream_lost (&c->streams, evicted_at);
-    plan = stream_plan (&c->streams, s, c->unit, share, c->backend.size,
-                        now_ns);
-  }
-  if (plan.from == plan.to)
-    return;
-  stop = start (c, plan);
-  if (stop < plan.to && take_from_ended (c, s, plan.to - stop))
-    stop = start (c, (struct stream_range) { stop, plan.to });
-  debug_streams ("stream at %#" PRIx64 "..%#" PRIx64
-                 ": prefetching, stopped at %#" PRIx64,
-                 plan.from, plan.to, stop);
-  if (stop < plan.to) {
+  do {
+    r = plan (c, s, share, evicted_at, now_ns);
+    evicted_at = UINT64_MAX;
+    if (r.from == r.to)
+      return;
+    stop = start (c, r);
+    if (stop < r.to && take_from_ended (c, s, r.to - stop))
+      stop = start (c, (struct stream_range) { stop, r.to });
+    debug_streams ("stream at %#" PRIx64 "..%#" PRIx64
+                   ": prefetching, stopped at %#" PRIx64, r.from, r.to, stop);
+    /* Zeroes follow: on behind them. */
+  } while (stop == r.to && n_zeroes (c, stop) > 0);
+  if (stop < r.to) {
     LOCK_IN_SCOPE (&c->streams_lock);
     stream_cut (s, stop);
   }
@@ -238,6 +270,8 @@ readahead_note (struct conn *c, uint32_t count, uint64_t offset,
   /* Advice, not worth a wait for another thread of this connection. */
   if (pthread_mutex_trylock (&c->streams_lock) != 0)
     return NULL;
+  /* A client that knows the zeroes does not read them. */
+  stream_skip (&c->streams, extents_zeroes_begin (c, offset), offset);
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
   *covered = s && offset + count <= s->ahead && offset + count == s->end;
   is_first = s && s->ahead < s->end;

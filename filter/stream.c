@@ -126,6 +126,29 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
 }
 
 void
+stream_skip (struct streams *t, uint64_t from, uint64_t to)
+{
+  struct stream *nearest = NULL;
+
+  for (unsigned i = 0; i < STREAMS; i++) {
+    struct stream *s = &t->s[i];
+
+    if (s->used && from <= s->end && s->end <= to
+        && (nearest == NULL || nearest->end < s->end))
+      nearest = s;
+  }
+  if (nearest)
+    nearest->end = to;
+}
+
+void
+stream_skip_ahead (struct stream *s, uint64_t offset)
+{
+  if (s->ahead < offset)
+    s->ahead = offset;
+}
+
+void
 stream_answered (struct streams *t, uint32_t count, bool waited)
 {
   t->answered += count;
@@ -238,7 +261,7 @@ stream_plan (struct streams *t, struct stream *s, uint32_t unit, uint32_t share,
   grow (t, unit, share);
   to = s->end / unit
     + min (t->window, part_of (t, s, unit, share, now_ns));
-  to = min (to * unit, size);
+  to = min (to * unit + s->zeroes, size);
   to = min (to, likely_end (t, s));
   r.from = s->end / unit * unit;
   if (r.from < s->ahead)

@@ -20,6 +20,9 @@
  * twice for one wait.  So a slow reader has a small window.  The window belongs
  * to the connection: the next file is read as fast as the last one.
  *
+ * Zeroes that are known do not count for the window, and a stream goes on
+ * behind them.
+ *
  * Likely end: no prefetch goes beyond it, once the connection has an earlier
  * stream.  Of the earlier streams, those count that came as far as this one.
  * Seven of eight of them went at least to the likely end.  If none came as far,
@@ -33,7 +36,7 @@
  *
  * Invariants: end only grows in the life of a stream.  ahead is a multiple of
  * the unit.  All bytes between end and ahead were handed out by stream_plan,
- * or taken over from a stream that has ended.
+ * or taken over from a stream that has ended, or they are known zeroes.
  *
  * Sources: Linux's page-cache readahead (a window that doubles), ZFS's zfetch
  * (a few streams, tolerance for reordering).
@@ -50,6 +53,9 @@ enum { STREAMS = 16, WINDOW_MIN = 4 };
 struct stream {
   uint64_t start, end;          /* first byte read; furthest byte read + 1 */
   uint64_t ahead;               /* handed out for prefetching up to here */
+  uint64_t zeroes;              /* bytes between end and ahead that need no
+                                 * prefetch, as they are known to be zeroes; the
+                                 * caller sets it before stream_plan */
   uint64_t began_ns, last_ns;   /* time of the first and of the last read */
   bool used;
   bool is_sequential;           /* a second read has continued it */
@@ -75,6 +81,12 @@ struct stream_range {
 extern struct stream *stream_note (struct streams *, uint64_t offset,
                                    uint32_t count, uint64_t slack,
                                    uint64_t now_ns, struct stream_range *left);
+/* Bytes [FROM, TO) are zeroes, and a read begins at TO: the stream that has
+ * come as far as FROM goes on there.
+ */
+extern void stream_skip (struct streams *, uint64_t from, uint64_t to);
+/* S needs no prefetch up to OFFSET, a multiple of the unit. */
+extern void stream_skip_ahead (struct stream *s, uint64_t offset);
 /* A read that continued a stream has its answer.  WAITED: it had to wait for
  * the plugin.
  */

@@ -198,6 +198,27 @@ test_evicted (void)
   assert_range (reader_plan (&c, s, 8), 20 * U, 24 * U);
 }
 
+/* Known zeroes do not count for the window, also where the stream is amid
+ * them.
+ */
+static void
+test_zeroes (void)
+{
+  struct reader c = { .t.window = 8 };
+  struct stream *s = reader_run (&c, 0, 16);
+
+  s->zeroes = 5 * U;
+  assert_range (reader_plan (&c, s, 8), 16 * U, 29 * U);
+  s->zeroes = 0;
+  stream_skip_ahead (s, 20 * U);        /* they are planned already */
+  g_assert_cmpuint (s->ahead, ==, 29 * U);
+  stream_skip_ahead (s, 1000 * U);
+  s->zeroes = 976 * U;
+  assert_empty (reader_plan (&c, s, 8));
+  s->zeroes = 980 * U;
+  assert_range (reader_plan (&c, s, 8), 1000 * U, 1004 * U);
+}
+
 static const struct test tests[] = {
   { "/window/doubles-up-to-the-share", .run_each = test_doubles,
     .values = { 1, 3, 4, 5, 16, 24, 64, 1000 } },
@@ -209,6 +230,7 @@ static const struct test tests[] = {
   { "/window/a-cut-plan-is-planned-again/read-size", .run_each = test_cut,
     .values = { 4096, U } },
   { "/window/evicted-data-is-planned-again", .run = test_evicted },
+  { "/window/zeroes-do-not-count", .run = test_zeroes },
 };
 
 TABLE_MAIN (tests)

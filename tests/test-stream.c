@@ -165,6 +165,24 @@ test_places (void)
   g_assert_true (reader_read (&c, 9000 * MIB + U, U) == s[1]);
 }
 
+/* A read behind zeroes continues the stream that came as far as they begin, and
+ * the nearest of several.
+ */
+static void
+test_zeroes (void)
+{
+  struct reader c = { 0 };
+  struct stream *s, *far;
+
+  far = reader_run (&c, 100 * U, 2);
+  s = reader_run (&c, 200 * U, 2);
+  stream_skip (&c.t, 203 * U, 300 * U);         /* s is not there yet */
+  g_assert_cmpuint (s->end, ==, 202 * U);
+  stream_skip (&c.t, 102 * U, 300 * U);
+  g_assert_true (reader_read (&c, 300 * U, U) == s);
+  g_assert_cmpuint (far->end, ==, 102 * U);
+}
+
 static const struct test tests[] = {
   { "/stream/adjacent-reads-are-a-stream", .run = test_adjacent },
   { "/stream/random-reads-are-none", .run = test_random },
@@ -176,6 +194,7 @@ static const struct test tests[] = {
   { "/stream/the-first-two-may-be-out-of-order", .run = test_first_two },
   { "/stream/continues-past-an-earlier-read", .run = test_earlier_read },
   { "/stream/the-longest-unused-gives-way", .run = test_places },
+  { "/stream/goes-on-behind-zeroes", .run = test_zeroes },
 };
 
 TABLE_MAIN (tests)
