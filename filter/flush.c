@@ -127,8 +127,8 @@ wait_for_turn (struct conn *c, struct buf *b, int *err)
 /* Tries a piece of a FAILED buffer again, through the buffer's connection.
  * Until that connection flushes again, it may be the only one that sees the
  * data.  The calling thread does it, because it is nbdkit's: there the plugin's
- * error is not lost.  Another connection's hook or serial handle must not be used on
- * this thread (conn_may_call_for).  So this dispatches the operation.
+ * error is not lost.  But another connection's hook or serial handle must not
+ * be used on this thread (conn_may_call_for): such an operation is dispatched.
  * Releases the lock meanwhile.
  */
 static int

@@ -53,12 +53,12 @@ test_retry (struct world *w)
     struct gate_op op;
 
     /* The flush tries on its own thread, where no error code is lost.  But it
-     * calls no hook of another connection there.
+     * uses no hook, and no serial handle, of another connection there.
      */
     flush_fails (w, 1, ENOSPC);
     assert_started (w, GATE_WRITE, 0, U, 1);
     op = gate_op (w->gate, GATE_WRITE, 0, U, 0);
-    g_assert_true (is_on_this_thread (op) == !w->hooked);
+    g_assert_true (is_on_this_thread (op) == !(w->hooked || w->serial));
     g_assert_cmpuint (op.conn, ==, 0);
     assert_started (w, GATE_FLUSH, ANYWHERE, 0);
     g_assert_true (is_failing (w, 0));
