@@ -257,8 +257,12 @@ asyncpool_get_ready (int thread_model)
     nbdkit_error ("--filter=asyncpool: must be given only once");
     return -1;
   }
-  if (is_serial)
+  if (is_serial) {
+    nbdkit_debug ("asyncpool: the contexts (%u) do the work: the plugin or "
+                  "another filter serves one request at a time",
+                  config.engine.contexts);
     config.engine.threads = MIN (config.engine.threads, SERIAL_THREADS);
+  }
   else
     find_hooks ();
   is_topmost = hooks_is_topmost ();
