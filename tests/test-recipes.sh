@@ -12,8 +12,15 @@ cp "$BUILD/asyncpool.so" "$BUILD/delaymem.so" .
 # name.
 NBDKIT_PROGRAM=$(command -v nbdkit)
 export NBDKIT_PROGRAM
+# It also logs in to the ssh server of this test.
 mkdir bin
-printf '#!/bin/sh\nexec "%s" "$@"\n' "$NBDKIT" >bin/nbdkit
+cat >bin/nbdkit <<END
+#!/bin/bash
+for arg; do
+  [ "\$arg" != ssh ] || set -- "\$@" \$ssh_parameters
+done
+exec "$NBDKIT" "\$@"
+END
 chmod +x bin/nbdkit
 
 # $image and $socket of the recipes: a file, and another NBD server with data.
@@ -22,9 +29,51 @@ random_file disk.img 8
 server_start far "$DELAYMEM" size=16M delay=5ms
 check "the other server takes data" nbdcopy disk.img "$uri"
 
+# A web server and an ssh server with the same file, 5 ms away.
+# shellcheck source-path=SCRIPTDIR source=../benchmarks/backends.sh
+. "$TESTS_DIR/../benchmarks/backends.sh"
+backend_dir=$TEST_DIR/backends
+mkdir "$backend_dir"
+
+# start_backend KIND: returns 1 if it cannot run, and sets missing.
+start_backend ()
+{
+  local port
+  missing=$backend_missing
+  backend_have "$1" && backend_start "$1" "$image" ||
+    { missing=$backend_missing; return 1; }
+  mkfifo "proxy.$1"
+  "$BUILD/benchmarks/delay-proxy" --rtt=5ms 127.0.0.1:0 \
+    "127.0.0.1:$backend_port" >"proxy.$1" &
+  proxies+=($!)
+  read -r port <"proxy.$1"
+  backend_connect "$1" "$port"
+}
+proxies=()
+start_backend http && export url=$backend_url || url=
+no_http=$missing
+start_backend ssh && export disk=$image ssh_host=127.0.0.1 \
+  ssh_parameters="${backend_plugin[*]:2}" || ssh_host=
+no_ssh=$missing
+
+# missing_for RECIPE: sets missing to the reason why it cannot run.
+missing_for ()
+{
+  missing=
+  case $1 in
+    *" curl "*) [ "$url" ] || missing=$no_http ;;
+    *" ssh "*) [ "$ssh_host" ] || missing=$no_ssh ;;
+  esac
+  [ "$missing" ]
+}
+
 n=0
 while IFS= read -r recipe; do
   n=$((n + 1))
+  if missing_for "$recipe"; then
+    skip_missing "recipe $n works: ${recipe:0:60}"
+    continue
+  fi
   check "recipe $n works: ${recipe:0:60}" \
     env PATH="$TEST_DIR/bin:$PATH" bash -c "$recipe"
   # The client sends one request at a time.  The statistics have the depth.
@@ -33,7 +82,9 @@ while IFS= read -r recipe; do
     awk '/^in the plugin: peak/ { good = $5 + 0 > 1 } END { exit !good }' \
     recipe.out
 done < <(sed -n 's/^    \(nbdkit .*--run.*\)/\1/p' "$TESTS_DIR/../README")
-is "README has four recipes" "$n" 4
+is "README has six recipes" "$n" 6
+kill "${proxies[@]}" 2>/dev/null
+backend_stop_all
 
 # The manuals.  Their `nbdkit' takes the modules under test, a small device in
 # place of the default one, and the other server in place of example.com.  A
