@@ -277,8 +277,9 @@ test_lost (struct world *w)
   world_open (w, 2, "other");
   fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
   do_write (w, 0, 4096, 4096, 1);
+  world_close (w, 1);           /* has it written */
+  wait_state (w, BUF_FAILED, 0, U, 1);
   gate_forget (w->gate);
-  world_close (w, 1);
   world_close (w, 0);
   assert_reports (":4096+4096:lost");
   /* A worker tries, and then this thread. */
