@@ -197,7 +197,8 @@ conn_free (struct conn *c)
     /* No call changes it any more: no lock. */
     changes_add_all (&c->device->gone, &c->wrote);
     device_put (c->device);
-    if (c->backend.contexts)
+    /* engine_stop frees them all. */
+    if (c->backend.contexts && !c->engine->stopping)
       contexts_put (c->backend.contexts);
   }
   pthread_mutex_destroy (&c->backend.own_lock);
