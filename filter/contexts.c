@@ -232,13 +232,16 @@ contexts_lease (void *vs)
   LOCK_IN_SCOPE (&s->lock);
   while (!s->is_ending) {
     GList *l = g_queue_pop_head_link (&s->free);
+    bool may_open = l == NULL && may_open_locked (s);
 
-    x = l ? l->data : may_open_locked (s) ? open_locked (s) : NULL;
+    x = l ? l->data : may_open ? open_locked (s) : NULL;
     if (x) {
       s->leased++;
       leased = x;
       return;
     }
+    if (may_open)               /* one may have become free meanwhile */
+      continue;
     if (s->leased + s->opening == 0)
       return;
     cond_wait (&s->freed, &s->lock);

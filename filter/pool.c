@@ -18,9 +18,10 @@ struct pool {
   void (*after) (void *data);
   void *data;
   pthread_mutex_t lock;
-  /* Under the lock.  0 <= coming <= workers <= n_threads. */
+  /* Under the lock.  0 <= preparing <= coming <= workers <= n_threads. */
   unsigned workers;             /* threads that have a token */
   unsigned coming;              /* those of them that have taken no job yet */
+  unsigned preparing;           /* those of the latter that are in before () */
   unsigned queued;              /* jobs in all queues */
   GQueue queues[POOL_QUEUES];
 };
@@ -53,9 +54,11 @@ worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
   pthread_mutex_lock (&p->lock);
   for (;;) {
     if (p->before && p->queued > 0) {
+      p->preparing += is_coming;
       pthread_mutex_unlock (&p->lock);
       p->before (p->data);
       pthread_mutex_lock (&p->lock);
+      p->preparing -= is_coming;
     }
     p->coming -= is_coming;
     is_coming = false;
@@ -149,18 +152,23 @@ pool_free (struct pool *p)
   g_free (p);
 }
 
+static void
+wake_one_locked (struct pool *p)
+{
+  p->workers++;
+  p->coming++;
+  /* Cannot fail: an exclusive pool has started all its threads. */
+  g_thread_pool_push (p->threads, p, NULL);
+}
+
 /* Wakes idle threads until at most LEAVE of the queued jobs have no thread on
  * its way.
  */
 static void
 wake_locked (struct pool *p, unsigned leave)
 {
-  while (p->workers < p->n_threads && p->queued > p->coming + leave) {
-    p->workers++;
-    p->coming++;
-    /* Cannot fail: an exclusive pool has started all its threads. */
-    g_thread_pool_push (p->threads, p, NULL);
-  }
+  while (p->workers < p->n_threads && p->queued > p->coming + leave)
+    wake_one_locked (p);
 }
 
 static void
@@ -173,6 +181,12 @@ push_locked (struct pool *p, struct job *job, enum pool_queue q,
   g_queue_push_tail_link (&p->queues[q], &job->link);
   p->queued++;
   wake_locked (p, leave);
+  /* All threads on their way may be in a long before (): another one may be
+   * sooner.
+   */
+  if (p->preparing > 0 && p->preparing == p->coming
+      && p->workers < p->n_threads)
+    wake_one_locked (p);
 }
 
 bool
