@@ -147,12 +147,16 @@ contexts_free (struct contexts *s)
 
 /* Opening. */
 
-/* Opening has failed, or the context broke at once. */
+/* Opening has failed, or the context broke at once.  Those that do so while no
+ * context may be opened had the same cause, and do not count.
+ */
 static void
 defer_opens_locked (struct contexts *s)
 {
   uint64_t wait_ns = s->engine->config.context_retry_ns << s->failures;
 
+  if (clock_ns () < atomic_load (&s->closed_until_ns))
+    return;
   s->failures = MIN (s->failures + 1, MAX_DOUBLINGS);
   atomic_store (&s->closed_until_ns, clock_ns () + wait_ns);
 }
