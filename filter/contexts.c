@@ -92,9 +92,9 @@ contexts_put (struct contexts *s)
 {
   struct engine *e = s->engine;
 
-  if (--s->refs > 0 || s->like.shared)
+  if (--s->refs > 0 || (s->like.shared && atomic_load (&s->n_open) > 0))
     return;
-  /* No other connection may use them. */
+  /* No other connection may use them, or they are but threads. */
   e->contexts_check_ns = 0;
   writeback_wake (e);
 }
