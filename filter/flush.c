@@ -336,12 +336,32 @@ find_for_end (const struct conn *c)
   return NULL;
 }
 
+/* Waits until the connection may have less dirty data.  Returns whether hooks
+ * were given up.  Workers may wait for a context that cannot be had, so that
+ * from UNTIL_NS on this thread does what is queued.
+ */
+static bool
+wait_for_workers (struct conn *c, uint64_t until_ns)
+{
+  struct engine *e = c->engine;
+
+  pool_wake_idle (c->pool);
+  if (c->backend.contexts == NULL)
+    return engine_wait_end (c, &e->order.progress);
+  if (clock_ns () < until_ns)
+    engine_wait_until (e, &e->order.progress, until_ns);
+  else if (!order_do_queued_locked (c, 0, UINT64_MAX))
+    engine_wait (e, &e->order.progress);
+  return false;
+}
+
 void
 flush_close (struct conn *c)
 {
   struct engine *e = c->engine;
   struct device *d = c->device;
   bool is_given_up = false;
+  uint64_t until_ns = clock_ns () + e->config.others_ns;
   struct buf *b;
 
   ENGINE_LOCK_THEN_DISPATCH (e);
@@ -354,10 +374,8 @@ flush_close (struct conn *c)
     /* Each time: another connection may have tried this one's failed data again
      * during the log.
      */
-    while (c->n_dirty > 0) {
-      pool_wake_idle (e->pool);
-      is_given_up |= engine_wait_end (c, &e->order.progress);
-    }
+    while (c->n_dirty > 0)
+      is_given_up |= wait_for_workers (c, until_ns);
     b = find_for_end (c);
     if (b == NULL)
       break;
