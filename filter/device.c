@@ -207,6 +207,21 @@ show_changes (struct conn *c, bool is_last)
   }
 }
 
+/* A flush has failed.  Another one that is under way may have begun before the
+ * changes: only a later one shows them.
+ */
+static void
+put_back (struct device *d)
+{
+  changes_add_all (&d->gone, &d->gone_flushing);
+  QUEUE_FOREACH (struct conn, c, &d->export->engine->conns, link) {
+    if (c->device != d)
+      continue;
+    LOCK_IN_SCOPE (&c->wrote_lock);
+    changes_add_all (&c->wrote, &c->flushing);
+  }
+}
+
 static void
 end_flush (struct device *d, int err)
 {
@@ -215,8 +230,10 @@ end_flush (struct device *d, int err)
 
   ENGINE_LOCK_THEN_DISPATCH (e);
   is_last = --d->flushes == 0;  /* else another flush is to show some of it */
-  if (err)
+  if (err) {
+    put_back (d);
     return;
+  }
   QUEUE_FOREACH (struct conn, c, &e->conns, link) {
     if (c->device == d)
       show_changes (c, is_last);
