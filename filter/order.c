@@ -77,6 +77,8 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   extents_change (e, from, to);
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": %s", offset, end,
                  err ? strerror (err) : "ok");
+  /* Also after an error, and if it was overtaken. */
+  device_note_change (b->conn, offset, end);
   b->err = err;
   device->n_overtaken -= b->overtaken;
   b->overtaken = false;
@@ -94,7 +96,6 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
      * try of the other pieces.
      */
     b->failed_seq = MIN (b->failed_seq, 1);
-    device_note_change (b->conn, offset, end);
     buffers_cut (b, offset, end);
     supersede (device, seq, offset, end);
   }
