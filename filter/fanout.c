@@ -124,6 +124,18 @@ hand_out (struct pool *pool, struct request *r, struct piece *pieces,
   return n;
 }
 
+/* Does pieces on this thread that no worker has begun: a context that was free
+ * may be used for other work now.
+ */
+static void
+take_back (struct pool *pool, struct request *r, struct piece *pieces,
+           unsigned from, unsigned n)
+{
+  for (unsigned i = from; i < n && !r->hooked; i++)
+    if (pool_cancel (pool, &pieces[i].job))
+      piece_run (&pieces[i].job);
+}
+
 /* The pieces from FROM to N are running, or have run. */
 static void
 wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
@@ -174,6 +186,7 @@ fanout (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
   for (unsigned i = 0; i < left; i++)
     mine.count += pieces[i].at.count;
   err = piece_do (r, mine);
+  take_back (pool, r, pieces, left, n);
   wait_all (r, pieces, left, n);
   for (unsigned i = left; i < n && err == 0; i++)
     if (pieces[i].err)
