@@ -78,43 +78,48 @@ end_call (struct backend *b, const void *handle, int err)
   return err;
 }
 
+/* Returns when it ended in *END_NS.  A wait for the handle is not the plugin's
+ * time.
+ */
 static int
-do_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset)
+do_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset,
+          uint64_t *end_ns)
 {
   void *handle = begin_call (b);
+  uint64_t start = stats_begin_device (b->stats);
+  int err = b->ops->pread (handle, buf, count, offset);
 
-  return end_call (b, handle, b->ops->pread (handle, buf, count, offset));
+  *end_ns = note (b, false, start, count, err);
+  return end_call (b, handle, err);
 }
 
 static int
 do_pwrite (struct backend *b, const void *buf, uint32_t count, uint64_t offset,
-           unsigned flags)
+           unsigned flags, uint64_t *end_ns)
 {
   void *handle = begin_call (b);
+  uint64_t start = stats_begin_device (b->stats);
+  int err = b->ops->pwrite (handle, buf, count, offset, flags);
 
-  return end_call (b, handle,
-                   b->ops->pwrite (handle, buf, count, offset, flags));
+  *end_ns = note (b, true, start, count, err);
+  return end_call (b, handle, err);
 }
 
 int
 backend_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset)
 {
-  uint64_t start = stats_begin_device (b->stats);
-  int err = do_pread (b, buf, count, offset);
+  uint64_t end_ns;
 
-  note (b, false, start, count, err);
-  return err;
+  return do_pread (b, buf, count, offset, &end_ns);
 }
 
 int
 backend_pwrite (struct backend *b, const void *buf, uint32_t count,
                 uint64_t offset, unsigned flags)
 {
-  uint64_t start = stats_begin_device (b->stats);
-  int err = do_pwrite (b, buf, count, offset, flags);
+  uint64_t end_ns;
 
-  note (b, true, start, count, err);
-  return err;
+  return do_pwrite (b, buf, count, offset, flags, &end_ns);
 }
 
 int
@@ -165,12 +170,6 @@ note_io (struct backend_io *io, int err)
                      io->hook.count, err);
 }
 
-static void
-begin_io (struct backend_io *io)
-{
-  io->start_ns = stats_begin_device (io->backend->stats);
-}
-
 void
 backend_io_do (struct backend_io *io)
 {
@@ -178,11 +177,9 @@ backend_io_do (struct backend_io *io)
   struct backend *b = io->backend;
   int err;
 
-  begin_io (io);
   err = h->is_write
-    ? do_pwrite (b, h->buf, h->count, h->offset, 0)
-    : do_pread (b, h->buf, h->count, h->offset);
-  note_io (io, err);
+    ? do_pwrite (b, h->buf, h->count, h->offset, 0, &io->end_ns)
+    : do_pread (b, h->buf, h->count, h->offset, &io->end_ns);
   io->done (io, err);           /* last: it may free or reuse io */
 }
 
@@ -222,7 +219,7 @@ backend_io_start (struct backend_io *io)
 
   io->hook.handle = b->hooks_handle;
   io->hook.done = replied;
-  begin_io (io);
+  io->start_ns = stats_begin_device (b->stats);
   if (atomic_load (&b->gone_ns) != 0)
     atomic_store (&b->alive_ns, io->start_ns);
   stats_add (b->stats, STATS_HOOKED, 1);
