@@ -48,6 +48,10 @@ extern void fake_serialize (struct backend *);
 extern void fake_hide (struct fake *);
 /* From now on N more contexts can be opened, and no more. */
 extern void fake_set_openable (struct fake *, unsigned n);
+/* From now on opening a context hangs, or goes on. */
+extern void fake_hang_opens (struct fake *, bool hang);
+/* Waits until at least N of them hang. */
+extern void fake_wait_opening (struct fake *, unsigned n);
 /* Contexts that are open, and those that were ever opened. */
 extern unsigned fake_n_contexts (struct fake *);
 extern void fake_wait_n_contexts (struct fake *, unsigned n);

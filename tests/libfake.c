@@ -39,6 +39,8 @@ struct fake {
   bool fast;
   bool gone;
   unsigned openable, n_opened;
+  bool opens_hang;
+  unsigned opening;             /* calls of open that hang */
   GPtrArray *contexts;          /* struct handle */
   char *flushed;                /* fake_hide: the data at the last flush */
   unsigned asked;               /* for that */
@@ -356,6 +358,11 @@ fake_open (const struct backend *like, const char *export_name)
 
   g_assert_nonnull (export_name);
   LOCK_IN_SCOPE (&f->lock);
+  f->opening++;
+  pthread_cond_broadcast (&f->changed);
+  while (f->opens_hang)
+    pthread_cond_wait (&f->changed, &f->lock);
+  f->opening--;
   if (f->openable == 0)
     return NULL;
   f->openable--;
@@ -396,6 +403,14 @@ fake_set_openable (struct fake *f, unsigned n)
 {
   LOCK_IN_SCOPE (&f->lock);
   f->openable = n;
+}
+
+void
+fake_hang_opens (struct fake *f, bool hang)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->opens_hang = hang;
+  pthread_cond_broadcast (&f->changed);
 }
 
 unsigned
@@ -547,6 +562,17 @@ fake_wait_n_contexts (struct fake *f, unsigned n)
   while (f->contexts->len != n)
     if (pthread_cond_timedwait (&f->changed, &f->lock, &ts) == ETIMEDOUT)
       g_error ("fake: %u contexts are open, not %u", f->contexts->len, n);
+}
+
+void
+fake_wait_opening (struct fake *f, unsigned n)
+{
+  struct timespec ts = deadline ();
+
+  LOCK_IN_SCOPE (&f->lock);
+  while (f->opening < n)
+    if (pthread_cond_timedwait (&f->changed, &f->lock, &ts) == ETIMEDOUT)
+      g_error ("fake: waited in vain for an open");
 }
 
 void

@@ -1001,6 +1001,34 @@ assert_noted (struct world *w, enum stats_kind kind, uint64_t n)
   g_assert_cmpuint (stats_count (w->e->stats, kind), ==, n);
 }
 
+static unsigned
+count_sets (struct world *w)
+{
+  LOCK_IN_SCOPE (&w->e->lock);
+  return w->e->contexts.length;
+}
+
+void
+wait_n_sets (struct world *w, unsigned n)
+{
+  for (unsigned i = 0; count_sets (w) != n; i++) {
+    if (i > 10000)
+      g_error ("%u sets of contexts, not %u", count_sets (w), n);
+    g_usleep (1000);
+  }
+}
+
+void
+assert_failures (struct world *w, unsigned n)
+{
+  struct contexts *s = w->e->contexts.head->data;
+
+  LOCK_IN_SCOPE (&s->lock);
+  while (s->opening > 0)
+    cond_wait (&s->freed, &s->lock);
+  g_assert_cmpuint (s->failures, ==, n);
+}
+
 void
 put_in_flight (struct world *w, unsigned i, unsigned n)
 {

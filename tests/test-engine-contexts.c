@@ -204,6 +204,31 @@ test_breaks (struct world *w)
   g_assert_cmpuint (fake_n_opened (w->f), ==, n + is_replaced);
 }
 
+/* A thread does not use a broken context for its next job.  A context that
+ * breaks before its first success counts as a failed open.
+ */
+static void
+test_breaks_between (struct world *w)
+{
+  struct engine_config c = config (16, 1, WRITE_BEHIND, READ_DIRECT);
+  unsigned n_worked = w->arg;
+  int hold, fail;
+
+  c.context_retry_ns = HOUR_NS;
+  open_contexts (w, c);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  fail = gate_fail (w->gate, GATE_WRITE, n_worked * U, U, EIO, 1);
+  write_units (w, 0, 0, n_worked + 2, 1);
+  gate_wait_held (w->gate, hold, 1);
+  gate_release (w->gate, hold);
+  wait_state (w, BUF_FAILED, n_worked * U, U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, (n_worked + 1) * U, U, 1);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, n_worked + 1);
+  assert_failures (w, 1 - n_worked);
+  gate_release (w->gate, fail);
+  do_flush (w, 0);
+}
+
 /* All break and none can be opened: what waits in the queue is written with the
  * connection's own context.
  */
@@ -316,6 +341,202 @@ test_unshared (struct world *w)
                              { 5 * U, U, OLD }, { 6 * U, 4096, 1 }));
 }
 
+/* Opens that hang. */
+
+/* Writes unit N with a context of its own, and holds it in the plugin. */
+static int
+hold_write (struct world *w, unsigned n)
+{
+  int hold = gate_hold (w->gate, GATE_WRITE, n * U, U);
+
+  do_write (w, 0, U, n * U, 1);
+  gate_wait_held (w->gate, hold, 1);
+  return hold;
+}
+
+/* Two contexts are open and one of them is free again.  A thread still opens a
+ * third one, for a job that is done.  Returns the rule that holds the other.
+ */
+static int
+hang_third_open (struct world *w)
+{
+  int first, other;
+
+  open_contexts (w, contexts_config ());
+  first = hold_write (w, 0);
+  other = hold_write (w, 1);
+  fake_hang_opens (w->f, true);
+  do_write (w, 0, U, 2 * U, 1);
+  fake_wait_opening (w->f, 1);
+  gate_release (w->gate, first);
+  gate_wait_ended (w->gate, GATE_WRITE, 2 * U, U, 1);
+  wait_free (w, 15);
+  return other;
+}
+
+/* A job does not wait for an open if a context is free. */
+static void
+test_hang_free (struct world *w)
+{
+  int other = hang_third_open (w);
+
+  do_write (w, 0, U, 3 * U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
+  fake_hang_opens (w->f, false);
+  gate_release (w->gate, other);
+}
+
+/* A thread that could not open one uses another one that became free. */
+static void
+test_hang_fails (struct world *w)
+{
+  int other = hang_third_open (w);
+
+  fake_set_openable (w->f, 0);
+  fake_hang_opens (w->f, false);
+  wait_contexts_logged ();
+  do_write (w, 0, U, 3 * U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
+  gate_release (w->gate, other);
+  assert_contexts_logged (1);
+}
+
+/* The end of a connection writes its data, though no context can be had. */
+static void
+test_hang_close (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+
+  c.others_ns = 50000000;
+  open_contexts (w, c);
+  fake_hang_opens (w->f, true);
+  write_units (w, 0, 0, 8, 1);
+  fake_wait_opening (w->f, MORE);
+  do_read (w, 0, U, 40 * U, OLD);
+  world_close (w, 0);
+  assert_device (w->f, 8 * U, 0, 1);
+  fake_hang_opens (w->f, false);
+}
+
+/* Opens that fail side by side count as one. */
+static void
+test_fail_together (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+
+  c.context_retry_ns = HOUR_NS;
+  open_contexts (w, c);
+  fake_hang_opens (w->f, true);
+  write_units (w, 0, 0, 8, 1);
+  fake_wait_opening (w->f, MORE);
+  fake_set_openable (w->f, 0);
+  fake_hang_opens (w->f, false);
+  do_flush (w, 0);
+  assert_failures (w, 1);
+  assert_contexts_logged (1);
+}
+
+/* The end. */
+
+/* nbdkit may end with connections open, and free them later. */
+static void
+test_stop (struct world *w)
+{
+  open_contexts (w, contexts_config ());
+  prefetch (w, 0, 4);
+  write_units (w, 0, 20, 4, 1);
+  world_stop (w);
+  assert_device (w->f, 4 * U, 20 * U, 1);
+}
+
+/* A client that names many exports leaves no threads behind. */
+static void
+test_names (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+
+  world_start (w, 64 * U, c);
+  for (unsigned i = 0; i < 100; i++) {
+    g_autofree char *name = g_strdup_printf ("%u", i);
+
+    world_open (w, 0, name);
+    do_read (w, 0, U, 0, OLD);
+    world_close (w, 0);
+  }
+  wait_n_sets (w, 0);
+}
+
+/* Flushes of two connections. */
+
+static unsigned flushes_fail;
+static const struct backend_ops *real_ops;
+
+static int
+flush_or_fail (void *handle)
+{
+  if (flushes_fail == 0)
+    return real_ops->flush (handle);
+  flushes_fail--;
+  return EIO;
+}
+
+/* A flush that fails leaves the changes to a later flush, not to one that began
+ * before it.
+ */
+static void
+test_flush_fails (struct world *w)
+{
+  static struct backend_ops failing;
+  struct backend b;
+  struct task *first;
+  int hold;
+
+  world_start (w, 64 * U, contexts_config ());
+  world_open (w, 1, "");
+  b = world_backend (w, 0);
+  real_ops = b.ops;
+  failing = *b.ops;
+  failing.flush = flush_or_fail;
+  b.ops = &failing;
+  world_open_as (w, 0, "", &b);
+  fake_hide (w->f);
+  hold = gate_hold (w->gate, GATE_FLUSH, ANYWHERE);
+  first = start_held_flush (w, hold, 1);
+  do_write (w, 0, U, 3 * U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
+  wait_free (w, 16);
+  flushes_fail = 1;
+  flush_fails (w, 0, EIO);
+  gate_release (w->gate, hold);
+  task_ends (first, 0);
+  do_read (w, 0, 4096, 3 * U, 1);
+  assert_started (w, GATE_FLUSH, ANYWHERE, 2);
+}
+
+/* A write that another export name has overtaken changes the plugin's data,
+ * too, when it ends.
+ */
+static void
+test_overtaken (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+  int hold;
+
+  c.others_ns = 50000000;
+  open_contexts (w, c);
+  world_open (w, 1, "b");
+  hold = gate_hold (w->gate, GATE_WRITE, 3 * U, U);
+  do_write (w, 0, U, 3 * U, 1);
+  gate_wait_held (w->gate, hold, 1);
+  do_zero (w, 1, U, 3 * U);
+  assert_late (1);
+  gate_release (w->gate, hold);
+  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
+  wait_free (w, 16);
+  g_assert_true (device_hides_own (w->c[0], 3 * U, 4 * U));
+  flush_fails (w, 0, EIO);
+}
+
 /* A model of one client, which sends one request at a time. */
 static void
 test_model (struct world *w)
@@ -374,10 +595,20 @@ static const struct test tests[] = {
   { "contexts/some", test_some, .on = CONTEXTS_ONLY },
   { "contexts/breaks/eio", test_breaks, EIO, CONTEXTS_ONLY },
   { "contexts/breaks/enospc", test_breaks, ENOSPC, CONTEXTS_ONLY },
+  { "contexts/breaks/first", test_breaks_between, 0, CONTEXTS_ONLY },
+  { "contexts/breaks/later", test_breaks_between, 1, CONTEXTS_ONLY },
   { "contexts/all-break", test_all_break, .on = CONTEXTS_ONLY },
   { "contexts/hidden/read", test_hidden, .on = CONTEXTS_ONLY },
   { "contexts/hidden/error", test_hidden_error, .on = CONTEXTS_ONLY },
   { "contexts/hidden/stream", test_hidden_stream, .on = CONTEXTS_ONLY },
+  { "contexts/hang/free", test_hang_free, .on = CONTEXTS_ONLY },
+  { "contexts/hang/fails", test_hang_fails, .on = CONTEXTS_ONLY },
+  { "contexts/hang/close", test_hang_close, .on = CONTEXTS_ONLY },
+  { "contexts/fail-together", test_fail_together, .on = CONTEXTS_ONLY },
+  { "contexts/stop", test_stop, .on = CONTEXTS_ONLY },
+  { "contexts/names", test_names, .on = CONTEXTS_ONLY },
+  { "contexts/flush-fails", test_flush_fails, .on = CONTEXTS_ONLY },
+  { "contexts/overtaken", test_overtaken, .on = CONTEXTS_ONLY },
   { "contexts/unshared", test_unshared, .on = CONTEXTS_ONLY },
   { "contexts/model/shared", test_model, true, CONTEXTS_ONLY },
   { "contexts/model/unshared", test_model, false, CONTEXTS_ONLY },

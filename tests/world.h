@@ -299,6 +299,11 @@ extern void assert_counter (struct world *, enum stats_counter, uint64_t n);
 /* How often a wait of this kind was noted. */
 extern void assert_noted (struct world *, enum stats_kind, uint64_t n);
 
+/* Sets of contexts that are kept. */
+extern void wait_n_sets (struct world *, unsigned n);
+/* How often opening has failed in the first of them. */
+extern void assert_failures (struct world *, unsigned n);
+
 /* As if the connection had N more requests in flight. */
 extern void put_in_flight (struct world *, unsigned i, unsigned n);
 /* As if a write of its device had just taken an hour.  So a writer that waits
