@@ -409,6 +409,11 @@ may_open (const struct handle *h, const struct backend *b)
 
   if (h->is_tls)
     why_not = "nbdkit may open further contexts without TLS";
+  else if (*h->export_name)
+    /* nbdkit_export_name fails there, and some plugins (sh) take that for the
+     * default export.
+     */
+    why_not = "nbdkit tells the plugin no export name for further contexts";
   else if (!b->shared && !config.contexts_given) {
     why_not = "the plugin does not say multi-conn";
     warn_of_one_context ();

@@ -76,6 +76,41 @@ copies "no multi-conn, contexts given" "${logged[@]}" "$GATE" multi_conn=0 \
 says_nothing "no multi-conn, contexts given" pool.log
 check "no multi-conn, contexts given: some are opened" has_contexts 3 6
 
+# The plugin sh serves the export that the client names.  nbdkit does not tell it
+# the name in further contexts.
+cat >names.sh <<'END'
+#!/bin/bash
+case $1 in
+  thread_model) echo serialize_requests ;;
+  open) echo "$3" ;;
+  get_size) echo 2M ;;
+  can_write | can_flush | can_multi_conn) ;;
+  pread)
+    sleep 0.005
+    dd if="export.$2" iflag=skip_bytes,count_bytes,fullblock bs=64k skip="$4" \
+      count="$3" status=none ;;
+  pwrite)
+    sleep 0.005
+    dd of="export.$2" oflag=seek_bytes conv=notrunc bs=64k seek="$4" \
+      status=none ;;
+  flush) ;;
+  *) exit 2 ;;
+esac
+END
+chmod +x names.sh
+truncate -s 2M export. export.b
+cp image export.a
+server_start pool "--filter=$FILTER" sh names.sh asyncpool-write=behind \
+  asyncpool-contexts=4
+check "export names: nbdcopy reads" nbdcopy "${single[@]}" \
+  "nbd+unix:///a?socket=$TEST_DIR/pool.sock" out
+check "export names: it reads the export that it names" cmp image out
+check "export names: nbdcopy writes" nbdcopy --flush "${single[@]}" image \
+  "nbd+unix:///b?socket=$TEST_DIR/pool.sock"
+check "export names: it writes the export that it names" cmp image export.b
+check "export names: no other export changes" cmp export. <(head -c 2M /dev/zero)
+stops "export names"
+
 # All requests in parallel.
 
 server_start pool "--filter=$FILTER" "$GATE" size=2M asyncpool-write=behind
