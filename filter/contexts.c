@@ -94,7 +94,7 @@ contexts_put (struct contexts *s)
 
   if (--s->refs > 0 || (s->like.shared && atomic_load (&s->n_open) > 0))
     return;
-  /* No other connection may use them, or they are but threads. */
+  /* No other connection may use them, or none of them is open. */
   e->contexts_check_ns = 0;
   writeback_wake (e);
 }
