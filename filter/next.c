@@ -160,7 +160,7 @@ next_open (const struct backend *like, const char *export_name)
   if (next == NULL)
     return NULL;
   if (next->prepare (next) == -1) {
-    nbdkit_next_context_close (next);
+    next_close (next);          /* layers below it may be prepared */
     return NULL;
   }
   if (next_backend (next, like->readonly, &b) == 0
