@@ -301,8 +301,8 @@ extern void assert_noted (struct world *, enum stats_kind, uint64_t n);
 
 /* Sets of contexts that are kept. */
 extern void wait_n_sets (struct world *, unsigned n);
-/* How often opening has failed in the first of them. */
-extern void assert_failures (struct world *, unsigned n);
+/* How often opening has failed in the first of them, since it last worked. */
+extern void wait_failures (struct world *, unsigned n);
 
 /* As if the connection had N more requests in flight. */
 extern void put_in_flight (struct world *, unsigned i, unsigned n);
