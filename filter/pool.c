@@ -63,16 +63,19 @@ worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
     p->coming -= is_coming;
     is_coming = false;
     job = take_locked (p);
-    if (job == NULL)
+    if (job == NULL && p->after == NULL)
       break;
     pthread_mutex_unlock (&p->lock);
-    job->run (job);
+    if (job)
+      job->run (job);
+    else
+      p->after (p->data);
     pthread_mutex_lock (&p->lock);
+    if (job == NULL && p->queued == 0)
+      break;
   }
   p->workers--;
   pthread_mutex_unlock (&p->lock);
-  if (p->after)
-    p->after (p->data);
 }
 
 static void *
