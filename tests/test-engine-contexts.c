@@ -131,10 +131,7 @@ test_idle (struct world *w)
 static void
 test_none (struct world *w)
 {
-  struct engine_config c = contexts_config ();
-
-  c.context_retry_ns = HOUR_NS;
-  open_contexts (w, c);
+  open_contexts (w, contexts_config ());
   fake_set_openable (w->f, 0);
   write_units (w, 0, 0, 4, 1);
   do_flush (w, 0);
@@ -154,6 +151,31 @@ test_none (struct world *w)
   do_flush (w, 0);
   g_assert_cmpuint (fake_n_opened (w->f), ==, 1);
   assert_device (w->f, 4 * U, 0, 3);
+}
+
+/* When all have been open, the next failure is logged again. */
+static void
+test_logged_again (struct world *w)
+{
+  int fail;
+
+  open_contexts (w, config (16, 1, WRITE_BEHIND, READ_DIRECT));
+  for (unsigned i = 0; i < 2; i++) {
+    fake_set_openable (w->f, 0);
+    do_write (w, 0, U, 0, 1);
+    wait_contexts_logged ();
+    do_flush (w, 0);
+    assert_contexts_logged (1);
+    atomic_store (&w->c[0]->backend.contexts->closed_until_ns, 0);
+    fake_set_openable (w->f, 1);
+    fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, EIO, 1);
+    do_write (w, 0, U, U, 1);
+    wait_state (w, BUF_FAILED, U, U, 1);
+    gate_release (w->gate, fail);
+    fake_wait_n_contexts (w->f, 0);
+    do_flush (w, 0);
+    atomic_store (&w->c[0]->backend.contexts->closed_until_ns, 0);
+  }
 }
 
 /* With some, the work goes on with these. */
@@ -218,7 +240,6 @@ test_breaks_between (struct world *w)
   unsigned n_worked = w->arg;
   int hold, fail;
 
-  c.context_retry_ns = HOUR_NS;
   open_contexts (w, c);
   hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   fail = gate_fail (w->gate, GATE_WRITE, n_worked * U, U, EIO, 1);
@@ -239,11 +260,9 @@ test_breaks_between (struct world *w)
 static void
 test_all_break (struct world *w)
 {
-  struct engine_config c = contexts_config ();
   int hold, fail;
 
-  c.context_retry_ns = HOUR_NS;
-  open_contexts (w, c);
+  open_contexts (w, contexts_config ());
   hold = gate_hold (w->gate, GATE_WRITE, 0, MORE * U);
   fail = gate_fail (w->gate, GATE_WRITE, 0, MORE * U, EIO, MORE);
   write_units (w, 0, 0, 10, 1);
@@ -426,10 +445,7 @@ test_hang_close (struct world *w)
 static void
 test_fail_together (struct world *w)
 {
-  struct engine_config c = contexts_config ();
-
-  c.context_retry_ns = HOUR_NS;
-  open_contexts (w, c);
+  open_contexts (w, contexts_config ());
   fake_hang_opens (w->f, true);
   write_units (w, 0, 0, 8, 1);
   fake_wait_opening (w->f, MORE);
@@ -457,9 +473,7 @@ test_stop (struct world *w)
 static void
 test_names (struct world *w)
 {
-  struct engine_config c = contexts_config ();
-
-  world_start (w, 64 * U, c);
+  world_start (w, 64 * U, contexts_config ());
   for (unsigned i = 0; i < 100; i++) {
     g_autofree char *name = g_strdup_printf ("%u", i);
 
@@ -596,6 +610,7 @@ static const struct test tests[] = {
   { "contexts/apart", test_apart, .on = CONTEXTS_ONLY },
   { "contexts/idle", test_idle, .on = CONTEXTS_ONLY },
   { "contexts/none", test_none, .on = CONTEXTS_ONLY },
+  { "contexts/logged-again", test_logged_again, .on = CONTEXTS_ONLY },
   { "contexts/some", test_some, .on = CONTEXTS_ONLY },
   { "contexts/breaks/eio", test_breaks, EIO, CONTEXTS_ONLY },
   { "contexts/breaks/enospc", test_breaks, ENOSPC, CONTEXTS_ONLY },

@@ -76,8 +76,8 @@ copies "no multi-conn, contexts given" "${logged[@]}" "$GATE" multi_conn=0 \
 says_nothing "no multi-conn, contexts given" pool.log
 check "no multi-conn, contexts given: some are opened" has_contexts 3 6
 
-# The plugin sh serves the export that the client names.  nbdkit does not tell it
-# the name in further contexts.
+# The plugin sh serves the export that the client names.  nbdkit does not tell
+# it the name in further contexts.
 cat >names.sh <<'END'
 #!/bin/bash
 case $1 in
@@ -108,7 +108,8 @@ check "export names: it reads the export that it names" cmp image out
 check "export names: nbdcopy writes" nbdcopy --flush "${single[@]}" image \
   "nbd+unix:///b?socket=$TEST_DIR/pool.sock"
 check "export names: it writes the export that it names" cmp image export.b
-check "export names: no other export changes" cmp export. <(head -c 2M /dev/zero)
+check "export names: no other export changes" \
+  cmp export. <(head -c 2M /dev/zero)
 stops "export names"
 
 # All requests in parallel.
