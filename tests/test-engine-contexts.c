@@ -343,13 +343,19 @@ test_hidden_stream (struct world *w)
 }
 
 /* Without multi-conn the connection's own context does all writes, and the
- * reads of what was ever written.  The contexts read the rest.
+ * reads of what was ever written.  The contexts read the rest.  The plugin may
+ * have no flush.
  */
 static void
 test_unshared (struct world *w)
 {
+  struct backend b;
+
   world_start (w, 64 * U, contexts_config ());
-  world_open_unshared (w, 0, "");
+  b = world_backend (w, 0);
+  b.shared = false;
+  b.can_flush = w->arg;
+  world_open_as (w, 0, "", &b);
   fake_hide (w->f);
   prefetch (w, 0, 4);
   g_assert_cmpuint (fake_n_opened (w->f), >, 0);
@@ -628,7 +634,8 @@ static const struct test tests[] = {
   { "contexts/names", test_names, .on = CONTEXTS_ONLY },
   { "contexts/flush-fails", test_flush_fails, .on = CONTEXTS_ONLY },
   { "contexts/overtaken", test_overtaken, .on = CONTEXTS_ONLY },
-  { "contexts/unshared", test_unshared, .on = CONTEXTS_ONLY },
+  { "contexts/unshared/flush", test_unshared, true, CONTEXTS_ONLY },
+  { "contexts/unshared/no-flush", test_unshared, false, CONTEXTS_ONLY },
   { "contexts/model/shared", test_model, true, CONTEXTS_ONLY },
   { "contexts/model/unshared", test_model, false, CONTEXTS_ONLY },
 };
