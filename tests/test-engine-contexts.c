@@ -368,6 +368,10 @@ test_unshared (struct world *w)
   do_write (w, 0, 4096, 6 * U, 1);
   assert_reads (w, 0, PARTS ({ 3 * U, U, OLD }, { 4 * U, U, 1 },
                              { 5 * U, U, OLD }, { 6 * U, 4096, 1 }));
+  /* Nor does it read pieces of a large request with them. */
+  do_write (w, 0, U, 43 * U, 1);
+  wait_failures (w, 0);
+  assert_reads (w, 0, PARTS ({ 40 * U, 3 * U, OLD }, { 43 * U, U, 1 }));
 }
 
 /* Opens that hang. */
