@@ -336,6 +336,7 @@ test_hidden_stream (struct world *w)
   gate_wait_ended (w->gate, GATE_WRITE, 14 * U, U, 1);
   for (unsigned i = 2; i < 12; i++)
     do_read (w, 0, U, i * U, OLD);
+  assert_started (w, GATE_READ, 12 * U, U, 0);  /* no prefetch, as of no use */
   assert_reads (w, 0, PARTS ({ 12 * U, 4096, 1 },
                              { 12 * U + 4096, U - 4096, OLD }));
   do_read (w, 0, U, 13 * U, OLD);
