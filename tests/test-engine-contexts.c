@@ -364,6 +364,7 @@ test_unshared (struct world *w)
   g_assert_true (is_on_this_thread (gate_op (w->gate, GATE_WRITE, 4 * U, U,
                                              0)));
   do_flush (w, 0);
+  g_assert_true (device_hides_own (w->c[0], 4 * U, 5 * U));
   for (unsigned i = 2; i < 10; i++)
     do_read (w, 0, U, i * U, i == 4 ? 1 : OLD);
   do_write (w, 0, 4096, 6 * U, 1);
