@@ -19,10 +19,20 @@ open_contexts (struct world *w, struct engine_config c)
   world_open (w, 0, "");
 }
 
+/* After a failed open there is no other try for an hour. */
+static struct engine_config
+config_for (unsigned more, enum read_mode read)
+{
+  struct engine_config c = config (16, more, WRITE_BEHIND, read);
+
+  c.context_retry_ns = HOUR_NS;
+  return c;
+}
+
 static struct engine_config
 contexts_config (void)
 {
-  return config (16, MORE, WRITE_BEHIND, READ_AHEAD);
+  return config_for (MORE, READ_AHEAD);
 }
 
 /* Opening. */
@@ -91,7 +101,7 @@ test_kept (struct world *w)
 static void
 test_apart (struct world *w)
 {
-  world_start (w, 64 * U, config (16, 1, WRITE_BEHIND, READ_AHEAD));
+  world_start (w, 64 * U, config_for (1, READ_AHEAD));
   world_open (w, 0, "a");
   prefetch (w, 0, 2);
   fake_wait_n_contexts (w->f, 1);
@@ -159,7 +169,7 @@ test_logged_again (struct world *w)
 {
   int fail;
 
-  open_contexts (w, config (16, 1, WRITE_BEHIND, READ_DIRECT));
+  open_contexts (w, config_for (1, READ_DIRECT));
   for (unsigned i = 0; i < 2; i++) {
     fake_set_openable (w->f, 0);
     do_write (w, 0, U, 0, 1);
@@ -209,7 +219,7 @@ test_breaks (struct world *w)
   unsigned n;
   int fail;
 
-  world_start (w, 64 * U, config (16, 1, WRITE_BEHIND, READ_DIRECT));
+  world_start (w, 64 * U, config_for (1, READ_DIRECT));
   world_open (w, 0, "");
   do_write (w, 0, U, 0, 1);
   gate_wait_ended (w->gate, GATE_WRITE, 0, U, 1);
@@ -236,7 +246,7 @@ test_breaks (struct world *w)
 static void
 test_breaks_between (struct world *w)
 {
-  struct engine_config c = config (16, 1, WRITE_BEHIND, READ_DIRECT);
+  struct engine_config c = config_for (1, READ_DIRECT);
   unsigned n_worked = w->arg;
   int hold, fail;
 

@@ -223,8 +223,6 @@ test_failed (struct world *w)
   gate_release (w->gate, fail);
   do_flush (w, 1);
   assert_device (w->f, 4 * U, 0, 1);
-  if (w->serial)                /* contexts may be opened again */
-    atomic_store (&w->c[0]->backend.contexts->closed_until_ns, 0);
   do_write (w, 0, 4096, 0, 2);
   assert_states (w, BUF_OPEN, 0, U, 1);
 }
