@@ -18,11 +18,13 @@
 #   summary_NAME     (optional) prints the text above the table
 #   table_NAME       (optional) prints a table in place of the usual one
 #   plot_NAME        (optional) prints a gnuplot script
-# benchmarks/report calls the last four.  $csv and $medians are its files.
+#   end_NAME         (optional) ends what the case has started, also after an
+#                    error
+# benchmarks/report calls notes, summary, table and plot.  $csv and $medians are its files.
 
 columns=round,client,contestant,workload,limit_mbs,mbs,pct_limit,cpu_s_per_gb
 columns+=,threads,mem_above_mb,switches_per_op,lat_mean_ms,lat_p99_ms,ops,bytes
-columns+=,runtime_s,server,command
+columns+=,runtime_s,server,command,connections,backend_bytes
 
 die () {
   progress_end
