@@ -131,8 +131,8 @@ backends_tools () { # KIND WORKLOAD
       echo "copy|aria2c -x16|9999|aria2c -q -x16 -s16 -k1M" \
         "--file-allocation=none ${ca:+--ca-certificate=\$CA}" \
         "--dir=/ --out=\$OUT \$URL"
-      echo "copy|rclone copyto 8 streams|9999|rclone copyto --config /dev/null" \
-        "${ca:+--ca-cert \$CA} --http-url \$URL/../ $streams :http:disk \$OUT"
+      echo "copy|rclone copyto 8 streams|9999|rclone copyto" \
+        "--config /dev/null ${ca:+--ca-cert \$CA} --http-url \$URL/../ $streams :http:disk \$OUT"
       [ -z "$backends_all" ] || [ -n "$ca" ] ||
         echo "copy|qemu-img http:|2000|qemu-img convert -f raw -O raw \$URL" \
           "\$OUT";;
@@ -190,7 +190,7 @@ backends_plan () { # KIND WORKLOAD RTT CLIENT CONTESTANT KIB SERVER COMMAND
   [[ "$1 $4: $5" =~ $backends_only ]] || return 0
   [ "$4" != "one at a time" ] || limit=$(limit 1 "$6" "$3")
   plan "$4" "$5" "$1 $2 $3 ms" "$limit" "$7" \
-    "$(backends_run_mib "$6" "$3") MiB: $8"
+    "$(backends_run_mib "$6" "$3") MiB: ${8//  / }"
 }
 
 # nbdkit with a filter and the client that goes with it.
@@ -326,16 +326,15 @@ backends_proxy_stop () {
 
 # A command with the variables of its words, in $words.
 backends_words () { # COMMAND...
-  local word user dir=$backends_tmp/disk key=$backend_dir/ssh/user ssh s3
+  local word user dir=$backends_tmp/disk key=$backend_dir/ssh/user ssh
   user=$(id -un)
-  ssh="-F none -o IdentityFile=$key"
-  ssh+=" -o UserKnownHostsFile=$backend_dir/ssh/known_hosts"
+  ssh=(-F none -o "IdentityFile=$key"
+    -o "UserKnownHostsFile=$backend_dir/ssh/known_hosts")
   words=()
   for word; do
     case $word in
       \$BACKEND) words+=("${backend_plugin[@]}"); continue;;
-      # shellcheck disable=SC2206
-      \$SSH) words+=($ssh); continue;;
+      \$SSH) words+=("${ssh[@]}"); continue;;
       \$SFTP)
         words+=(--config /dev/null --sftp-host 127.0.0.1
           --sftp-port "$backend_port" --sftp-user "$user"
@@ -347,7 +346,7 @@ backends_words () { # COMMAND...
           "http://127.0.0.1:$backend_port")
         continue;;
       \$LFTP)
-        words+=("set sftp:connect-program 'ssh -a -x $ssh'; pget -n 8 \
+        words+=("set sftp:connect-program 'ssh -a -x ${ssh[*]}'; pget -n 8 \
 sftp://$user:@127.0.0.1:$backend_port$dir/disk -o $backends_tmp/out")
         continue;;
     esac
@@ -402,9 +401,10 @@ backends_mounted () { # DIRECTORY MOUNT... & COMMAND...
 
 # Another program: it may be missing, and it may fail.  Then $missing says so.
 backends_run_tool () { # COMMAND
-  local words timer from rc=0
+  local words timer from rc=0 patience=$((seconds * 5 + 30))
   timer=$(type -P time)
-  type -P "${1%% *}" >/dev/null || { missing="${1%% *} is not installed"; return; }
+  type -P "${1%% *}" >/dev/null ||
+    { missing="${1%% *} is not installed"; return; }
   # shellcheck disable=SC2086
   backends_words $1
   if [[ " ${words[*]} " = *" & "* ]]; then
@@ -412,23 +412,26 @@ backends_run_tool () { # COMMAND
     words=(bash -c 'backends_mounted "$@"' - "$backends_tmp/mnt" "${words[@]}")
   fi
   rm -f "$backends_tmp/out"
-  from=$(now_us)
-  timeout -k 5 $((seconds * 5 + 30)) "$timer" -q -o "$tmp/usage" -f '%U %S' \
-    "${words[@]}" >"$tmp/client.log" 2>&1 </dev/null &
+  {
+    from=$(now_us)
+    timeout -k 5 $patience "$timer" -q -o "$tmp/usage" -f '%U %S' \
+      "${words[@]}" || rc=$?
+    echo $(($(now_us) - from)) >"$tmp/us"
+    exit $rc
+  } >"$tmp/client.log" 2>&1 </dev/null &
   client_pid=$!
-  while kill -0 $client_pid 2>/dev/null; do progress; sleep 0.05; done
+  while kill -0 $client_pid 2>/dev/null; do progress; sleep 0.1; done
   wait $client_pid || rc=$?
-  from=$(($(now_us) - from))
   client_pid=""
   umount -l "$backends_tmp/mnt" 2>/dev/null || :
   case $rc in
     0) ;;
-    124 | 137) missing="not ready after $((seconds * 5 + 30)) s"; return;;
+    124 | 137) missing="not ready after $patience s"; return;;
     *) missing="status $rc: $(tail -n 1 "$tmp/client.log" | tr ',|' ';/')"
        return;;
   esac
   cpu=$(awk '{ print $1 + $2 }' "$tmp/usage")
-  run_threads=- run_result=$(awk -v b=$((mib << 20)) -v us=$from \
+  run_threads=- run_result=$(awk -v b=$((mib << 20)) -v us="$(cat "$tmp/us")" \
     'BEGIN { print b / us, "-", "-", "-", b, us / 1e6 }')
 }
 
@@ -450,7 +453,7 @@ measure_backends () { # ROUND PLANNED
   fi
   mib=${command%% *}
   backends_begin
-  backends_server "$kind" $rw "$mib"
+  backends_server "$kind" "$rw" "$mib"
   backends_proxy_start "$kind" "$rtt"
   command=${command#*: }
   if [ -n "$server" ]; then backends_run_nbdkit "$server" "$command"
@@ -628,7 +631,8 @@ END
   cat <<'END'
 
 $BACKEND: the plugin and its parameters, as benchmarks/backends.sh sets them.
-$SSH, $SFTP, $S3, $LFTP: options for the address and the keys.
+$SSH, $SFTP, $S3: options for the address and the keys.  $LFTP: pget -n 8 of
+the file.
 END
 }
 
@@ -637,7 +641,7 @@ plot_backends () {
   gnuplot_bars 1100 500
   echo "\$data << EOD"
   while read -r workload; do
-    echo "\"${workload% * ms}\\n$(cut -d' ' -f3 <<<"$workload") ms\"" "$({
+    printf '"%s\\n%s" %s\n' "${workload% * ms}" "${workload#* * }" "$({
       pick "one at a time" "no filter" "$workload"
       pick "one at a time" "readahead over cache" "$workload"
       for pattern in "^asyncpool (4|64) x 128 KiB" "^asyncpool"; do

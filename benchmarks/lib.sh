@@ -20,7 +20,8 @@
 #   plot_NAME        (optional) prints a gnuplot script
 #   end_NAME         (optional) ends what the case has started, also after an
 #                    error
-# benchmarks/report calls notes, summary, table and plot.  $csv and $medians are its files.
+# benchmarks/report calls notes, summary, table and plot.  $csv and $medians are
+# its files.
 
 columns=round,client,contestant,workload,limit_mbs,mbs,pct_limit,cpu_s_per_gb
 columns+=,threads,mem_above_mb,switches_per_op,lat_mean_ms,lat_p99_ms,ops,bytes

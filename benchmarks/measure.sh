@@ -146,8 +146,8 @@ client_beside () { # OPTIONS
     die "the writer's exit status is $rc: $(cat "$tmp/writer.log")"
 }
 
-# A whole command, from start to exit.  Its latencies are not known.  $clock_from
-# is an earlier start, in microseconds.
+# A whole command, from start to exit.  Its latencies are not known.
+# $clock_from is an earlier start, in microseconds.
 clock_from=""
 now_us () { echo "${EPOCHREALTIME/[.,]/}"; }
 client_timed () { # BYTES OPERATIONS COMMAND...
