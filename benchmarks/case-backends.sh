@@ -121,8 +121,6 @@ backends_tools () { # KIND WORKLOAD
       echo "copy|scp|1700|scp -P \$PORT \$SSH \$FILE \$HOST:\$DIR/disk"
       [ -n "$backends_all" ] || return 0
       echo "mount|sshfs|850|$sshfs $write"
-      echo "copy|rclone copyto|850|rclone copyto \$SFTP \$FILE" \
-        ":sftp:\$DIR/disk"
       echo "copy|qemu-img ssh:|105|qemu-img convert -n -f raw -O raw \$FILE" \
         "$qemu";;
     http*)
@@ -401,6 +399,8 @@ backends_mounted () { # DIRECTORY MOUNT... & COMMAND...
 
 # Another program: it may be missing, and it may fail.  Then $missing says so.
 backends_run_tool () { # COMMAND
+  # rclone's S3 client rejects the variable.
+  local -x AWS_CA_BUNDLE
   local words timer from rc=0 patience=$((seconds * 5 + 30))
   timer=$(type -P time)
   type -P "${1%% *}" >/dev/null ||
@@ -411,6 +411,7 @@ backends_run_tool () { # COMMAND
     export -f backends_mounted
     words=(bash -c 'backends_mounted "$@"' - "$backends_tmp/mnt" "${words[@]}")
   fi
+  unset AWS_CA_BUNDLE
   rm -f "$backends_tmp/out"
   {
     from=$(now_us)
