@@ -195,7 +195,7 @@ backends_plan () { # KIND WORKLOAD RTT CLIENT CONTESTANT KIB SERVER COMMAND
 backends_plan_nbdkit () { # KIND WORKLOAD RTT CLIENT CONTESTANT KIB SERVER
   local server="${7:+$7 }"
   backends_can_write "$1" || server="-r $server"
-  backends_plan "$1" "$2" "$3" "$4" "$5" "$6" "${server/ BACKEND/ \$BACKEND}" \
+  backends_plan "$1" "$2" "$3" "$4" "$5" "$6" "${server% }" \
     "$(backends_client "$4" "$2")"
 }
 
@@ -399,8 +399,6 @@ backends_mounted () { # DIRECTORY MOUNT... & COMMAND...
 
 # Another program: it may be missing, and it may fail.  Then $missing says so.
 backends_run_tool () { # COMMAND
-  # rclone's S3 client rejects the variable.
-  local -x AWS_CA_BUNDLE
   local words timer from rc=0 patience=$((seconds * 5 + 30))
   timer=$(type -P time)
   type -P "${1%% *}" >/dev/null ||
@@ -411,7 +409,7 @@ backends_run_tool () { # COMMAND
     export -f backends_mounted
     words=(bash -c 'backends_mounted "$@"' - "$backends_tmp/mnt" "${words[@]}")
   fi
-  unset AWS_CA_BUNDLE
+  unset AWS_CA_BUNDLE           # rclone's S3 client rejects it
   rm -f "$backends_tmp/out"
   {
     from=$(now_us)
@@ -639,6 +637,9 @@ END
 
 plot_backends () {
   local workload client pattern
+  # gnuplot wants one figure at least.
+  awk -F, '/^(one at a time|mount|copy),/ && $5 > 0 { found = 1 }
+    END { exit !found }' "$medians" || return 0
   gnuplot_bars 1100 500
   echo "\$data << EOD"
   while read -r workload; do

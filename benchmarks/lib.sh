@@ -17,7 +17,7 @@
 #   notes_NAME       prints the text below the table
 #   summary_NAME     (optional) prints the text above the table
 #   table_NAME       (optional) prints a table in place of the usual one
-#   plot_NAME        (optional) prints a gnuplot script
+#   plot_NAME        (optional) prints a gnuplot script, or nothing
 #   end_NAME         (optional) ends what the case has started, also after an
 #                    error
 # benchmarks/report calls notes, summary, table and plot.  $csv and $medians are
