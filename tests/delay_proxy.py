@@ -13,7 +13,6 @@ import resource
 import select
 import signal
 import socket
-import statistics
 import struct
 import subprocess
 import sys
@@ -150,7 +149,8 @@ def round_trip(ms):
         client.sendall(b'x')
         read_exactly(client, 1)
         return 1000 * (time.monotonic() - start)
-    until_right(lambda: statistics.median(ping() for _ in range(15)),
+    # Other work on the machine only adds to a time.
+    until_right(lambda: min(ping() for _ in range(15)),
                 lambda t: within(t, float(ms)))
     proxy.end()
 
@@ -167,7 +167,7 @@ def first_byte(ms):
         start = time.monotonic()
         read_exactly(proxy.connect(), 1)
         return 1000 * (time.monotonic() - start)
-    until_right(lambda: statistics.median(connect() for _ in range(7)),
+    until_right(lambda: min(connect() for _ in range(7)),
                 lambda t: within(t, 2 * float(ms)))
     proxy.end()
 
