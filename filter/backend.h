@@ -8,10 +8,10 @@
  * backend_ops, so that it runs in a unit test over a fake.
  *
  * There are two kinds of reads and writes.  backend_pread and backend_pwrite
- * are plain calls.  A struct backend_io tells of its end through done ():
- * backend_io_do does the operation on the calling thread.  If the filter may
- * drive the plugin's async hooks, backend_io_start starts it.  Then no thread
- * waits, and the plugin replies later.
+ * return when the operation has completed.  An operation in a struct backend_io
+ * calls done () when it completes.  backend_io_do does it on the calling
+ * thread.  If the filter may drive the plugin's async hooks, backend_io_start
+ * starts it.  Then no thread waits, and the plugin replies later.
  */
 #ifndef ASYNCPOOL_BACKEND_H
 #define ASYNCPOOL_BACKEND_H
@@ -37,9 +37,9 @@ enum { BACKEND_HOLE = 1, BACKEND_ZERO = 2 };
 typedef void backend_add_extent (void *to, uint64_t offset, uint64_t end,
                                  unsigned type);
 
-/* Offset and count in bytes, inside the device.  They return 0 or a positive
- * errno.  Several threads may call them at a time, also threads that nbdkit has
- * not made; see backend.serial.
+/* Offset and count are in bytes, inside the device.  Functions that return int
+ * return 0 or a positive errno.  Several threads may call them at a time, but
+ * see backend.serial.  Threads that nbdkit has not made may call them, too.
  */
 struct backend_ops {
   int (*pread) (void *handle, void *buf, uint32_t count, uint64_t offset);
@@ -48,15 +48,15 @@ struct backend_ops {
   int (*zero) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*trim) (void *handle, uint32_t count, uint64_t offset, unsigned flags);
   int (*flush) (void *handle);
-  /* IS_ONE: one extent will do.  They begin at OFFSET, have no gaps, and may
-   * end anywhere.
+  /* Calls the function for each extent.  The extents begin at OFFSET, have no
+   * gaps, and may end before or after the range.  IS_ONE: one is enough.
    */
   int (*extents) (void *handle, uint32_t count, uint64_t offset, bool is_one,
                   backend_add_extent *, void *to);
   /* Whether the client of this thread has gone or the server shuts down. */
   bool (*is_gone) (void *handle);
-  /* A further handle of the export, which answers as LIKE does.  NULL: it
-   * cannot be opened.  Several threads may call open and close at a time.
+  /* Opens a further handle of the export that is like LIKE (backend_is_like).
+   * NULL: it cannot.  Several threads may call open and close at a time.
    */
   void *(*open) (const struct backend *like, const char *export_name);
   void (*close) (void *handle);
@@ -72,17 +72,17 @@ struct backend {
   bool can_write, can_flush;
   bool shared;                  /* multi-conn */
   bool serial;                  /* one call at a time for each handle */
-  bool may_open;                /* other contexts have the same data */
-  bool readonly;                /* the connection was opened so */
+  bool may_open;                /* further contexts may be opened */
+  bool readonly;                /* nbdkit opened the connection read-only */
   const struct nbdkit_async_driver *hooks;      /* NULL: do not drive hooks */
   void *hooks_handle;
-  /* The engine's. */
-  struct contexts *contexts;    /* NULL: only the handle is used */
+  /* The engine sets these. */
+  struct contexts *contexts;    /* NULL: all calls use the handle */
   pthread_mutex_t own_lock;     /* if serial: held for a call with the handle */
   struct speed *read_speed, *write_speed, *extents_speed;
   struct stats *stats;
-  atomic_uint *pieces;          /* pieces of all connections' requests that are
-                                 * in hooks */
+  atomic_uint *pieces;          /* how many pieces of requests of all
+                                 * connections are in hooks */
   unsigned max_pieces;
   /* Atomic. */
   atomic_uint_fast64_t gone_ns; /* when the connection began to end; 0: not */
@@ -98,13 +98,15 @@ struct backend_io {
    * locks, see backend_may_start.
    */
   void (*done) (struct backend_io *, int err);
-  uint64_t start_ns, end_ns;    /* end: when done is called */
+  uint64_t start_ns, end_ns;    /* end_ns: just before done is called */
   atomic_bool giving_up;        /* a reply now may come from async_cancel */
 };
 
-/* Whether two handles have the same answers. */
+/* Whether the plugin's answers about two handles are the same. */
 extern bool backend_is_like (const struct backend *, const struct backend *);
-/* Around a call with the handle that is none of those below. */
+/* To be called before and after any other call with the connection's own handle
+ * than those below.
+ */
 extern void backend_begin_own (struct backend *);
 extern void backend_end_own (struct backend *);
 
@@ -122,7 +124,7 @@ extern int backend_extents (struct backend *, uint32_t count, uint64_t offset,
 
 /* Does the operation on this thread, done () included. */
 extern void backend_io_do (struct backend_io *);
-/* Whether there is a hook for it. */
+/* Whether the filter may drive the plugin's hook for reads or for writes. */
 extern bool backend_has_hook (const struct backend *, bool is_write);
 /* Calls the hook.  Hold no lock that done () takes. */
 extern void backend_io_start (struct backend_io *);
@@ -132,16 +134,18 @@ extern bool backend_may_start (void);
 /* Giving up.
  *
  * A call that waits for a hook's reply checks every BACKEND_POLL_NS whether to
- * go on.  The plugin is silent if the thread's client has gone or this
+ * wait longer.  The plugin is silent if the thread's client has gone or this
  * connection ends, and the grace time has passed since then.  Each reply of a
- * hook, and each start at the end of the connection, begins the grace time
- * again.  The thread may serve the client of another connection.  So if that
- * client goes, only this call ends, and no operation of this connection.  Call
- * these without locks.
+ * hook begins the grace time again.  So does each start of a hook while the
+ * connection ends.
+ *
+ * The thread may serve the client of another connection.  So if that client has
+ * gone, only this call ends, and the operations of this connection go on.  Call
+ * these functions without locks.
  */
 #define BACKEND_POLL_NS UINT64_C (250000000)
-/* A call for a connection begins on this thread: forgets what the thread knew
- * of a client that has gone.
+/* A call for a connection begins on this thread.  Forgets that the client of an
+ * earlier call has gone.
  */
 extern void backend_begin_call (void);
 /* The connection ends. */

@@ -15,8 +15,8 @@ enum { MAX_DOUBLINGS = 6 };     /* of the time between tries to open */
 
 struct context {
   void *handle;
-  /* The leasing thread's. */
-  bool has_worked, is_new;      /* is_new: not counted as a success yet */
+  /* Used by the thread that leases it. */
+  bool has_worked, is_new;      /* is_new: it has not reset failures yet */
   bool is_broken;
   uint64_t used_ns;             /* under contexts.lock, as is the link */
   struct job closer;
@@ -94,7 +94,7 @@ contexts_put (struct contexts *s)
 
   if (--s->refs > 0 || (s->like.shared && atomic_load (&s->n_open) > 0))
     return;
-  /* No other connection may use them, or none of them is open. */
+  /* No other connection may use them, or none is open: free them soon. */
   e->contexts_check_ns = 0;
   writeback_wake (e);
 }
@@ -131,7 +131,7 @@ contexts_free (struct contexts *s)
       LOCK_IN_SCOPE (&s->lock);
       s->is_ending = true;
     }
-    /* Side by side: each may take a round trip or two. */
+    /* In parallel, as each close may take a round trip or two. */
     while ((x = pop_free (s)) != NULL) {
       x->closer.run = close_one;
       pool_push (s->pool, &x->closer, POOL_AHEAD);
@@ -147,8 +147,8 @@ contexts_free (struct contexts *s)
 
 /* Opening. */
 
-/* Opening has failed, or the context broke at once.  Those that do so while no
- * context may be opened had the same cause, and do not count.
+/* An open has failed, or a context broke before its first success.  Further
+ * failures before closed_until_ns have the same cause, and do not count.
  */
 static void
 defer_opens_locked (struct contexts *s)
@@ -168,7 +168,7 @@ may_open_locked (const struct contexts *s)
     && clock_ns () >= atomic_load (&s->closed_until_ns);
 }
 
-/* Releases the lock meanwhile.  NULL: it cannot be opened. */
+/* Opens a context.  Releases the lock meanwhile.  NULL: the open failed. */
 static struct context *
 open_locked (struct contexts *s)
 {
@@ -205,7 +205,7 @@ open_locked (struct contexts *s)
 
 /* Leases. */
 
-/* Closes this thread's lease, which is broken. */
+/* Closes this thread's context, which is broken. */
 static void
 close_broken (struct contexts *s)
 {
@@ -244,7 +244,7 @@ contexts_lease (void *vs)
       leased = x;
       return;
     }
-    if (may_open)               /* one may have become free meanwhile */
+    if (may_open)               /* a context may be free now */
       continue;
     if (s->leased + s->opening == 0)
       return;
@@ -281,8 +281,8 @@ contexts_leased (void)
   return leased ? leased->handle : NULL;
 }
 
-/* These are about the request or the device: another context would give the
- * same answer.
+/* False: the error is about the request or the device, and another context
+ * would return it, too.
  */
 static bool
 is_about_context (int err)
@@ -309,7 +309,7 @@ contexts_are_usable (struct contexts *s)
     || clock_ns () >= atomic_load (&s->closed_until_ns);
 }
 
-/* contexts_lease has opened the context. */
+/* A job that makes a thread call contexts_lease, which opens a context. */
 static void
 nothing (struct job *job)
 {
@@ -338,7 +338,7 @@ contexts_ready (struct contexts *s, unsigned wanted)
 
 /* Idle contexts. */
 
-/* Those that no thread has used since BEFORE_NS. */
+/* Closes the contexts that no thread has used since BEFORE_NS. */
 static void
 close_unused (struct contexts *s, uint64_t before_ns)
 {
@@ -357,7 +357,9 @@ close_unused (struct contexts *s, uint64_t before_ns)
   }
 }
 
-/* If no connection will use them, takes them off the list. */
+/* Takes the contexts off the engine's list, if no connection uses them and they
+ * cannot be shared or none is open.  Returns whether it did.
+ */
 static bool
 take_off (struct contexts *s)
 {

@@ -5,28 +5,31 @@
  *
  * Every connection has a context of its own, which its requests use.  A struct
  * contexts has up to max more, and a pool of as many threads.  Background work
- * runs on these threads only.  So no background work is in front of a demand
- * read, and no two calls are in the plugin with one context.
+ * runs on these threads only.  So a demand read does not wait behind background
+ * work, and the plugin never has two calls with one context.
  *
  * A thread leases a context before it takes a job (contexts_lease), and gives
- * it back when there is no job left.  It opens a context if none is free; its
+ * it back when there is no job left.  It opens a context if none is free.  The
  * job stays queued meanwhile, so that another thread can take it.  If no
- * context can be had the thread uses the connection's own one, in turn with
- * that connection's requests (backend.c).  So each job ends.
+ * context is open and none can be opened, the thread uses the connection's own
+ * context, in turn with that connection's requests (backend.c).  So each job
+ * ends.
  *
- *   a context is: free, or leased by one thread; a leased one may be broken
- *   (an operation failed with an error that another context may not have).  A
- *   broken one is closed, not used again.
+ * A context is free, or leased by one thread.  A leased context breaks if an
+ * operation fails with an error that another context may not have.  The thread
+ * then closes it.
  *
- * After a failed open there is no other try for config.context_retry_ns.  That
- * time doubles with each further failure, six times at most.  A context that
- * breaks before its first success counts as a failed open.
+ * After a failed open the filter does not try again for
+ * config.context_retry_ns.  That time doubles with each further failure, six
+ * times at most.  A context that breaks before its first success counts as a
+ * failed open.
  *
- * Connections share contexts if they name the same export and the plugin says
- * multi-conn.  Contexts stay for config.context_idle_ns when no connection uses
- * them, so that short connections do not open new ones.
+ * Connections share contexts if they name the same export, have the same
+ * properties (backend_is_like) and the plugin says multi-conn.  Shared contexts
+ * stay open for config.context_idle_ns after their last use, also when no
+ * connection is left.  So short connections do not each open new contexts.
  *
- * Lock: contexts.lock, a leaf.  No call into the plugin is made with it.
+ * Lock: contexts.lock, a leaf.  Release it before a call into the plugin.
  */
 #ifndef ASYNCPOOL_CONTEXTS_H
 #define ASYNCPOOL_CONTEXTS_H
@@ -46,7 +49,8 @@ struct engine;
 struct contexts {
   /* Constant. */
   struct engine *engine;
-  struct backend like;          /* a new context must answer as this one */
+  struct backend like;          /* a new context must be like it
+                                 * (backend_is_like) */
   char *export_name;
   unsigned max;
   struct pool *pool;            /* max threads */
@@ -59,50 +63,51 @@ struct contexts {
   /* Under the lock. */
   pthread_mutex_t lock;
   struct cond freed;            /* a context is free, or none is leased */
-  GQueue free;                  /* the latest used first */
+  GQueue free;                  /* the most recently used first */
   unsigned leased, opening;
-  unsigned failures;            /* since a new context has worked */
-  bool is_logged;               /* a failed open; until all are open */
-  bool is_ending;               /* open no more */
+  unsigned failures;            /* since the last new context that worked */
+  bool is_logged;               /* a failed open was logged; false again when
+                                 * all are open */
+  bool is_ending;               /* lease and open no more */
   /* Atomic, written under the lock. */
   atomic_uint n_open;           /* free and leased ones */
   atomic_uint_fast64_t closed_until_ns; /* no open before this time */
 };
 
-/* For conn_open.  *CP: contexts that are not shared yet.  EAGAIN: the threads
- * cannot be started.  ENOMEM.
+/* For conn_open.  Sets *CP to contexts that no connection uses yet.  Returns 0,
+ * ENOMEM, or EAGAIN if the threads cannot be started.
  */
 extern int contexts_new (struct engine *, const char *export_name,
                          const struct backend *like, unsigned max,
                          struct contexts **cp);
-/* Wants engine.lock.  Returns FRESH, or the ones to use in its place: then
- * contexts_free FRESH, without the lock.
+/* Wants engine.lock.  Returns FRESH, or the contexts to use in its place.  In
+ * that case call contexts_free (FRESH), without the lock.
  */
 extern struct contexts *contexts_join (struct contexts *fresh);
 /* A connection does not use them any more.  Wants engine.lock. */
 extern void contexts_put (struct contexts *);
-/* Ends the threads and closes all contexts.  No job is queued.  Without locks.
+/* Ends the threads and closes all contexts.  Call it without locks, when no job
+ * is queued.
  */
 extern void contexts_free (struct contexts *);
 
-/* Whether background work makes sense: a context is open, or may be opened now.
- */
+/* Whether background work can run: a context is open, or may be opened now. */
 extern bool contexts_are_usable (struct contexts *);
-/* How many threads would serve a job at once.  If there are fewer than WANTED,
- * opens contexts in the background.
+/* Returns how many contexts are free, so that a job would start at once.  If
+ * there are fewer than WANTED, opens contexts in the background.
  */
 extern unsigned contexts_ready (struct contexts *, unsigned wanted);
 
-/* Leases.  The pool calls these around a thread's jobs. */
+/* Leases.  A thread of the pool calls these before and after its jobs. */
 extern void contexts_lease (void *contexts);
 extern void contexts_release (void *contexts);
-/* The handle of this thread's lease; NULL: none. */
+/* The handle of this thread's context; NULL: it has no lease. */
 extern void *contexts_leased (void);
-/* An operation with this thread's lease has completed. */
+/* An operation with this thread's context has completed, with ERR or 0. */
 extern void contexts_note (int err);
 
-/* At engine.contexts_check_ns: closes contexts that were not used for
- * config.context_idle_ns, on a thread of the engine's pool.  Wants engine.lock.
+/* Closes contexts that were idle for config.context_idle_ns, on a thread of the
+ * engine's pool.  Call it at engine.contexts_check_ns.  Wants engine.lock.
  */
 extern void contexts_close_idle (struct engine *, uint64_t now_ns);
 

@@ -23,7 +23,8 @@ extents_destroy (struct engine *e)
   pthread_mutex_destroy (&e->extents.lock);
 }
 
-/* The sets or the questions have changed.  Wants the lock. */
+/* Updates in_use after a change of the sets or the questions.  Wants the lock.
+ */
 static void
 count_locked (struct extents *x)
 {
@@ -70,7 +71,9 @@ drop_locked (struct extents *x, uint64_t offset, uint64_t end)
   }
 }
 
-/* Answers that are too old cost each change a lock. */
+/* While a set has extents, each change takes the lock.  So drops the sets when
+ * all answers are too old.  Wants the lock.
+ */
 static void
 drop_old_locked (struct engine *e)
 {
@@ -95,7 +98,7 @@ extents_change (struct engine *e, uint64_t offset, uint64_t end)
   count_locked (x);
 }
 
-/* An answer from before that time is too old. */
+/* An answer that was asked for before this time is too old. */
 static uint64_t
 since (const struct engine *e)
 {
@@ -114,8 +117,8 @@ known_end_locked (const struct extentset *s, uint64_t offset, uint64_t since_ns)
   return offset;
 }
 
-/* Copies what is known of the range, from its start on.  Returns false if that
- * is nothing.
+/* Copies the known extents of the range to ANSWER, from OFFSET to the first
+ * gap.  Returns false if there are none.
  */
 static bool
 look_up (struct device *d, uint64_t offset, uint64_t end, bool is_one,
@@ -152,7 +155,7 @@ report_data (struct extentset *answer, uint64_t from, uint64_t to,
     extentset_add (answer, x);
 }
 
-/* Waiting data is data.  Wants engine.lock. */
+/* Reports waiting data as data.  Wants engine.lock. */
 static void
 report_waiting (struct engine *e, struct extentset *answer, uint64_t offset,
                 uint64_t end)
@@ -166,7 +169,7 @@ report_waiting (struct engine *e, struct extentset *answer, uint64_t offset,
   }
 }
 
-/* Whether the connection may be told what others have asked.  Wants
+/* Whether the filter may serve the connection kept answers there.  Wants
  * engine.lock.
  */
 static bool
@@ -194,7 +197,7 @@ answer_from_set (struct conn *c, uint64_t offset, uint64_t end, bool is_one,
 
 /* Questions. */
 
-/* On a fast device an answer saves nothing. */
+/* Whether to keep answers.  On a fast device they save nothing. */
 static bool
 may_keep (struct conn *c)
 {
@@ -228,8 +231,8 @@ end_locked (struct question *q)
   cond_broadcast (&x->answered);
 }
 
-/* Keeps an answer, but where the plugin's data has changed or is changing.
- * Wants both locks.
+/* Keeps an answer, except where the plugin's data has changed or is changing.
+ * Wants engine.lock and extents.lock.
  */
 static void
 keep_locked (const struct question *q, const struct extentset *answer)
@@ -262,7 +265,9 @@ keep_locked (const struct question *q, const struct extentset *answer)
     clear_locked (x, d);
 }
 
-/* How far a question goes; 0: as far as the client's. */
+/* How many bytes a question is about; 0: as many as the client's.  Wants the
+ * lock.
+ */
 static uint64_t
 window_locked (const struct conn *c)
 {
@@ -271,8 +276,9 @@ window_locked (const struct conn *c)
   return MAX (c->extents.window, EXTENTS_WINDOW_MIN);
 }
 
-/* The next question goes further, but not where one answer does not hold so
- * many extents.
+/* Makes the next question four times as long.  If this answer was full, the
+ * next question is as long as the range that the answer covers.  Wants the
+ * lock.
  */
 static void
 adapt_locked (struct conn *c, const struct question *q,
@@ -295,10 +301,10 @@ limit (const struct conn *c, uint64_t from, uint64_t end, uint64_t window)
 
 struct asked {
   struct extentset *answer;
-  uint64_t end;                 /* of the extents so far */
+  uint64_t end;                 /* the end of the extents so far */
 };
 
-/* Where there is no room for an extent the answer ends. */
+/* Adds an extent.  If there is no room for it, the answer ends before it. */
 static void
 add (void *vp, uint64_t offset, uint64_t end, unsigned type)
 {
@@ -309,7 +315,7 @@ add (void *vp, uint64_t offset, uint64_t end, unsigned type)
     a->end = end;
 }
 
-/* At least one extent, from the first byte on. */
+/* Asks the plugin.  ANSWER gets at least one extent, from FROM on. */
 static int
 ask_plugin (struct conn *c, uint64_t from, uint64_t to, bool is_one,
             struct extentset *answer)
@@ -322,8 +328,8 @@ ask_plugin (struct conn *c, uint64_t from, uint64_t to, bool is_one,
   return err;
 }
 
-/* The question has ended; without an answer, if that is empty.  Wants both
- * locks.
+/* The question has ended.  An empty ANSWER means that it has failed.  Wants
+ * engine.lock and extents.lock.
  */
 static void
 answered_locked (struct question *q, const struct extentset *answer)
@@ -338,7 +344,9 @@ answered_locked (struct question *q, const struct extentset *answer)
   end_locked (q);
 }
 
-/* Makes the plugin's answer one for the client.  Wants engine.lock. */
+/* Cuts the plugin's answer to the client's range, and reports changes and
+ * waiting data in it as data.  Wants engine.lock.
+ */
 static void
 correct (const struct question *q, struct extentset *answer, uint64_t end)
 {
@@ -349,7 +357,7 @@ correct (const struct question *q, struct extentset *answer, uint64_t end)
   report_waiting (q->conn->engine, answer, q->from, end);
 }
 
-/* Asks the plugin, about more than the client does if IS_WIDE. */
+/* Asks the plugin; if IS_WIDE, about more than the client's range. */
 static int
 ask (struct conn *c, uint64_t offset, uint64_t end, bool is_one, bool is_wide,
      struct extentset *answer)
@@ -374,13 +382,15 @@ ask (struct conn *c, uint64_t offset, uint64_t end, bool is_one, bool is_wide,
     if (err == 0)
       correct (&q, answer, end);
   }
-  /* The client's own range may have no error. */
+  /* The plugin may have an answer about the client's own range. */
   return err && is_wide ? ask (c, offset, end, is_one, false, answer) : err;
 }
 
 /* Asking ahead. */
 
-/* Takes a question back that no worker has begun.  Wants the lock. */
+/* Takes back a question ahead that no worker has begun.  Returns whether it
+ * did.  Wants the lock.
+ */
 static bool
 cancel_ahead_locked (struct conn *c)
 {
@@ -410,7 +420,9 @@ do_ahead (struct job *job)
   extentset_clear (&answer);
 }
 
-/* Whether the client asks in sequence.  If not, it gets small answers again. */
+/* Whether the client asks in sequence.  If not, the next question is about
+ * EXTENTS_WINDOW_MIN again.
+ */
 static bool
 is_sequential (struct conn *c, uint64_t offset)
 {
@@ -421,7 +433,7 @@ is_sequential (struct conn *c, uint64_t offset)
   return false;
 }
 
-/* Whether a worker can ask without a hindrance for others. */
+/* Whether a worker can ask ahead without delaying other work. */
 static bool
 has_workers (const struct conn *c)
 {
@@ -431,15 +443,16 @@ has_workers (const struct conn *c)
     : b->hooks == NULL;
 }
 
-/* A client's request has ended at END.  If it asks in sequence, and what is
- * known ends soon or is old soon, asks on from there.
+/* A client's request has ended at END.  If the client asks in sequence
+ * (GOES_ON) and the known extents end soon or will soon be too old, asks about
+ * the bytes behind them.
  */
 static void
 ask_ahead (struct conn *c, bool goes_on, uint64_t end)
 {
   struct extents *x = &c->engine->extents;
   const struct extentset *s = &c->device->extents.set;
-  /* In the second half of its time an answer is renewed. */
+  /* An answer that is older than half of its time is renewed. */
   uint64_t since_ns = since (c->engine) + c->engine->config.status_ns / 2;
   uint64_t from, size, window;
 
@@ -481,8 +494,8 @@ extents_wait (struct conn *c)
 
 /* Requests. */
 
-/* The question of this connection about a byte, with this ID unless that is 0.
- * Not those of others: their connections may hang.
+/* This connection's question about a byte, with this ID unless ID is 0.
+ * Ignores questions of other connections, which may hang.  Wants the lock.
  */
 static struct question *
 find_locked (struct conn *c, uint64_t offset, uint64_t id)
@@ -495,8 +508,8 @@ find_locked (struct conn *c, uint64_t offset, uint64_t id)
   return NULL;
 }
 
-/* Waits while the plugin is already asked about the byte.  Returns whether it
- * was.
+/* If a question of this connection about the byte is under way, waits for its
+ * end.  Returns whether it waited.
  */
 static bool
 wait_for_question (struct conn *c, uint64_t offset)
@@ -514,7 +527,9 @@ wait_for_question (struct conn *c, uint64_t offset)
   return true;
 }
 
-/* The plugin's answer about what the connection sees. */
+/* Asks the plugin about the data that this connection sees.  If that data
+ * cannot be shown, reports all as data.
+ */
 static int
 ask_own (struct conn *c, uint64_t offset, uint64_t end, bool is_one,
          bool is_wide, struct extentset *answer)
@@ -523,7 +538,7 @@ ask_own (struct conn *c, uint64_t offset, uint64_t end, bool is_one,
     report_data (answer, offset, end, offset, end);
   else if (is_wide || atomic_load (&c->engine->buffers.deferring) > 0)
     return ask (c, offset, end, is_one, is_wide, answer);
-  else                          /* nothing waits that was answered before */
+  else                          /* no acknowledged data waits in buffers */
     return ask_plugin (c, offset, end, is_one, answer);
   return 0;
 }
@@ -559,7 +574,7 @@ extents_serve (struct conn *c, uint32_t count, uint64_t offset, bool is_one,
 
   if (err)
     return err;
-  /* Without memory an extent may be missing. */
+  /* If memory was short, an extent may be missing: end the answer there. */
   gap = extentset_find (answer, offset, 0);
   if (gap < 0) {
     extentset_clear (answer);

@@ -82,7 +82,7 @@ extentset_drop (struct extentset *s, uint64_t from, uint64_t to)
     s->at[i++].to = from;
     rest.from = to;
     if (rest.to > to) {
-      insert (s, i, rest);      /* without room the set loses it */
+      insert (s, i, rest);      /* if there is no room, it is dropped, too */
       return;
     }
   }
