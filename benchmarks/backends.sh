@@ -14,18 +14,20 @@
 #                                                              objects
 #
 # The caller sets backend_dir, a directory.  All files of a server are in
-# $backend_dir/KIND; its output is in server.log there.  Then
+# $backend_dir/KIND.  Its output is in server.log there.  The caller can then
+# call:
 #
 #   backend_start KIND FILE    serves FILE, on a free port
-#   backend_stop KIND          SIGTERM, and waits for the end
-#   backend_kill KIND          SIGKILL to the server and its sessions
-#   backend_restart KIND       once more, on the same port with the same files
+#   backend_stop KIND          sends SIGTERM, and waits for the end
+#   backend_kill KIND          sends SIGKILL to the server and its sessions
+#   backend_restart KIND       starts it again, on the same port with the same
+#                              files
 #   backend_connect KIND PORT  sets the variables below for another port: that
 #                              of a proxy in front of the server
-#   backend_stop_all           for a trap
+#   backend_stop_all           stops all servers; for a trap
 #
-# They return 0, or set backend_missing to the reason.  After backend_start,
-# backend_restart and backend_connect there are:
+# They return 0, or set backend_missing to the reason.  backend_start,
+# backend_restart and backend_connect set these variables:
 #
 #   backend_pid      the server's process id
 #   backend_port     the port to connect to
@@ -41,15 +43,15 @@
 #                          Empty: one object with FILE's content.
 #   NBDKIT_PROGRAM         nbdkit: the program (nbdkit)
 #
-# s3rver is a package of npm's, and of no distribution.  make deps puts it in
-# build/s3rver if npm is there.  It keeps objects in files, so they survive its
-# end.  A server in memory, as moto is, loses them.
+# s3rver is an npm package, and no distribution has it.  make deps puts it in
+# build/s3rver if npm is installed.  It keeps objects in files, so they survive
+# its end.  A server in memory, such as moto, loses them.
 #
-# As root, sshd wants the directory /run/sshd.  It is made if it is missing: the
-# one file outside $backend_dir.
+# As root, sshd needs the directory /run/sshd.  backend_start makes it if it is
+# missing.  It is the only file outside $backend_dir.
 #
-# Not its job: latency (a proxy's), nbdkit in front of the server (the
-# caller's), the results of tests.
+# Not its job: latency (a proxy adds it), nbdkit in front of the server (the
+# caller starts it), the results of tests.
 
 declare -A backend_pids=() backend_ports=() backend_files=()
 backend_pid='' backend_port='' backend_url='' backend_missing=''

@@ -4,7 +4,8 @@
  *
  *   delay-proxy --rtt=20ms [OPTION...] LISTEN CONNECT
  *
- * LISTEN and CONNECT are IPV4:PORT, or the path of a unix socket, with a slash.
+ * LISTEN and CONNECT are IPV4:PORT, or the path of a unix socket.  A path must
+ * contain a slash.
  *
  *   --rtt=TIME     with a unit: us, ms or s
  *   --rate=N       bytes per second, for each connection and direction
@@ -14,40 +15,41 @@
  *
  * N may end with k, M or G, the powers of 1000.
  *
- * It prints one line when it listens: the port, or the path.  With port 0 the
- * kernel chooses the port.  Each SIGUSR makes one line more when it is done:
+ * The proxy prints one line when it listens: the port, or the path.  With port
+ * 0 the kernel chooses the port.  On a signal the proxy does this:
  *
- *   SIGUSR1   cuts all connections of this moment: both sides get a reset.
- *             It prints "cut" and their number.
- *   SIGUSR2   refuses new connections from now on ("refuse"), and every second
- *             time accepts them again ("accept").
- *   SIGTERM   cuts all connections, and ends at once.
+ *   SIGUSR1   cuts all present connections: both sides get a reset.  Then it
+ *             prints "cut" and their number.
+ *   SIGUSR2   refuses new connections, and prints "refuse".  The next SIGUSR2
+ *             accepts them again, and prints "accept".
+ *   SIGTERM, SIGINT   cuts all connections, and ends at once.
  *
- * The model is a link with a queue.  A byte arrives when the proxy reads it.
- * With a rate the bytes then leave one after another, in packets that take 1 ms
- * at this rate (at least 1448 bytes, at most 64 KiB).  Half of the round trip
- * later the proxy writes the packet.  An end of data does the same, so a
- * half-close stays one.  So does a reset, which also drops the bytes on their
- * way to the side that has gone.  A unix socket has no reset; its other end
- * sees a close.
+ * The model is a link with a queue.  A byte enters the queue when the proxy
+ * reads it.  With --rate the bytes leave the queue one after another, in
+ * packets that take 1 ms at this rate (at least 1448 bytes, at most 64 KiB).
+ * The proxy writes a packet half of the round trip after it has left the queue.
  *
- * The number of bytes in flight has no limit of its own.  At the bound of
- * --buffer (with 40 bytes for each packet) the proxy reads no more from the
- * sender until bytes leave.  The sender then waits, as TCP makes it wait.
+ * An end of data and a reset cross the link like a packet.  So a half-close
+ * stays a half-close.  A reset also drops the bytes on their way to the side
+ * that sent it.  A unix socket has no reset: its other end sees a close.
+ *
+ * Only --buffer limits the bytes in flight.  It counts some bytes more for each
+ * packet.  At this limit the proxy reads no more from the sender until bytes
+ * leave.  The sender then waits, as with TCP's flow control.
  *
  * TCP takes one round trip to connect.  Here connect () returns at once.  The
  * proxy connects to the server 1.5 round trips later, when the first data of
  * the client would arrive.  So the first byte from the server comes two round
- * trips after connect (), as over a real link.  A server that cannot be reached
- * is a reset at that time.
+ * trips after connect (), as over a real link.  If the proxy cannot reach the
+ * server, the client gets a reset at that time.
  *
- * Not modelled: slow start, lost packets, a window, jitter.  Not its job: to be
- * exact on a busy machine, as the time until the proxy runs is added.
+ * The model has no slow start, lost packets, window or jitter.  It is not exact
+ * on a busy machine: if the proxy gets a processor late, the delay is longer.
  *
  * Packaged programs do not do this.  netem needs a kernel module that many
- * machines lack.  User-mode Linux has the module, but is another machine with
- * one slow processor.  Proxies in user space limit the bytes in flight by their
- * buffers, or wait between reading and writing, which limits the rate.
+ * machines lack.  User-mode Linux has the module, but it has only one, slow
+ * processor.  Proxies in user space limit the bytes in flight by their buffers,
+ * or wait between reading and writing, which limits the rate.
  */
 
 #include <arpa/inet.h>

@@ -214,9 +214,8 @@ log_context (const char *export_name, unsigned n_open, unsigned max)
 {
   g_autofree char *name = g_strescape (export_name, NULL);
 
-  nbdkit_error ("asyncpool: warning: export \"%s\": a further context cannot "
-                "be opened at present: %u of %u are open", name, n_open + 1,
-                max + 1);
+  nbdkit_error ("asyncpool: warning: export \"%s\": cannot open a further "
+                "context now: %u of %u are open", name, n_open + 1, max + 1);
 }
 
 static int
@@ -396,8 +395,8 @@ warn_of_one_context (void)
 
   if (!atomic_exchange (&is_said, true))
     nbdkit_error ("asyncpool: warning: the plugin serves one request at a time "
-                  "and does not say multi-conn: requests are passed on one at "
-                  "a time: if all its contexts show the same data, give "
+                  "and does not say multi-conn: the filter passes requests on "
+                  "one at a time: if all contexts show the same data, set "
                   "asyncpool-contexts=N");
 }
 
@@ -410,8 +409,8 @@ may_open (const struct handle *h, const struct backend *b)
   if (h->is_tls)
     why_not = "nbdkit may open further contexts without TLS";
   else if (*h->export_name)
-    /* nbdkit_export_name fails there, and some plugins (sh) take that for the
-     * default export.
+    /* nbdkit_export_name fails in further contexts, and some plugins (sh) then
+     * serve the default export.
      */
     why_not = "nbdkit tells the plugin no export name for further contexts";
   else if (!b->shared && !config.contexts_given) {
