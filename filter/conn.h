@@ -115,9 +115,9 @@ extern int conn_extents (struct conn *, uint32_t count, uint64_t offset,
  */
 extern bool conn_gains (struct conn *, struct speed *);
 /* Whether a thread that is in a call for this connection may call the plugin
- * with the other one's own handle.  Not if that has hooks, as the plugin may ask
- * which connection the thread serves.  Not if it is serial: the retry filter may
- * be below, and it reopens the handle for the thread's connection.
+ * with the other one's own handle.  Not if that has hooks: the plugin may ask
+ * which connection the thread serves.  Not if it is serial: the retry filter
+ * may be below, and it reopens the handle for the thread's connection.
  */
 extern bool conn_may_call_for (const struct conn *, const struct conn *other);
 /* Whether writes are done with the connection's own context only: the plugin

@@ -181,7 +181,8 @@ order_do_queued_locked (struct conn *c, uint64_t offset, uint64_t end)
     return false;
   BUFFERS_FOREACH (b, e, offset, end)
     if (b->device == c->device && b->state == BUF_WRITING && !b->hooked
-        && conn_may_call_for (c, b->conn) && pool_cancel (b->conn->pool, &b->job)) {
+        && conn_may_call_for (c, b->conn)
+        && pool_cancel (b->conn->pool, &b->job)) {
       engine_unlock_and_dispatch (e);
       backend_io_do (&b->io);
       engine_lock (e);

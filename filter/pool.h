@@ -52,8 +52,8 @@ extern int pool_try_threads (unsigned threads);
  */
 extern struct pool *pool_new (unsigned threads, GError **);
 /* A thread calls BEFORE with DATA before it takes a job, and AFTER when it has
- * found no more.  Both are called without locks.  Another thread may take the job
- * meanwhile.  To be set before the first push.
+ * found no more.  Both are called without locks.  Another thread may take the
+ * job meanwhile.  To be set before the first push.
  */
 extern void pool_set_around (struct pool *, void (*before) (void *data),
                              void (*after) (void *data), void *data);
