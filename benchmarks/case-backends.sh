@@ -13,8 +13,8 @@
 # Variables choose other parts, see benchmarks/README.
 # shellcheck shell=bash disable=SC2034,SC2154
 title="Real servers behind a link with latency: ssh, HTTP, NBD, S3"
-rounds=2
-seconds=6                       # about, for slow contestants
+rounds=1                        # of ten minutes
+seconds=4                       # about, for slow contestants
 
 backends_kinds=${BACKENDS_KINDS:-ssh http nbdkit}
 backends_rtts=${BACKENDS_RTTS:-20 64}
@@ -152,10 +152,12 @@ backends_tools () { # KIND WORKLOAD
 
 plan_backends () {
   local kind rtt rw
+  unset SSH_AUTH_SOCK           # that of the user
   # shellcheck source-path=SCRIPTDIR source=backends.sh
   . benchmarks/backends.sh
   # A function's `declare' is local, and so is that of a file that it reads.
   declare -gA backend_pids=() backend_ports=() backend_files=()
+  backend_max_startups=${BACKENDS_MAX_STARTUPS:-}
   for kind in $backends_kinds; do
     if ! backend_have "$kind"; then
       plan none none "$kind" "" "" "- $backend_missing"
@@ -292,16 +294,17 @@ backends_server () { # KIND WORKLOAD MIB
   if [ "$1" = ssh ]; then backends_ssh_agent; fi
 }
 
-# qemu-img and lftp take the key from it.
+# qemu-img takes the key from it.  nbdkit does not see the agent, as each login
+# would ask it.
 backends_ssh_agent () {
   if [ -z "$backends_agent" ]; then
     ssh-agent -D -a "$backends_tmp/agent" >/dev/null 2>&1 &
     backends_agent=$!
-    export SSH_AUTH_SOCK=$backends_tmp/agent
-    backend_poll 5 test -S "$SSH_AUTH_SOCK" || die "ssh-agent does not start"
+    backend_poll 5 test -S "$backends_tmp/agent" ||
+      die "ssh-agent does not start"
   fi
-  ssh-add -q -D 2>/dev/null || :
-  ssh-add -q "$backend_dir/ssh/user" || die "ssh-add: no key"
+  SSH_AUTH_SOCK=$backends_tmp/agent ssh-add -q "$backend_dir/ssh/user" ||
+    die "ssh-add: no key"
 }
 
 # The link, for one run.  Its numbers come at its end.
@@ -410,6 +413,7 @@ backends_run_tool () { # COMMAND
     words=(bash -c 'backends_mounted "$@"' - "$backends_tmp/mnt" "${words[@]}")
   fi
   unset AWS_CA_BUNDLE           # rclone's S3 client rejects it
+  local -x SSH_AUTH_SOCK=$backends_tmp/agent
   rm -f "$backends_tmp/out"
   {
     from=$(now_us)
