@@ -130,7 +130,8 @@ backends_tools () { # KIND WORKLOAD
         "--file-allocation=none ${ca:+--ca-certificate=\$CA}" \
         "--dir=/ --out=\$OUT \$URL"
       echo "copy|rclone copyto 8 streams|9999|rclone copyto" \
-        "--config /dev/null ${ca:+--ca-cert \$CA} --http-url \$URL/../ $streams :http:disk \$OUT"
+        "--config /dev/null ${ca:+--ca-cert \$CA} --http-url \$URL/../ $streams" \
+        ":http:disk \$OUT"
       [ -z "$backends_all" ] || [ -n "$ca" ] ||
         echo "copy|qemu-img http:|2000|qemu-img convert -f raw -O raw \$URL" \
           "\$OUT";;
@@ -218,7 +219,7 @@ backends_plan_one () { # KIND WORKLOAD RTT
   kib=$(backends_plain_kib "$1" "$one")
   backends_plan_nbdkit "$@" "$one" "no filter" "$kib" "\$BACKEND"
   [ "$2" = write ] || backends_plan_nbdkit "$@" "$one" "readahead over cache" \
-    $((kib / 2)) "--filter=readahead --filter=cache \$BACKEND"
+    "$kib" "--filter=readahead --filter=cache \$BACKEND"
   for size in $(backends_sizes "$1" "$2"); do
     backends_plan_asyncpool "$@" "$one" "$size"
   done
