@@ -130,8 +130,8 @@ backends_tools () { # KIND WORKLOAD
         "--file-allocation=none ${ca:+--ca-certificate=\$CA}" \
         "--dir=/ --out=\$OUT \$URL"
       echo "copy|rclone copyto 8 streams|9999|rclone copyto" \
-        "--config /dev/null ${ca:+--ca-cert \$CA} --http-url \$URL/../ $streams" \
-        ":http:disk \$OUT"
+        "--config /dev/null ${ca:+--ca-cert \$CA} --http-url \$URL/../" \
+        "$streams :http:disk \$OUT"
       [ -z "$backends_all" ] || [ -n "$ca" ] ||
         echo "copy|qemu-img http:|2000|qemu-img convert -f raw -O raw \$URL" \
           "\$OUT";;
@@ -640,13 +640,9 @@ the file.
 END
 }
 
-plot_backends () {
+# A line for each workload: its name, then the columns of the plot.
+backends_plot_data () {
   local workload client pattern
-  # gnuplot wants one figure at least.
-  awk -F, '/^(one at a time|mount|copy),/ && $5 > 0 { found = 1 }
-    END { exit !found }' "$medians" || return 0
-  gnuplot_bars 1100 500
-  echo "\$data << EOD"
   while read -r workload; do
     printf '"%s\\n%s" %s\n' "${workload% * ms}" "${workload#* * }" "$({
       pick "one at a time" "no filter" "$workload"
@@ -657,8 +653,26 @@ plot_backends () {
       for client in mount copy; do backends_best $client "$workload" .; done
     } | cut -d' ' -f1 | paste -s -d ' ')"
   done < <(backends_workloads)
+}
+
+plot_backends () {
+  local data i found="" items=("no filter=#d0d0d0"
+    "readahead over cache=#a8a8a8" "asyncpool 4 contexts or 64 buffers=#8fc0e8"
+    "fastest asyncpool=#1f6fb4" "fastest mount=#f0c090"
+    "fastest copying program=#c06000")
+  data=$(backends_plot_data)
+  # gnuplot wants a figure in each column.
+  for i in "${!items[@]}"; do
+    if awk -v i="$i" '$(NF - 5 + i) > 0 && $(NF - 5 + i) != "NaN" { f = 1 }
+      END { exit !f }' <<<"$data"
+    then found=1
+    else items[i]=""
+    fi
+  done
+  [ -n "$found" ] || return 0
+  gnuplot_bars 1100 500
+  printf '%s\n' "\$data << EOD" "$data" EOD
   cat <<'END'
-EOD
 set title "Real servers behind a link, MB/s with start-up" font ",16"
 set logscale y
 set yrange [1:*]
@@ -666,7 +680,5 @@ set ylabel "MB/s, log scale"
 set bmargin 4
 set key above horizontal Left reverse samplen 1.5
 END
-  plot data "no filter=#d0d0d0" "readahead over cache=#a8a8a8" \
-    "asyncpool 4 contexts or 64 buffers=#8fc0e8" "fastest asyncpool=#1f6fb4" \
-    "fastest mount=#f0c090" "fastest copying program=#c06000"
+  plot data "${items[@]}"
 }
