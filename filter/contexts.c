@@ -11,7 +11,11 @@
 #include "lock.h"
 #include "queue.h"
 
-enum { MAX_DOUBLINGS = 6 };     /* of the time between tries to open */
+enum {
+  MAX_DOUBLINGS = 6,            /* of the time between tries to open */
+  MAX_OPENING = 8               /* opens at a time: sshd refuses some of more
+                                 * than ten logins */
+};
 
 struct context {
   void *handle;
@@ -164,7 +168,8 @@ defer_opens_locked (struct contexts *s)
 static bool
 may_open_locked (const struct contexts *s)
 {
-  return !s->is_ending && atomic_load (&s->n_open) + s->opening < s->max
+  return !s->is_ending && s->opening < MAX_OPENING
+    && atomic_load (&s->n_open) + s->opening < s->max
     && clock_ns () >= atomic_load (&s->closed_until_ns);
 }
 
@@ -188,6 +193,7 @@ open_locked (struct contexts *s)
       s->is_logged = false;
     x->link.data = x;
     x->is_new = true;
+    cond_signal (&s->freed);    /* another thread may open one now */
     return x;
   }
   g_free (x);

@@ -62,7 +62,8 @@ struct contexts {
   GList link;                   /* in engine.contexts */
   /* Under the lock. */
   pthread_mutex_t lock;
-  struct cond freed;            /* a context is free, or none is leased */
+  struct cond freed;            /* a context is free, or none is leased, or an
+                                 * open has ended */
   GQueue free;                  /* the most recently used first */
   unsigned leased, opening;
   unsigned failures;            /* since the last new context that worked */

@@ -52,6 +52,8 @@ extern void fake_set_openable (struct fake *, unsigned n);
 extern void fake_hang_opens (struct fake *, bool hang);
 /* Waits until at least N of them hang. */
 extern void fake_wait_opening (struct fake *, unsigned n);
+/* How many opened at once at most. */
+extern unsigned fake_peak_opening (struct fake *);
 /* Contexts that are open, and those that were ever opened. */
 extern unsigned fake_n_contexts (struct fake *);
 extern void fake_wait_n_contexts (struct fake *, unsigned n);

@@ -41,6 +41,7 @@ struct fake {
   unsigned openable, n_opened;
   bool opens_hang;
   unsigned opening;             /* calls of open that hang */
+  unsigned peak_opening;
   GPtrArray *contexts;          /* struct handle */
   char *flushed;                /* fake_hide: the data at the last flush */
   unsigned asked;               /* for that */
@@ -359,6 +360,7 @@ fake_open (const struct backend *like, const char *export_name)
   g_assert_nonnull (export_name);
   LOCK_IN_SCOPE (&f->lock);
   f->opening++;
+  f->peak_opening = MAX (f->peak_opening, f->opening);
   pthread_cond_broadcast (&f->changed);
   while (f->opens_hang)
     pthread_cond_wait (&f->changed, &f->lock);
@@ -562,6 +564,13 @@ fake_wait_n_contexts (struct fake *f, unsigned n)
   while (f->contexts->len != n)
     if (pthread_cond_timedwait (&f->changed, &f->lock, &ts) == ETIMEDOUT)
       g_error ("fake: %u contexts are open, not %u", f->contexts->len, n);
+}
+
+unsigned
+fake_peak_opening (struct fake *f)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  return f->peak_opening;
 }
 
 void

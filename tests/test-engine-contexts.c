@@ -58,6 +58,27 @@ test_lazy (struct world *w)
   g_assert_cmpuint (fake_n_opened (w->f), ==, MORE);
 }
 
+/* At most eight are opened at a time, and all in the end. */
+static void
+test_burst (struct world *w)
+{
+  enum { MANY = 20 };
+  int hold;
+
+  world_start (w, 64 * U, config (40, MANY, WRITE_BEHIND, READ_DIRECT));
+  world_open (w, 0, "");
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  fake_hang_opens (w->f, true);
+  write_units (w, 0, 0, MANY, 1);
+  fake_wait_opening (w->f, 8);
+  fake_hang_opens (w->f, false);
+  gate_wait_held (w->gate, hold, MANY);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, MANY);
+  g_assert_cmpuint (fake_peak_opening (w->f), ==, 8);
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+}
+
 /* A demand read is served though each context is at work. */
 static void
 test_demand (struct world *w)
@@ -627,6 +648,7 @@ test_model (struct world *w)
 
 static const struct test tests[] = {
   { "contexts/lazy", test_lazy, .on = CONTEXTS_ONLY },
+  { "contexts/burst", test_burst, .on = CONTEXTS_ONLY },
   { "contexts/demand", test_demand, .on = CONTEXTS_ONLY },
   { "contexts/kept", test_kept, .on = CONTEXTS_ONLY },
   { "contexts/apart", test_apart, .on = CONTEXTS_ONLY },
