@@ -40,8 +40,8 @@ struct conn {
   /* Atomic. */
   atomic_uint calls;            /* CONN_CALL per call, and CONN_CLOSED */
   atomic_bool defers;           /* its writes may be deferred */
-  atomic_int show_error;        /* of a flush of the filter's own; the client's
-                                 * next flush returns it */
+  atomic_int show_error;        /* of a flush of the filter's own; the next
+                                 * flush on this connection returns it */
   atomic_uint direct_reads;     /* its demand reads in the plugin */
   struct depth depth;
   /* Under streams_lock. */

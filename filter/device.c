@@ -258,17 +258,31 @@ device_flush (struct conn *c)
   return err;
 }
 
+/* A client may send its flush on any connection, and the plugin may return an
+ * error only once.
+ */
+static void
+note_show_error (struct device *d, int err)
+{
+  struct engine *e = d->export->engine;
+
+  ENGINE_LOCK_THEN_DISPATCH (e);
+  QUEUE_FOREACH (struct conn, c, &e->conns, link) {
+    if (c->device == d)
+      atomic_store (&c->show_error, err);
+  }
+}
+
 int
 device_show_own (struct conn *c, uint64_t offset, uint64_t end)
 {
-  struct device *d = c->device;
   int err;
 
-  if (c->backend.contexts == NULL || !d->shared
+  if (c->backend.contexts == NULL || !c->device->shared
       || !device_hides_own (c, offset, end))
     return 0;
   err = device_flush (c);
   if (err)
-    atomic_store (&c->show_error, err);
+    note_show_error (c->device, err);
   return err;
 }

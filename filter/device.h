@@ -108,8 +108,9 @@ extern bool device_hides_own (struct conn *, uint64_t offset, uint64_t end);
  */
 extern int device_flush (struct conn *);
 /* Before a call with any context that depends on the bytes there: flushes the
- * plugin if it may hide this connection's changes.  The client's next flush
- * returns the error, too.  Nothing to do without contexts.
+ * plugin if it may hide this connection's changes.  If that fails, the next
+ * flush on each connection of the device returns the error, too.  Nothing to do
+ * without contexts.
  */
 extern int device_show_own (struct conn *, uint64_t offset, uint64_t end);
 

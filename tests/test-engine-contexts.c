@@ -334,7 +334,9 @@ test_hidden (struct world *w)
   assert_started (w, GATE_FLUSH, ANYWHERE, 2);
 }
 
-/* The error of such a flush is the read's, and the client's next flush's. */
+/* The error of such a flush is the read's, and that of the next flush on each
+ * connection of the device.
+ */
 static void
 test_hidden_error (struct world *w)
 {
@@ -346,8 +348,13 @@ test_hidden_error (struct world *w)
   gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
   wait_free (w, 16);
   fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, ENOSPC, 1);
+  world_open (w, 1, "");
   request_fails (w, 0, READ, 4096, 3 * U, 1, ENOSPC);
   gate_release (w->gate, fail);
+  world_open (w, 2, "");
+  do_flush (w, 2);              /* it did not see the failure */
+  flush_fails (w, 1, ENOSPC);
+  do_flush (w, 1);
   flush_fails (w, 0, ENOSPC);
   do_flush (w, 0);
   do_read (w, 0, 4096, 3 * U, 1);
