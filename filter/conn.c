@@ -193,9 +193,7 @@ conn_free (struct conn *c)
   {
     ENGINE_LOCK_THEN_DISPATCH (c->engine);
     g_queue_unlink (&c->engine->conns, &c->link);
-    changes_add_all (&c->device->gone_flushing, &c->flushing);
-    /* No call changes it any more: no lock. */
-    changes_add_all (&c->device->gone, &c->wrote);
+    device_note_gone (c);
     device_put (c->device);
     /* engine_stop frees them all. */
     if (c->backend.contexts && !c->engine->stopping)

@@ -52,6 +52,7 @@ struct conn {
   pthread_mutex_t wrote_lock;
   struct changes wrote;         /* its changes since the last flush of the
                                  * device began */
+  struct changes wrote_alone;   /* all its changes, if conn_writes_alone */
   /* Under engine.lock. */
   struct changes flushing;      /* its changes before that, until a flush that
                                  * shows them to all has succeeded */

@@ -60,6 +60,8 @@ join_export (struct export *fresh)
     }
   }
   g_queue_push_tail_link (&e->exports, &fresh->link);
+  if (e->forgot_changes)
+    changes_add (&fresh->gone, 0, UINT64_MAX);
   return fresh;
 }
 
@@ -95,25 +97,34 @@ device_join (struct device *fresh)
   return d;
 }
 
-/* A client can make up export names.  So the errors of lost data are kept for
- * this many names without a connection.
+/* A client can make up export names.  So the filter remembers only this many
+ * that have no connection.
  */
-enum { LOST_EXPORTS_MAX = 64 };
+enum { UNUSED_EXPORTS_MAX = 64 };
 
-/* Forgets names without a connection: those without a loss, and the oldest
- * beyond LOST_EXPORTS_MAX.
+static bool
+is_worth_keeping (const struct export *x)
+{
+  return atomic_load (&x->lost) != 0 || x->gone.n + x->gone_flushing.n > 0;
+}
+
+/* Forgets names without a connection: those without lost data or changes that a
+ * flush has to show, and the oldest beyond UNUSED_EXPORTS_MAX.  From then on
+ * the first flush of a new name drops all prefetched data, as the name may be
+ * one of those.
  */
 static void
 forget_exports (struct engine *e)
 {
-  unsigned lost = 0;
+  unsigned kept = 0;
 
   for (GList *l = e->exports.tail, *prev; l; l = prev) {
     struct export *x = l->data;
 
     prev = l->prev;
     if (x->devices == 0
-        && (atomic_load (&x->lost) == 0 || ++lost > LOST_EXPORTS_MAX)) {
+        && (!is_worth_keeping (x) || ++kept > UNUSED_EXPORTS_MAX)) {
+      e->forgot_changes |= x->gone.n + x->gone_flushing.n > 0;
       g_queue_unlink (&e->exports, l);
       free_export (x);
     }
@@ -153,6 +164,8 @@ device_note_change (struct conn *c, uint64_t offset, uint64_t end)
 {
   LOCK_IN_SCOPE (&c->wrote_lock);
   changes_add (&c->wrote, offset, end);
+  if (conn_writes_alone (c))
+    changes_add (&c->wrote_alone, offset, end);
 }
 
 static bool
@@ -160,7 +173,8 @@ has_unflushed (struct conn *c, uint64_t offset, uint64_t end)
 {
   LOCK_IN_SCOPE (&c->wrote_lock);
   return changes_overlap (&c->wrote, offset, end)
-    || changes_overlap (&c->flushing, offset, end);
+    || changes_overlap (&c->flushing, offset, end)
+    || changes_overlap (&c->wrote_alone, offset, end);
 }
 
 bool
@@ -170,18 +184,31 @@ device_hides_own (struct conn *c, uint64_t offset, uint64_t end)
     && has_unflushed (c, offset, end);
 }
 
-/* A flush is about to begin.  Without multi-conn it shows nothing to others. */
+void
+device_note_gone (struct conn *c)
+{
+  struct export *x = c->device->export;
+
+  if (!c->device->shared)
+    return;
+  changes_add_all (&x->gone_flushing, &c->flushing);
+  /* No call changes it any more: no lock. */
+  changes_add_all (&x->gone, &c->wrote);
+}
+
+/* A flush is about to begin. */
 static void
 begin_flush (struct device *d)
 {
   struct engine *e = d->export->engine;
+  struct export *x = d->export;
 
   ENGINE_LOCK_THEN_DISPATCH (e);
-  d->flushes++;
-  changes_add_all (&d->gone_flushing, &d->gone);
-  d->gone.n = 0;
+  x->flushes++;
+  changes_add_all (&x->gone_flushing, &x->gone);
+  x->gone.n = 0;
   QUEUE_FOREACH (struct conn, c, &e->conns, link) {
-    if (c->device != d || conn_writes_alone (c))
+    if (c->device != d)
       continue;
     LOCK_IN_SCOPE (&c->wrote_lock);
     changes_add_all (&c->flushing, &c->wrote);
@@ -213,7 +240,7 @@ show_changes (struct conn *c, bool is_last)
 static void
 put_back (struct device *d)
 {
-  changes_add_all (&d->gone, &d->gone_flushing);
+  changes_add_all (&d->export->gone, &d->export->gone_flushing);
   QUEUE_FOREACH (struct conn, c, &d->export->engine->conns, link) {
     if (c->device != d)
       continue;
@@ -225,11 +252,12 @@ put_back (struct device *d)
 static void
 end_flush (struct device *d, int err)
 {
-  struct engine *e = d->export->engine;
+  struct export *x = d->export;
+  struct engine *e = x->engine;
   bool is_last;
 
   ENGINE_LOCK_THEN_DISPATCH (e);
-  is_last = --d->flushes == 0;  /* else another flush is to show some of it */
+  is_last = --x->flushes == 0;  /* else another flush is to show some of it */
   if (err) {
     put_back (d);
     return;
@@ -238,12 +266,12 @@ end_flush (struct device *d, int err)
     if (c->device == d)
       show_changes (c, is_last);
   }
-  for (unsigned i = 0; i < d->gone_flushing.n; i++) {
-    buffers_drop (e, d->gone_flushing.at[i].from, d->gone_flushing.at[i].to);
-    extents_change (e, d->gone_flushing.at[i].from, d->gone_flushing.at[i].to);
+  for (unsigned i = 0; d->shared && i < x->gone_flushing.n; i++) {
+    buffers_drop (e, x->gone_flushing.at[i].from, x->gone_flushing.at[i].to);
+    extents_change (e, x->gone_flushing.at[i].from, x->gone_flushing.at[i].to);
   }
-  if (is_last)
-    d->gone_flushing.n = 0;
+  if (d->shared && is_last)
+    x->gone_flushing.n = 0;
 }
 
 int

@@ -47,6 +47,9 @@ struct export {
   char *name;
   /* Under engine.lock. */
   unsigned devices;
+  unsigned flushes;             /* under way */
+  struct changes gone, gone_flushing;   /* conn.wrote and conn.flushing of
+                                         * freed connections with multi-conn */
   GQueue dirty;                 /* OPEN, READY and WRITING buffers, by seq */
   atomic_int lost;              /* written under the lock: the error of data
                                  * that was dropped at the end of its last
@@ -65,9 +68,6 @@ struct device {
   unsigned refs;                /* all connections */
   unsigned n_dirty;             /* its dirty buffers */
   unsigned n_overtaken;         /* those that are overtaken */
-  unsigned flushes;             /* under way */
-  struct changes gone, gone_flushing;   /* conn.wrote and conn.flushing of
-                                         * connections that were freed */
   bool lost_by_name;            /* the data in lost was replaced through another
                                  * export name */
   GList link;                   /* in engine.devices */
@@ -103,6 +103,10 @@ extern void device_note_change (struct conn *, uint64_t offset, uint64_t end);
  * in place of this connection's changes there.  Takes a leaf lock.
  */
 extern bool device_hides_own (struct conn *, uint64_t offset, uint64_t end);
+/* A connection is freed: the next flush of the export shows its changes.  Wants
+ * engine.lock.
+ */
+extern void device_note_gone (struct conn *);
 /* The plugin's flush.  When it has succeeded, all connections and contexts see
  * the changes that the plugin had when it began.
  */

@@ -83,6 +83,7 @@ struct engine {
   struct extents extents;
   /* Under the lock. */
   GQueue conns, devices, exports, contexts;
+  bool forgot_changes;          /* see forget_exports in device.c */
   uint64_t contexts_check_ns;   /* when to look for idle ones */
   GQueue starts;                /* see dispatch.h */
   bool stopping;

@@ -466,6 +466,44 @@ test_buffers (struct world *w)
   do_flush (w, 0);
 }
 
+/* What a flush shows.  Connection 1 has prefetched the old bytes, as the plugin
+ * hides the change of connection 0 until a flush of either.
+ */
+
+enum { GONE, ALONE, FORGOTTEN };
+
+static void
+test_flush_shows (struct world *w)
+{
+  struct engine_config c = config (16, 4, WRITE_BEHIND, READ_AHEAD);
+
+  world_start (w, 64 * U, c);
+  fake_hide (w->f);
+  if (w->arg == ALONE) {        /* neither says multi-conn */
+    world_open_unshared (w, 0, "");
+    world_open_unshared (w, 1, "");
+  }
+  else
+    world_open (w, 0, "");
+  do_write (w, 0, U, 2 * U, 1);
+  drain (w, 0, U, 2 * U);
+  if (w->arg != ALONE) {
+    world_close (w, 0);
+    /* So many other names, each with a change of its own. */
+    for (unsigned i = 0; w->arg == FORGOTTEN && i < 70; i++) {
+      g_autofree char *name = g_strdup_printf ("%u", i);
+
+      world_open (w, 0, name);
+      do_write (w, 0, U, 40 * U, 1);
+      world_close (w, 0);
+    }
+    world_open (w, 1, "");
+  }
+  prefetch (w, 1, 4);
+  do_flush (w, w->arg == ALONE ? 0 : 1);
+  do_read (w, 1, U, 2 * U, 1);
+}
+
 static const struct test tests[] = {
   { "devices/same-name/size", test_same_name, SIZE },
   { "devices/same-name/max-block", test_same_name, MAX_BLOCK },
@@ -495,6 +533,9 @@ static const struct test tests[] = {
   { "devices/bound-retry", test_bound_retry },
   { "devices/workers", test_workers, .on = PARALLEL },
   { "devices/buffers", test_buffers },
+  { "devices/flush-shows/gone", test_flush_shows, GONE },
+  { "devices/flush-shows/alone", test_flush_shows, ALONE },
+  { "devices/flush-shows/forgotten", test_flush_shows, FORGOTTEN },
 };
 
 int
