@@ -357,13 +357,16 @@ correct (const struct question *q, struct extentset *answer, uint64_t end)
   report_waiting (q->conn->engine, answer, q->from, end);
 }
 
-/* Asks the plugin; if IS_WIDE, about more than the client's range. */
+/* Asks the plugin; if IS_WIDE, about more than the client's range.  If the data
+ * that this connection sees cannot be shown, reports all as data.
+ */
 static int
 ask (struct conn *c, uint64_t offset, uint64_t end, bool is_one, bool is_wide,
      struct extentset *answer)
 {
   struct engine *e = c->engine;
   struct question q;
+  bool is_shown;
   int err;
 
   {
@@ -372,7 +375,11 @@ ask (struct conn *c, uint64_t offset, uint64_t end, bool is_one, bool is_wide,
                   is_wide ? limit (c, offset, end, window_locked (c)) : end);
   }
   is_wide = q.to > end;
-  err = ask_plugin (c, offset, q.to, is_one && !is_wide, answer);
+  /* A deferred write may complete at any time.  From here on the question notes
+   * it.  If it has completed before, this shows it.
+   */
+  is_shown = device_show_own (c, offset, q.to) == 0;
+  err = is_shown ? ask_plugin (c, offset, q.to, is_one && !is_wide, answer) : 0;
   {
     ENGINE_LOCK_THEN_DISPATCH (e);
     {
@@ -382,6 +389,8 @@ ask (struct conn *c, uint64_t offset, uint64_t end, bool is_one, bool is_wide,
     if (err == 0)
       correct (&q, answer, end);
   }
+  if (!is_shown)
+    report_data (answer, offset, end, offset, end);
   /* The plugin may have an answer about the client's own range. */
   return err && is_wide ? ask (c, offset, end, is_one, false, answer) : err;
 }
@@ -527,20 +536,16 @@ wait_for_question (struct conn *c, uint64_t offset)
   return true;
 }
 
-/* Asks the plugin about the data that this connection sees.  If that data
- * cannot be shown, reports all as data.
- */
+/* Asks the plugin about the data that this connection sees. */
 static int
 ask_own (struct conn *c, uint64_t offset, uint64_t end, bool is_one,
          bool is_wide, struct extentset *answer)
 {
-  if (device_show_own (c, offset, end) != 0)
-    report_data (answer, offset, end, offset, end);
-  else if (is_wide || atomic_load (&c->engine->buffers.deferring) > 0)
+  if (is_wide || c->backend.contexts
+      || atomic_load (&c->engine->buffers.deferring) > 0)
     return ask (c, offset, end, is_one, is_wide, answer);
-  else                          /* no acknowledged data waits in buffers */
-    return ask_plugin (c, offset, end, is_one, answer);
-  return 0;
+  /* No acknowledged data waits in buffers, and there is one context. */
+  return ask_plugin (c, offset, end, is_one, answer);
 }
 
 static int

@@ -74,11 +74,11 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   uint64_t from = MIN (offset, buf_start (b)), to = MAX (end, buf_end (b));
   uint64_t seq = b->seq;
 
+  /* Also after an error, and if it was overtaken.  First, see ask (). */
+  device_note_change (b->conn, offset, end);
   extents_change (e, from, to);
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": %s", offset, end,
                  err ? strerror (err) : "ok");
-  /* Also after an error, and if it was overtaken. */
-  device_note_change (b->conn, offset, end);
   b->err = err;
   device->n_overtaken -= b->overtaken;
   b->overtaken = false;
