@@ -134,6 +134,7 @@ contexts_free (struct contexts *s)
     {
       LOCK_IN_SCOPE (&s->lock);
       s->is_ending = true;
+      cond_broadcast (&s->freed);
     }
     /* In parallel, as each close may take a round trip or two. */
     while ((x = pop_free (s)) != NULL) {
