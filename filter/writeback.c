@@ -220,12 +220,15 @@ fill (struct buf *b, const struct writer *w)
 /* Back-pressure. */
 
 /* How long a writer waits while only other devices use buffers.  Its own device
- * would do the write in about half of that.
+ * would do the write in about half of that.  A millisecond at least, as the
+ * writer looks again after that time while the device hangs.
  */
 static uint64_t
 others_wait_ns (struct conn *c)
 {
-  return 2 * speed_wait_ns (&c->device->write_speed);
+  uint64_t wait_ns = speed_wait_ns (&c->device->write_speed);
+
+  return MAX (2 * wait_ns, 1000000);
 }
 
 /* Waits until a buffer may have become free.  EAGAIN if there is nothing to
