@@ -25,6 +25,7 @@ struct shard {
 
 struct stats {
   struct shard shard[SHARDS];
+  atomic_uint next_shard;       /* of the next new thread */
   atomic_uint in_flight, peak;
   atomic_uint_fast64_t first_ns, last_ns;
 };
@@ -36,11 +37,10 @@ struct stats {
 static struct shard *
 my_shard (struct stats *s)
 {
-  static atomic_uint next;
-  static _Thread_local unsigned mine;   /* + 1; 0 = not chosen yet */
+  static __thread unsigned mine;        /* + 1; 0 = not chosen yet */
 
   if (mine == 0)
-    mine = add (&next, 1) % SHARDS + 1;
+    mine = add (&s->next_shard, 1) % SHARDS + 1;
   return &s->shard[mine - 1];
 }
 
