@@ -7,6 +7,8 @@
 #   make demo         one table in under a minute: asyncpool over a 64 ms device
 #   make check        all tests; check-asan, check-tsan and check-valgrind run
 #                     them under a tool
+#   make simulate     ten million requests under simulated threads, in minutes;
+#                     SEEDS=N
 #   make bench        the whole benchmark, see benchmarks/README
 #   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
 #   make install      into nbdkit's own directories, or prefix; DESTDIR
@@ -108,6 +110,22 @@ $(filter $(B)/tests/test-engine-%,$(TEST_C)): $(B)/tests/libworld.o
 # test-faults makes allocations fail.
 $(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc
 
+# test-simulate has the engine once more, on simulated threads.  A sanitizer
+# does not know their stacks.
+SIM := $(B)/simulate
+SIM_OBJ := $(patsubst $(B)/%,$(SIM)/%,$(filter $(B)/filter/%,$(CORE_OBJ))) \
+  $(patsubst tests/simulate/%.c,$(SIM)/%.o,$(wildcard tests/simulate/*.c))
+$(SIM_OBJ) $(B)/tests/test-simulate.o $(B)/tests/test-simulate: SAN :=
+$(SIM_OBJ) $(B)/tests/test-simulate.o: DEBUG := -DASYNCPOOL_DEBUG
+$(SIM)/filter/%.o: filter/%.c Makefile
+	@mkdir -p $(@D)
+	$(COMPILE) -include tests/simulate/threads.h -c $< -o $@
+$(SIM)/%.o: tests/simulate/%.c Makefile
+	@mkdir -p $(@D)
+	$(COMPILE) -c $< -o $@
+$(B)/tests/test-simulate: $(B)/tests/test-simulate.o $(SIM_OBJ)
+	$(CC) $(LDFLAGS) -pthread $^ -o $@ $(GLIB_LIBS)
+
 .SECONDARY:
 
 tests-build: $(MODULES) $(TOP) $(TEST_C) $(TEST_PLUGINS) \
@@ -121,6 +139,12 @@ check-asan:
 	$(MAKE) VARIANT=asan check
 check-tsan:
 	$(MAKE) VARIANT=tsan check
+
+# More runs of test-simulate than `make check' has: make simulate SEEDS=N FROM=S
+SEEDS ?= 37000
+FROM ?= 1000000
+simulate: $(B)/tests/test-simulate
+	$(B)/tests/test-simulate --seeds $(SEEDS) --from $(FROM)
 
 # The client of the benchmark's case overhead.
 $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
@@ -209,6 +233,6 @@ deps:
 clean:
 	rm -rf build $(TOP)
 
-.PHONY: all tests-build check check-asan check-tsan check-valgrind demo bench \
+.PHONY: all tests-build check check-asan check-tsan check-valgrind simulate demo bench \
   bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
