@@ -66,7 +66,7 @@ static const char *const names[] = { "", "other" };
 static const char *const kind_names[] = { "pool", "hooks", "contexts" };
 
 static gint64 opt_seeds, opt_from, opt_replay = -1;
-static gboolean opt_go_on;
+static gboolean opt_go_on, opt_is_short;
 
 /* Shared with the processes that run seeds. */
 static struct {
@@ -430,7 +430,7 @@ run_in_process (uint64_t from, uint64_t n, unsigned stride, uint64_t schedule,
     if (is_quiet && (!freopen ("/dev/null", "w", stdout)
                      || !freopen ("/dev/null", "w", stderr)))
       _exit (2);
-    alarm (n == 1 ? 20 : 600);
+    alarm (n == 1 ? 20 : 100);
     for (uint64_t i = 0; i < n; i++)
       run_seed (from + i * stride, schedule ? schedule : from + i * stride);
     fflush (stdout);
@@ -542,6 +542,8 @@ run_seeds (uint64_t from, uint64_t n, unsigned stride)
 
     while (!run_in_process (at, most, stride, 0, false)) {
       is_good = false;
+      if (opt_is_short)
+        return false;
       if (!opt_go_on) {
         explain ();
         return false;
@@ -587,6 +589,8 @@ static const GOptionEntry options[] = {
   { "from", 0, 0, G_OPTION_ARG_INT64, &opt_from, "The first seed", "S" },
   { "keep-going", 0, 0, G_OPTION_ARG_NONE, &opt_go_on,
     "Only name the seeds that fail", NULL },
+  { "short", 0, 0, G_OPTION_ARG_NONE, &opt_is_short,
+    "Stop at a failure, without a word about it", NULL },
   { "replay", 0, 0, G_OPTION_ARG_INT64, &opt_replay, "One run", "S" },
   { NULL, 0, 0, 0, NULL, NULL, NULL }
 };
