@@ -57,6 +57,7 @@ struct plan {
   struct engine_config config;
   unsigned n_conns, n_clients, n_names;
   bool is_shared[CONNS];        /* multi-conn */
+  uint32_t min_block[CONNS], max_block[CONNS];
   unsigned name[CONNS];
   unsigned n_steps;
   struct step steps[CLIENTS][REQUESTS];
@@ -147,6 +148,7 @@ make_plan (struct plan *p, uint64_t seed)
   static const uint64_t latencies_us[] = { 0, 50, 1000, 20000, 64000 };
   GRand *rand = g_rand_new_with_seed (seed);
   unsigned area = draw (rand, 1, 16), per_conn;
+  bool has_blocks = draw (rand, 0, 4) == 0;
 
   memset (p, 0, sizeof *p);
   p->device.kind = seed % 3;
@@ -178,6 +180,11 @@ make_plan (struct plan *p, uint64_t seed)
   for (unsigned i = 0; i < p->n_conns; i++) {
     p->is_shared[i] = draw (rand, 0, 4) > 0;
     p->name[i] = draw (rand, 0, p->n_names - 1);
+    p->min_block[i] = has_blocks ? (uint32_t) CELL << draw (rand, 0, 6)
+      : 1;
+    p->max_block[i] = has_blocks ? (uint32_t) UNIT / 4 << draw (rand, 0, 3)
+      : UINT32_MAX;
+    has_blocks ^= draw (rand, 0, 6) == 0;       /* for the next ones */
   }
   p->n_steps = MIN (REQUESTS, 300 / p->n_clients);
   for (unsigned i = 0; i < p->n_clients; i++)
@@ -210,6 +217,8 @@ open_conn (unsigned i)
   int err;
 
   run.conns[i].backend = device_open (p->is_shared[i]);
+  run.conns[i].backend.min_block = p->min_block[i];
+  run.conns[i].backend.max_block = p->max_block[i];
   run.conns[i].id = ++run.last_conn;
   run.conns[i].device = p->is_shared[i] ? 1 + p->name[i]
     : 100 + run.last_conn;
