@@ -128,18 +128,22 @@ simulate_clock (struct timespec *ts)
 #undef atomic_store_explicit
 #undef atomic_fetch_add_explicit
 #undef atomic_fetch_sub_explicit
-#define atomic_load(p) \
-  (sim_point (), __atomic_load_n ((p), __ATOMIC_SEQ_CST))
-#define atomic_store(p, v) \
-  (sim_point (), __atomic_store_n ((p), (v), __ATOMIC_SEQ_CST))
-#define atomic_exchange(p, v) \
-  (sim_point (), __atomic_exchange_n ((p), (v), __ATOMIC_SEQ_CST))
-#define atomic_fetch_add(p, v) \
-  (sim_point (), __atomic_fetch_add ((p), (v), __ATOMIC_SEQ_CST))
-#define atomic_fetch_sub(p, v) \
-  (sim_point (), __atomic_fetch_sub ((p), (v), __ATOMIC_SEQ_CST))
-#define atomic_fetch_or(p, v) \
-  (sim_point (), __atomic_fetch_or ((p), (v), __ATOMIC_SEQ_CST))
+#ifdef __clang__
+#define SIMULATED(op, ...) \
+  (sim_point (), __c11_atomic_##op (__VA_ARGS__, __ATOMIC_SEQ_CST))
+#define atomic_load(p) SIMULATED (load, p)
+#define atomic_store(p, v) SIMULATED (store, p, v)
+#define atomic_exchange(p, v) SIMULATED (exchange, p, v)
+#else
+#define SIMULATED(op, ...) \
+  (sim_point (), __atomic_##op (__VA_ARGS__, __ATOMIC_SEQ_CST))
+#define atomic_load(p) SIMULATED (load_n, p)
+#define atomic_store(p, v) SIMULATED (store_n, p, v)
+#define atomic_exchange(p, v) SIMULATED (exchange_n, p, v)
+#endif
+#define atomic_fetch_add(p, v) SIMULATED (fetch_add, p, v)
+#define atomic_fetch_sub(p, v) SIMULATED (fetch_sub, p, v)
+#define atomic_fetch_or(p, v) SIMULATED (fetch_or, p, v)
 #define atomic_load_explicit(p, order) atomic_load (p)
 #define atomic_store_explicit(p, v, order) atomic_store ((p), (v))
 #define atomic_fetch_add_explicit(p, v, order) atomic_fetch_add ((p), (v))
