@@ -22,6 +22,7 @@ struct context {
   /* Used by the thread that leases it. */
   bool has_worked, is_new;      /* is_new: it has not reset failures yet */
   bool is_broken;
+  uint64_t opened_ns;
   uint64_t used_ns;             /* under contexts.lock, as is the link */
   struct job closer;
   const struct backend_ops *ops;
@@ -152,8 +153,8 @@ contexts_free (struct contexts *s)
 
 /* Opening. */
 
-/* An open has failed, or a context broke before its first success.  Further
- * failures before closed_until_ns have the same cause, and do not count.
+/* An open has failed, or a context has not lasted.  Further failures before
+ * closed_until_ns have the same cause, and do not count.
  */
 static void
 defer_opens_locked (struct contexts *s)
@@ -174,6 +175,31 @@ may_open_locked (const struct contexts *s)
     && clock_ns () >= atomic_load (&s->closed_until_ns);
 }
 
+static bool
+has_lasted (const struct contexts *s, const struct context *x)
+{
+  return x->has_worked
+    && clock_ns () >= x->opened_ns + s->engine->config.context_retry_ns;
+}
+
+/* NULL: the open failed, or there is no memory. */
+static struct context *
+open_one (struct contexts *s)
+{
+  struct context *x = g_try_new0 (struct context, 1);
+
+  if (x == NULL)
+    return NULL;
+  x->ops = s->like.ops;
+  x->link.data = x;
+  x->is_new = true;
+  x->handle = x->ops->open (&s->like, s->export_name);
+  x->opened_ns = clock_ns ();
+  if (x->handle == NULL)
+    g_clear_pointer (&x, g_free);
+  return x;
+}
+
 /* Opens a context.  Releases the lock meanwhile.  NULL: the open failed. */
 static struct context *
 open_locked (struct contexts *s)
@@ -184,20 +210,15 @@ open_locked (struct contexts *s)
 
   s->opening++;
   pthread_mutex_unlock (&s->lock);
-  x = g_new0 (struct context, 1);
-  x->ops = s->like.ops;
-  x->handle = x->ops->open (&s->like, s->export_name);
+  x = open_one (s);
   pthread_mutex_lock (&s->lock);
   s->opening--;
-  if (x->handle) {
+  if (x) {
     if (atomic_fetch_add (&s->n_open, 1) + 1 == s->max)
       s->is_logged = false;
-    x->link.data = x;
-    x->is_new = true;
     cond_signal (&s->freed);    /* another thread may open one now */
     return x;
   }
-  g_free (x);
   must_log = !s->is_logged;
   s->is_logged = true;
   n = atomic_load (&s->n_open);
@@ -223,7 +244,7 @@ close_broken (struct contexts *s)
     LOCK_IN_SCOPE (&s->lock);
     s->leased--;
     atomic_fetch_sub (&s->n_open, 1);
-    if (!x->has_worked)
+    if (!has_lasted (s, x))
       defer_opens_locked (s);
     cond_broadcast (&s->freed);
   }
@@ -273,7 +294,7 @@ contexts_release (void *vs)
   LOCK_IN_SCOPE (&s->lock);
   s->leased--;
   leased->used_ns = clock_ns ();
-  if (leased->has_worked && leased->is_new) {
+  if (leased->is_new && has_lasted (s, leased)) {
     leased->is_new = false;
     s->failures = 0;
   }

@@ -21,8 +21,9 @@
  *
  * After a failed open the filter does not try again for
  * config.context_retry_ns.  That time doubles with each further failure, six
- * times at most.  A context that breaks before its first success counts as a
- * failed open.
+ * times at most.  A context counts as a failed open if it breaks before its
+ * first success, or within config.context_retry_ns of its opening.  So a server
+ * that takes logins and then fails does not get one login after another.
  *
  * Connections share contexts if they name the same export, have the same
  * properties (backend_is_like) and the plugin says multi-conn.  Shared contexts
@@ -66,7 +67,7 @@ struct contexts {
                                  * open has ended */
   GQueue free;                  /* the most recently used first */
   unsigned leased, opening;
-  unsigned failures;            /* since the last new context that worked */
+  unsigned failures;            /* since the last new context that lasted */
   bool is_logged;               /* a failed open was logged; false again when
                                  * all are open */
   bool is_ending;               /* lease and open no more */

@@ -29,6 +29,13 @@ config_for (unsigned more, enum read_mode read)
   return c;
 }
 
+static void
+set_context_retry (struct world *w, uint64_t ns)
+{
+  LOCK_IN_SCOPE (&w->c[0]->backend.contexts->lock);
+  w->e->config.context_retry_ns = ns;
+}
+
 static struct engine_config
 contexts_config (void)
 {
@@ -174,6 +181,7 @@ test_none (struct world *w)
   assert_contexts_logged (1);
   wait_failures (w, 1);
   atomic_store (&w->c[0]->backend.contexts->closed_until_ns, 0);
+  set_context_retry (w, 0);     /* the next one is old enough at once */
   fake_set_openable (w->f, 1);
   do_write (w, 0, U, 0, 3);
   gate_wait_ended (w->gate, GATE_WRITE, 0, U, 3);
@@ -247,6 +255,7 @@ test_breaks (struct world *w)
   do_flush (w, 0);
   n = fake_n_opened (w->f);
   g_assert_cmpuint (n, ==, 1);
+  set_context_retry (w, 0);     /* it is old enough */
   fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, err, 1);
   do_write (w, 0, U, U, 2);
   wait_state (w, BUF_FAILED, U, U, 1);
@@ -261,16 +270,21 @@ test_breaks (struct world *w)
   g_assert_cmpuint (fake_n_opened (w->f), ==, n + is_replaced);
 }
 
+enum { AT_FIRST, SOON, LATER };
+
 /* A thread does not use a broken context for its next job.  A context that
- * breaks before its first success counts as a failed open.
+ * breaks before its first success, or soon after its opening, counts as a failed
+ * open.
  */
 static void
 test_breaks_between (struct world *w)
 {
   struct engine_config c = config_for (1, READ_DIRECT);
-  unsigned n_worked = w->arg;
+  unsigned n_worked = w->arg != AT_FIRST, is_replaced = w->arg == LATER;
   int hold, fail;
 
+  if (is_replaced)              /* each context is old enough */
+    c.context_retry_ns = 0;
   open_contexts (w, c);
   hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   fail = gate_fail (w->gate, GATE_WRITE, n_worked * U, U, EIO, 1);
@@ -279,10 +293,39 @@ test_breaks_between (struct world *w)
   gate_release (w->gate, hold);
   wait_state (w, BUF_FAILED, n_worked * U, U, 1);
   gate_wait_ended (w->gate, GATE_WRITE, (n_worked + 1) * U, U, 1);
-  g_assert_cmpuint (fake_n_opened (w->f), ==, n_worked + 1);
-  wait_failures (w, 1 - n_worked);
+  g_assert_cmpuint (fake_n_opened (w->f), ==, 1 + is_replaced);
+  wait_failures (w, 1 - is_replaced);
   gate_release (w->gate, fail);
   do_flush (w, 0);
+}
+
+/* Each context works once and then breaks.  The time between tries to open
+ * doubles, so their number is bounded.
+ */
+static void
+test_breaks_again (struct world *w)
+{
+  struct engine_config c = config_for (1, READ_DIRECT);
+  int fail;
+
+  open_contexts (w, c);
+  for (unsigned i = 0; i < 5; i++) {
+    do_write (w, 0, U, 0, 1);
+    gate_wait_ended (w->gate, GATE_WRITE, 0, U, 1);
+    do_flush (w, 0);
+    fail = gate_fail (w->gate, GATE_WRITE, U, U, EIO, 1);
+    do_write (w, 0, U, U, 1);
+    gate_wait_ended (w->gate, GATE_WRITE, U, U, 1);
+    fake_wait_n_contexts (w->f, 0);
+    gate_release (w->gate, fail);
+    do_flush (w, 0);
+    wait_failures (w, i + 1);
+    g_assert_cmpuint (fake_n_opened (w->f), ==, i + 1);
+    do_write (w, 0, U, 0, 2);   /* does not open one */
+    g_assert_cmpuint (fake_n_opened (w->f), ==, i + 1);
+    atomic_store (&w->c[0]->backend.contexts->closed_until_ns, 0);
+    gate_forget (w->gate);
+  }
 }
 
 /* All break and none can be opened: what waits in the queue is written with the
@@ -665,8 +708,10 @@ static const struct test tests[] = {
   { "contexts/some", test_some, .on = CONTEXTS_ONLY },
   { "contexts/breaks/eio", test_breaks, EIO, CONTEXTS_ONLY },
   { "contexts/breaks/enospc", test_breaks, ENOSPC, CONTEXTS_ONLY },
-  { "contexts/breaks/first", test_breaks_between, 0, CONTEXTS_ONLY },
-  { "contexts/breaks/later", test_breaks_between, 1, CONTEXTS_ONLY },
+  { "contexts/breaks/first", test_breaks_between, AT_FIRST, CONTEXTS_ONLY },
+  { "contexts/breaks/soon", test_breaks_between, SOON, CONTEXTS_ONLY },
+  { "contexts/breaks/later", test_breaks_between, LATER, CONTEXTS_ONLY },
+  { "contexts/breaks/again", test_breaks_again, .on = CONTEXTS_ONLY },
   { "contexts/all-break", test_all_break, .on = CONTEXTS_ONLY },
   { "contexts/hidden/read", test_hidden, .on = CONTEXTS_ONLY },
   { "contexts/hidden/error", test_hidden_error, .on = CONTEXTS_ONLY },
