@@ -107,8 +107,8 @@ $(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
 # libworld.c calls the engine, which test plugins do not have.
 $(filter $(B)/tests/test-engine-%,$(TEST_C)): $(B)/tests/libworld.o
 
-# test-faults makes allocations fail.
-$(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc
+# test-faults makes allocations fail (tests/inject.h).
+$(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=mmap
 
 # test-simulate has the engine once more, on simulated threads.  A sanitizer
 # does not know their stacks.

@@ -218,6 +218,17 @@ log_context (const char *export_name, unsigned n_open, unsigned max)
                 "context now: %u of %u are open", name, n_open + 1, max + 1);
 }
 
+static void
+log_no_contexts (const char *export_name, unsigned threads, int err)
+{
+  g_autofree char *name = g_strescape (export_name, NULL);
+
+  nbdkit_error ("asyncpool-contexts=%u: cannot start %u threads for export "
+                "\"%s\": %s: must be a number that the system allows: this "
+                "connection has one context, without read-ahead and write-back",
+                threads + 1, threads, name, strerror (err));
+}
+
 static int
 threads_error (int err)
 {
@@ -268,6 +279,7 @@ asyncpool_get_ready (int thread_model)
   config.engine.log_unwritten = log_unwritten;
   config.engine.log_overdue = log_overdue;
   config.engine.log_context = log_context;
+  config.engine.log_no_contexts = log_no_contexts;
   err = engine_new (&config.engine, &engine);
   if (err) {
     nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%" PRIu32

@@ -39,25 +39,40 @@ defer_from_now_on (struct conn *c)
   atomic_store (&c->defers, true);
 }
 
-/* NULL: the connection has its own context only. */
+/* The contexts that the connection uses.  NULL: it has its own one only. */
 static struct contexts *
-new_contexts (struct engine *e, const char *export_name,
-              const struct backend *backend)
+join_contexts (struct engine *e, const char *export_name,
+               const struct backend *backend)
 {
-  struct contexts *s;
+  struct contexts *s, *fresh;
   unsigned more = e->config.contexts - 1;
+  int err;
 
   if (!backend->serial || !backend->may_open || more == 0)
     return NULL;
-  if (contexts_new (e, export_name, backend, more, &s) == 0)
+  {
+    ENGINE_LOCK_THEN_DISPATCH (e);
+    s = contexts_find (e, export_name, backend, more);
+  }
+  if (s)
     return s;
-  e->config.log_context (export_name, 0, more);
-  return NULL;
+  err = contexts_new (e, export_name, backend, more, &fresh);
+  if (err) {
+    e->config.log_no_contexts (export_name, more, err);
+    return NULL;
+  }
+  {
+    ENGINE_LOCK_THEN_DISPATCH (e);
+    s = contexts_join (fresh);
+  }
+  if (s != fresh)
+    contexts_free (fresh);
+  return s;
 }
 
 static void
 join (struct conn *c, struct device *fresh_device,
-      const struct backend *backend, struct contexts *fresh)
+      const struct backend *backend, struct contexts *contexts)
 {
   struct engine *e = c->engine;
   struct device *d;
@@ -74,11 +89,8 @@ join (struct conn *c, struct device *fresh_device,
   c->backend.write_speed = &d->write_speed;
   c->backend.extents_speed = &d->extents_speed;
   lock_init (&c->backend.own_lock);
-  c->pool = e->pool;
-  if (fresh) {
-    c->backend.contexts = contexts_join (fresh);
-    c->pool = c->backend.contexts->pool;
-  }
+  c->backend.contexts = contexts;
+  c->pool = contexts ? contexts->pool : e->pool;
   g_queue_push_tail_link (&e->conns, &c->link);
   if (e->config.write == WRITE_BEHIND)
     defer_from_now_on (c);
@@ -88,7 +100,6 @@ int
 conn_open (struct engine *e, const char *export_name,
            const struct backend *backend, struct conn **cp)
 {
-  struct contexts *fresh;
   struct device *d;
   struct conn *c;
 
@@ -102,7 +113,6 @@ conn_open (struct engine *e, const char *export_name,
     g_free (c);
     return ENOMEM;
   }
-  fresh = new_contexts (e, export_name, backend);
   c->engine = e;
   c->unit = unit_of (e, backend);
   d->shared = backend->shared;
@@ -114,9 +124,7 @@ conn_open (struct engine *e, const char *export_name,
   lock_init (&c->streams_lock);
   lock_init (&c->wrote_lock);
 
-  join (c, d, backend, fresh);
-  if (fresh && c->backend.contexts != fresh)
-    contexts_free (fresh);
+  join (c, d, backend, join_contexts (e, export_name, backend));
   *cp = c;
   return 0;
 }

@@ -65,24 +65,36 @@ contexts_new (struct engine *e, const char *export_name,
 }
 
 static bool
-is_same (const struct contexts *a, const struct contexts *b)
+is_for (const struct contexts *s, const char *export_name,
+        const struct backend *like, unsigned max)
 {
-  return a->like.shared && b->like.shared && a->max == b->max
-    && backend_is_like (&a->like, &b->like)
-    && strcmp (a->export_name, b->export_name) == 0;
+  return s->like.shared && like->shared && s->max == max
+    && backend_is_like (&s->like, like)
+    && strcmp (s->export_name, export_name) == 0;
+}
+
+struct contexts *
+contexts_find (struct engine *e, const char *export_name,
+               const struct backend *like, unsigned max)
+{
+  QUEUE_FOREACH (struct contexts, s, &e->contexts, link) {
+    if (is_for (s, export_name, like, max)) {
+      s->refs++;
+      return s;
+    }
+  }
+  return NULL;
 }
 
 struct contexts *
 contexts_join (struct contexts *fresh)
 {
   struct engine *e = fresh->engine;
+  struct contexts *s = contexts_find (e, fresh->export_name, &fresh->like,
+                                      fresh->max);
 
-  QUEUE_FOREACH (struct contexts, s, &e->contexts, link) {
-    if (is_same (s, fresh)) {
-      s->refs++;
-      return s;
-    }
-  }
+  if (s)
+    return s;
   g_queue_push_tail_link (&e->contexts, &fresh->link);
   fresh->refs = 1;
   if (e->contexts.length == 1) {
@@ -356,8 +368,10 @@ contexts_ready (struct contexts *s, unsigned wanted)
       more = MIN (wanted - free, s->max - atomic_load (&s->n_open));
   }
   for (unsigned i = 0; i < more; i++) {
-    struct job *job = g_new0 (struct job, 1);
+    struct job *job = g_try_new0 (struct job, 1);
 
+    if (job == NULL)
+      break;
     job->run = nothing;
     pool_push (s->pool, job, POOL_AHEAD);
   }

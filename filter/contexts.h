@@ -76,14 +76,20 @@ struct contexts {
   atomic_uint_fast64_t closed_until_ns; /* no open before this time */
 };
 
-/* For conn_open.  Sets *CP to contexts that no connection uses yet.  Returns 0,
- * ENOMEM, or EAGAIN if the threads cannot be started.
+/* For conn_open.  Returns contexts that the connection shares, and counts it.
+ * NULL: there are none.  Wants engine.lock.
+ */
+extern struct contexts *contexts_find (struct engine *, const char *export_name,
+                                       const struct backend *like,
+                                       unsigned max);
+/* Sets *CP to contexts that no connection uses yet.  Returns 0, ENOMEM, or
+ * EAGAIN if the threads cannot be started.  Call it without locks.
  */
 extern int contexts_new (struct engine *, const char *export_name,
                          const struct backend *like, unsigned max,
                          struct contexts **cp);
-/* Wants engine.lock.  Returns FRESH, or the contexts to use in its place.  In
- * that case call contexts_free (FRESH), without the lock.
+/* Wants engine.lock.  Returns FRESH, or what contexts_find now finds in its
+ * place.  In that case call contexts_free (FRESH), without the lock.
  */
 extern struct contexts *contexts_join (struct contexts *fresh);
 /* A connection does not use them any more.  Wants engine.lock. */

@@ -67,6 +67,10 @@ struct engine_config {
    * ones.
    */
   void (*log_context) (const char *export_name, unsigned n_open, unsigned max);
+  /* Logs that a connection has its own context only, as the THREADS threads for
+   * further ones cannot be started.
+   */
+  void (*log_no_contexts) (const char *export_name, unsigned threads, int err);
 };
 
 struct engine {

@@ -3,9 +3,8 @@
  * Memory or threads are missing: the engine returns an error and leaves nothing
  * behind, and it works once they are there.
  *
- * This program replaces the functions that can fail: it defines GLib's
- * g_try_malloc functions and pthread_create itself, and the Makefile lets the
- * linker put __wrap_calloc in place of the filter's calloc.
+ * This program replaces the functions that can fail: those of inject.h,
+ * pthread_create, and the filter's mmap.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,52 +18,29 @@
 
 #include "engine.h"
 #include "fake.h"
+#include "inject.h"
 #include "table.h"
 
 #define U UINT64_C (65536)      /* the unit */
+#define HOUR_NS UINT64_C (3600000000000)
 
-enum { BUFFERS = 64, THREADS = 4 };
+enum { BUFFERS = 64, THREADS = 4, CONTEXTS = 4 };
 
-/* 0: no call fails.  N: the Nth call from now on fails. */
-static atomic_int fail_memory, fail_thread;
+static struct injector inject_maps, inject_threads;
 
-static bool
-fails (atomic_int *n)
-{
-  return atomic_load (n) > 0 && atomic_fetch_sub (n, 1) == 1;
-}
-
-extern void *__real_calloc (size_t n, size_t size);
-extern void *__wrap_calloc (size_t n, size_t size);
+extern void *__real_mmap (void *at, size_t size, int protection, int flags,
+                          int fd, off_t offset);
+extern void *__wrap_mmap (void *at, size_t size, int protection, int flags,
+                          int fd, off_t offset);
 
 void *
-__wrap_calloc (size_t n, size_t size)
+__wrap_mmap (void *at, size_t size, int protection, int flags, int fd,
+             off_t offset)
 {
-  return fails (&fail_memory) ? NULL : __real_calloc (n, size);
-}
-
-gpointer
-g_try_malloc_n (gsize n, gsize size)
-{
-  return __wrap_calloc (n, size);
-}
-
-gpointer
-g_try_malloc0_n (gsize n, gsize size)
-{
-  return g_try_malloc_n (n, size);
-}
-
-gpointer
-g_try_malloc (gsize size)
-{
-  return g_try_malloc_n (1, size);
-}
-
-gpointer
-g_try_malloc0 (gsize size)
-{
-  return g_try_malloc_n (1, size);
+  if (!inject_fails (&inject_maps))
+    return __real_mmap (at, size, protection, flags, fd, offset);
+  errno = ENOMEM;
+  return MAP_FAILED;
 }
 
 /* Visible, as GLib calls it too. */
@@ -75,7 +51,25 @@ pthread_create (pthread_t *id, const pthread_attr_t *attr,
   int (*real) (pthread_t *, const pthread_attr_t *, void *(*) (void *), void *);
 
   *(void **) &real = dlsym (RTLD_NEXT, "pthread_create");
-  return fails (&fail_thread) ? EAGAIN : real (id, attr, run, arg);
+  return inject_fails (&inject_threads) ? EAGAIN : real (id, attr, run, arg);
+}
+
+static unsigned n_no_contexts;  /* how often the log says so */
+
+static void
+log_no_contexts (const char *export_name G_GNUC_UNUSED,
+                 unsigned threads G_GNUC_UNUSED, int err)
+{
+  g_assert_cmpint (err, >, 0);
+  n_no_contexts++;
+}
+
+static void
+log_context (const char *export_name G_GNUC_UNUSED, unsigned n_open,
+             unsigned max)
+{
+  g_assert_cmpuint (n_open, ==, 0);
+  g_assert_cmpuint (max, ==, CONTEXTS - 1);
 }
 
 static struct engine_config
@@ -84,7 +78,10 @@ config (void)
   return (struct engine_config) {
     .buffers = BUFFERS, .buffer_size = U, .threads = THREADS,
     .write = WRITE_BEHIND, .read = READ_DIRECT,
-    .linger_ns = UINT64_C (3600000000000), .others_ns = UINT64_C (3600000000000)
+    .linger_ns = HOUR_NS,
+    .others_ns = HOUR_NS, .contexts = CONTEXTS,
+    .context_idle_ns = HOUR_NS, .context_retry_ns = HOUR_NS,
+    .log_context = log_context, .log_no_contexts = log_no_contexts
   };
 }
 
@@ -105,14 +102,17 @@ test_new (void)
   struct engine_config c = config ();
   struct engine *e;
 
-  for (int n = 1; n <= 2; n++) {
-    atomic_store (&fail_memory, n);
+  for (unsigned n = 1; n <= 2; n++) {
+    inject (&inject_memory, n, 1);
     g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
-    g_assert_cmpint (atomic_load (&fail_memory), ==, 0);
+    g_assert_cmpuint (inject_end (&inject_memory), ==, n);
   }
-  atomic_store (&fail_memory, 3);
+  inject (&inject_memory, 3, 1);
   engine_free (new_engine ());
-  g_assert_cmpint (atomic_exchange (&fail_memory, 0), ==, 1);
+  g_assert_cmpuint (inject_end (&inject_memory), ==, 2);
+  inject (&inject_maps, 1, 1);
+  g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
+  g_assert_cmpuint (inject_end (&inject_maps), ==, 1);
   c.buffers = UINT_MAX;
   c.buffer_size = 1U << 31;
   g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
@@ -122,16 +122,16 @@ test_new (void)
 static void
 test_start (void)
 {
-  for (int n = 1; n <= THREADS + 1; n++) {
+  for (unsigned n = 1; n <= THREADS + 1; n++) {
     struct engine *e = new_engine ();
 
     g_assert_cmpint (pool_try_threads (THREADS + 1), ==, 0);
-    atomic_store (&fail_thread, n);
+    inject (&inject_threads, n, 1);
     g_assert_cmpint (pool_try_threads (THREADS + 1), ==, EAGAIN);
-    g_assert_cmpint (atomic_load (&fail_thread), ==, 0);
-    atomic_store (&fail_thread, n);
+    g_assert_cmpuint (inject_end (&inject_threads), ==, n);
+    inject (&inject_threads, n, 1);
     g_assert_cmpint (engine_start (e), ==, EAGAIN);
-    g_assert_cmpint (atomic_load (&fail_thread), ==, 0);
+    g_assert_cmpuint (inject_end (&inject_threads), ==, n);
     g_assert_null (e->pool);
     g_assert_cmpint (engine_start (e), ==, 0);
     engine_stop (e);
@@ -162,19 +162,19 @@ test_open (void)
   struct fake *f = fake_new (U);
   struct backend b = fake_backend (f, 0);
   struct conn *c;
-  int n = 1;
+  unsigned n = 1;
 
   g_assert_cmpint (engine_start (e), ==, 0);
   for (;; n++) {
-    atomic_store (&fail_memory, n);
+    inject (&inject_memory, n, 1);
     if (conn_open (e, "name", &b, &c) == 0)
       break;
-    g_assert_cmpint (atomic_load (&fail_memory), ==, 0);
+    g_assert_cmpuint (inject_end (&inject_memory), >=, n);
     g_assert_cmpuint (e->conns.length + e->devices.length + e->exports.length,
                       ==, 0);
   }
-  atomic_store (&fail_memory, 0);
-  g_assert_cmpint (n, ==, 5);   /* it needs four */
+  g_assert_cmpuint (inject_end (&inject_memory), ==, 4);
+  g_assert_cmpuint (n, ==, 5);
   conn_close (c);
   conn_free (c);
   engine_stop (e);
@@ -200,9 +200,9 @@ test_pins (void)
   hold = gate_hold (fake_gate (f), GATE_WRITE, 0, 0);
   for (uint64_t offset = 0; offset < size; offset += U)
     g_assert_cmpint (conn_write (c, "x", 1, offset, 0), ==, 0);
-  atomic_store (&fail_memory, 1);
+  inject (&inject_memory, 1, 1);
   g_assert_cmpint (conn_read (c, buf, size, 0), ==, ENOMEM);
-  g_assert_cmpint (atomic_load (&fail_memory), ==, 0);
+  g_assert_cmpuint (inject_end (&inject_memory), ==, 1);
   engine_check (e);
   g_assert_cmpint (conn_read (c, buf, size, 0), ==, 0);
   for (uint64_t offset = 0; offset < size; offset += U)
@@ -215,12 +215,117 @@ test_pins (void)
   fake_free (f);
 }
 
+/* Writes and flushes, and closes the connection. */
+static void
+use (struct conn *c, struct fake *f)
+{
+  fake_make_slow (c);
+  g_assert_cmpint (conn_write (c, "x", 1, 0, 0), ==, 0);
+  g_assert_cmpint (conn_flush (c, true), ==, 0);
+  g_assert_cmpint (fake_data (f)[0], ==, 'x');
+  conn_close (c);
+  conn_free (c);
+}
+
+/* A connection whose contexts lack memory or a thread opens, and its own
+ * context does all.
+ */
+static void
+test_contexts (void)
+{
+  struct engine *e = new_engine ();
+  struct fake *f = fake_new (U);
+  struct backend b = fake_backend (f, 0);
+  struct conn *c;
+  unsigned n_logged = 0;
+
+  g_assert_cmpint (engine_start (e), ==, 0);
+  fake_serialize (&b);
+  n_no_contexts = 0;
+  for (unsigned n = 1; n < CONTEXTS; n++) {
+    inject (&inject_threads, n, 1);
+    g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
+    g_assert_cmpuint (inject_end (&inject_threads), ==, n);
+    g_assert_null (c->backend.contexts);
+    g_assert_cmpuint (n_no_contexts, ==, ++n_logged);
+    use (c, f);
+  }
+  for (unsigned n = 5; n <= 6; n++) {   /* after those of test_open */
+    inject (&inject_memory, n, 1);
+    g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
+    g_assert_cmpuint (inject_end (&inject_memory), >=, n);
+    g_assert_null (c->backend.contexts);
+    g_assert_cmpuint (n_no_contexts, ==, ++n_logged);
+    use (c, f);
+  }
+  g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
+  g_assert_nonnull (c->backend.contexts);
+  use (c, f);
+  g_assert_cmpuint (n_no_contexts, ==, n_logged);
+  engine_stop (e);
+  engine_free (e);
+  fake_free (f);
+}
+
+/* A context that lacks memory is like one that cannot be opened. */
+static void
+test_context (void)
+{
+  struct engine *e = new_engine ();
+  struct fake *f = fake_new (U);
+  struct backend b = fake_backend (f, 0);
+  g_autofree char *buf = g_malloc0 (U);
+  struct conn *c;
+
+  g_assert_cmpint (engine_start (e), ==, 0);
+  fake_serialize (&b);
+  g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
+  fake_make_slow (c);
+  inject (&inject_memory, 1, -1);
+  g_assert_cmpint (conn_write (c, buf, U, 0, 0), ==, 0);
+  gate_wait_ended (fake_gate (f), GATE_WRITE, 0, U, 1);
+  g_assert_cmpuint (inject_end (&inject_memory), ==, 1);
+  g_assert_cmpuint (fake_n_opened (f), ==, 0);
+  use (c, f);
+  engine_stop (e);
+  engine_free (e);
+  fake_free (f);
+}
+
+/* A connection that shares contexts starts no threads. */
+static void
+test_shared (void)
+{
+  struct engine *e = new_engine ();
+  struct fake *f = fake_new (U);
+  struct backend b[2] = { fake_backend (f, 0), fake_backend (f, 1) };
+  struct conn *c[2];
+
+  g_assert_cmpint (engine_start (e), ==, 0);
+  for (unsigned i = 0; i < 2; i++) {
+    fake_serialize (&b[i]);
+    inject (&inject_threads, 0, 0);
+    g_assert_cmpint (conn_open (e, "", &b[i], &c[i]), ==, 0);
+    g_assert_cmpuint (inject_end (&inject_threads), ==, i == 0 ? CONTEXTS - 1
+                      : 0);
+  }
+  g_assert_true (c[0]->backend.contexts == c[1]->backend.contexts);
+  for (unsigned i = 0; i < 2; i++)
+    use (c[i], f);
+  engine_stop (e);
+  engine_free (e);
+  fake_free (f);
+}
+
 static const struct test tests[] = {
   { "/faults/no-memory-for-the-engine", .run = test_new },
   { "/faults/no-thread-at-the-start", .run = test_start },
   { "/faults/no-pages-at-the-start", .run = test_populate },
   { "/faults/no-memory-for-a-connection", .run = test_open },
   { "/faults/no-memory-for-pins", .run = test_pins },
+  { "/faults/no-contexts", .run = test_contexts },
+  { "/faults/no-memory-for-a-context", .run = test_context },
+  { "/faults/shared-contexts", .run = test_shared },
 };
 
 int
