@@ -107,8 +107,10 @@ $(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
 # libworld.c calls the engine, which test plugins do not have.
 $(filter $(B)/tests/test-engine-%,$(TEST_C)): $(B)/tests/libworld.o
 
-# test-faults makes allocations fail (tests/inject.h).
-$(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=mmap
+# These make allocations fail (tests/inject.h).
+$(B)/tests/test-faults $(B)/tests/test-engine-faults: \
+  LDFLAGS += -Wl,--wrap=calloc
+$(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=mmap
 
 # test-simulate has the engine once more, on simulated threads.  A sanitizer
 # does not know their stacks.

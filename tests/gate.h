@@ -75,6 +75,11 @@ extern int gate_hold (struct gate *, unsigned kinds, uint64_t offset,
 extern int gate_fail (struct gate *, unsigned kinds, uint64_t offset,
                       uint64_t count, int err,
                       int times /* -1: until released */);
+/* Of the operations of KINDS that go on after the rule was made, fails the Nth
+ * (from 1) and those after it: TIMES in all.
+ */
+extern int gate_fail_nth (struct gate *, unsigned kinds, unsigned n, int err,
+                          int times /* -1: until released */);
 /* Fails PER_MILLE of the operations with EIO, at random. */
 extern void gate_fail_some (struct gate *, unsigned kinds, unsigned per_mille,
                             uint32_t seed);
@@ -97,6 +102,9 @@ extern void gate_wait_started (struct gate *, unsigned kinds, uint64_t offset,
                                uint64_t count, unsigned n);
 extern void gate_wait_ended (struct gate *, unsigned kinds, uint64_t offset,
                              uint64_t count, unsigned n);
+/* How many of them have ended with an error. */
+extern unsigned gate_failed (struct gate *, unsigned kinds, uint64_t offset,
+                             uint64_t count);
 /* The Nth operation (from 0) in the order of their starts. */
 extern struct gate_op gate_op (struct gate *, unsigned kinds, uint64_t offset,
                                uint64_t count, unsigned n);

@@ -46,6 +46,7 @@ struct rule {
   unsigned kinds;
   uint64_t offset, count;
   uint64_t since;               /* the clock when it was made */
+  unsigned skip;                /* operations that do not fail first */
   int err, times;               /* times: failures left, or -1 */
   unsigned held, left;          /* held now; held and gone on since */
 };
@@ -239,31 +240,34 @@ touches (const struct gate_op *op, unsigned kinds, uint64_t offset,
         && offset < op->offset + op->count);
 }
 
+enum which { STARTED, ENDED, FAILED };
+
 static unsigned
 count_locked (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count,
-              bool ended)
+              enum which which)
 {
   unsigned n = 0;
 
   for (unsigned i = first_op_locked (g); i != g->n_ops; i++) {
     const struct gate_op *op = &entry (g, i)->op;
 
-    n += touches (op, kinds, offset, count) && (!ended || op->end);
+    n += touches (op, kinds, offset, count)
+      && (which == STARTED || (op->end && (which == ENDED || op->err)));
   }
   return n;
 }
 
 static void
 wait_count (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count,
-            unsigned n, bool ended)
+            unsigned n, enum which which)
 {
   g_autofree char *what =
     g_strdup_printf ("of kinds %#x to %s at %#" PRIx64 "+%#" PRIx64, kinds,
-                     ended ? "end" : "start", offset, count);
+                     which == ENDED ? "end" : "start", offset, count);
   gint64 until_us = deadline_us ();
 
   LOCK_GATE_IN_SCOPE (g);
-  while (count_locked (g, kinds, offset, count, ended) < n)
+  while (count_locked (g, kinds, offset, count, which) < n)
     wait_until_locked (g, until_us, n, what);
 }
 
@@ -271,28 +275,35 @@ unsigned
 gate_started (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count)
 {
   LOCK_GATE_IN_SCOPE (g);
-  return count_locked (g, kinds, offset, count, false);
+  return count_locked (g, kinds, offset, count, STARTED);
 }
 
 unsigned
 gate_ended (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count)
 {
   LOCK_GATE_IN_SCOPE (g);
-  return count_locked (g, kinds, offset, count, true);
+  return count_locked (g, kinds, offset, count, ENDED);
+}
+
+unsigned
+gate_failed (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count)
+{
+  LOCK_GATE_IN_SCOPE (g);
+  return count_locked (g, kinds, offset, count, FAILED);
 }
 
 void
 gate_wait_started (struct gate *g, unsigned kinds, uint64_t offset,
                    uint64_t count, unsigned n)
 {
-  wait_count (g, kinds, offset, count, n, false);
+  wait_count (g, kinds, offset, count, n, STARTED);
 }
 
 void
 gate_wait_ended (struct gate *g, unsigned kinds, uint64_t offset,
                  uint64_t count, unsigned n)
 {
-  wait_count (g, kinds, offset, count, n, true);
+  wait_count (g, kinds, offset, count, n, ENDED);
 }
 
 struct gate_op
@@ -383,6 +394,13 @@ gate_fail (struct gate *g, unsigned kinds, uint64_t offset, uint64_t count,
   return add_rule (g, (struct rule) { .kinds = kinds, .offset = offset,
                                       .count = count, .err = err,
                                       .times = times });
+}
+
+int
+gate_fail_nth (struct gate *g, unsigned kinds, unsigned n, int err, int times)
+{
+  return add_rule (g, (struct rule) { .kinds = kinds, .skip = n - 1,
+                                      .err = err, .times = times });
 }
 
 void
@@ -534,6 +552,10 @@ failing_rule_locked (struct gate *g, const struct gate_op *op)
     if (!r->is_active || r->holds
         || !touches (op, r->kinds, r->offset, r->count))
       continue;
+    if (r->skip > 0) {
+      r->skip--;
+      continue;
+    }
     if (r->times > 0 && --r->times == 0)
       r->is_active = false;
     return i;

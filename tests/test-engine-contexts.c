@@ -272,9 +272,9 @@ test_breaks (struct world *w)
 
 enum { AT_FIRST, SOON, LATER };
 
-/* A thread does not use a broken context for its next job.  A context that
- * breaks before its first success, or soon after its opening, counts as a failed
- * open.
+/* A thread does not use a broken context for its next job.  A context counts as
+ * a failed open if it breaks before its first success, or soon after its
+ * opening.
  */
 static void
 test_breaks_between (struct world *w)
