@@ -165,7 +165,8 @@ try_again (struct conn *c, struct buf *b)
 
 /* Logs each piece of a FAILED buffer that could not be written, and gives the
  * buffer up if it is not KEPT.  Releases the lock meanwhile, as a log may be
- * slow.  The export stays.
+ * slow.  The export stays.  So does b->rest with a reference: buffers_cut makes
+ * a new one.
  */
 static void
 log_failed (struct buf *b, bool kept)
@@ -173,18 +174,18 @@ log_failed (struct buf *b, bool kept)
   struct engine *e = b->engine;
   const char *name = b->device->export->name;
   uint64_t base = b->base;
-  unsigned n = buf_n_pieces (b);
+  struct span first = { b->lo, b->hi };
+  g_autoptr (GArray) rest = b->rest ? g_array_ref (b->rest) : NULL;
   int err = b->err;
-  g_autofree struct span *pieces = g_new (struct span, n);
 
-  for (unsigned i = 0; i < n; i++)
-    pieces[i] = buf_piece (b, i);
   if (!kept)
     buffers_remove (b);
   engine_unlock_and_dispatch (e);
-  for (unsigned i = 0; i < n; i++)
-    e->config.log_unwritten (name, base + pieces[i].lo,
-                             pieces[i].hi - pieces[i].lo, err, kept);
+  for (unsigned i = 0; i < 1 + (rest ? rest->len : 0); i++) {
+    struct span p = i == 0 ? first : g_array_index (rest, struct span, i - 1);
+
+    e->config.log_unwritten (name, base + p.lo, p.hi - p.lo, err, kept);
+  }
   engine_lock (e);
 }
 
