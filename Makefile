@@ -9,6 +9,7 @@
 #                     them under a tool
 #   make simulate     ten million requests under simulated threads, in minutes;
 #                     SEEDS=N
+#   make check-trixie all tests on Debian 13, in a chroot (root only)
 #   make bench        the whole benchmark, see benchmarks/README
 #   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
 #   make install      into nbdkit's own directories, or prefix; DESTDIR
@@ -109,8 +110,8 @@ $(filter $(B)/tests/test-engine-%,$(TEST_C)): $(B)/tests/libworld.o
 
 # These make allocations fail (tests/inject.h).
 $(B)/tests/test-faults $(B)/tests/test-engine-faults: \
-  LDFLAGS += -Wl,--wrap=calloc
-$(B)/tests/test-faults: LDFLAGS += -Wl,--wrap=mmap
+  override LDFLAGS += -Wl,--wrap=calloc
+$(B)/tests/test-faults: override LDFLAGS += -Wl,--wrap=mmap
 
 # test-simulate has the engine once more, on simulated threads.  A sanitizer
 # does not know their stacks.
@@ -141,6 +142,9 @@ check-asan:
 	$(MAKE) VARIANT=asan check
 check-tsan:
 	$(MAKE) VARIANT=tsan check
+# With the variables of this make, such as TESTS="pool open".
+check-trixie:
+	tests/check-release trixie $(MAKEOVERRIDES)
 
 # More runs of test-simulate than `make check' has: make simulate SEEDS=N FROM=S
 SEEDS ?= 37000
@@ -208,7 +212,8 @@ DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev \
   libnbd-dev libnbd-bin libglib2.0-dev python3-libnbd fio jq gnuplot-nox \
   e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
   qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash \
-  openssh-server nginx nbd-server nbdkit-plugin-python python3-boto3 openssl
+  openssh-server nginx nbd-server nbdkit-plugin-python python3-boto3 openssl \
+  debootstrap
 # Without the guest's packages: its kernel comes from Debian's apt only.
 DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   nbdkit-nbd-plugin libnbd-devel libnbd glib2-devel python3-libnbd fio \
@@ -237,4 +242,6 @@ clean:
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind simulate demo bench \
   bench-kernel install deps clean
+.PHONY: all tests-build check check-asan check-tsan check-valgrind \
+  check-trixie demo bench bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
