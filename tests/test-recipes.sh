@@ -67,6 +67,24 @@ missing_for ()
   [ "$missing" ]
 }
 
+# is_deep FILE: the statistics have several operations in flight.
+is_deep ()
+{
+  awk '/^in the plugin: peak/ { good = $5 + 0 > 1 } END { exit !good }' "$1"
+}
+
+# run_recipe RECIPE: up to five times.  On a loaded machine a copy may end
+# before the filter has opened a further context.
+run_recipe ()
+{
+  local try
+  for try in {1..5}; do
+    env PATH="$TEST_DIR/bin:$PATH" bash -c "$1" || return
+    ! is_deep check.out || return 0
+    echo "try $try: one operation at a time"
+  done
+}
+
 n=0
 while IFS= read -r recipe; do
   n=$((n + 1))
@@ -74,13 +92,10 @@ while IFS= read -r recipe; do
     skip_missing "recipe $n works: ${recipe:0:60}"
     continue
   fi
-  check "recipe $n works: ${recipe:0:60}" \
-    env PATH="$TEST_DIR/bin:$PATH" bash -c "$recipe"
+  check "recipe $n works: ${recipe:0:60}" run_recipe "$recipe"
   # The client sends one request at a time.  The statistics have the depth.
   mv check.out recipe.out
-  check "recipe $n has several operations in flight" \
-    awk '/^in the plugin: peak/ { good = $5 + 0 > 1 } END { exit !good }' \
-    recipe.out
+  check "recipe $n has several operations in flight" is_deep recipe.out
 done < <(sed -n 's/^    \(nbdkit .*--run.*\)/\1/p' "$TESTS_DIR/../README")
 is "README has six recipes" "$n" 6
 kill "${proxies[@]}" 2>/dev/null
