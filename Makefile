@@ -240,8 +240,6 @@ deps:
 clean:
 	rm -rf build $(TOP)
 
-.PHONY: all tests-build check check-asan check-tsan check-valgrind simulate demo bench \
-  bench-kernel install deps clean
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
-  check-trixie demo bench bench-kernel install deps clean
+  check-trixie simulate demo bench bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
