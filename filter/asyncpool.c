@@ -246,6 +246,30 @@ threads_error (int err)
   return -1;
 }
 
+/* A filter above that repeats a failed flush would hide the error from the
+ * client: asyncpool reports lost data once.
+ */
+static int
+check_above (void)
+{
+  const char *name = hooks_repeater_above ();
+
+  if (name == NULL || config.engine.write == WRITE_THROUGH)
+    return 0;
+  if (config.engine.write == WRITE_BEHIND) {
+    nbdkit_error ("asyncpool-write=behind: the filter %s is before asyncpool "
+                  "on the command line, and would hide lost writes: must be "
+                  "auto or through, or --filter=%s must be after asyncpool",
+                  name, name);
+    return -1;
+  }
+  nbdkit_error ("asyncpool: warning: no write is deferred: the filter %s is "
+                "before asyncpool on the command line, and would hide lost "
+                "writes: put --filter=%s after asyncpool", name, name);
+  config.engine.write = WRITE_THROUGH;
+  return 0;
+}
+
 static int
 asyncpool_get_ready (int thread_model)
 {
@@ -267,6 +291,8 @@ asyncpool_get_ready (int thread_model)
     nbdkit_error ("--filter=asyncpool: must be given only once");
     return -1;
   }
+  if (check_above () == -1)
+    return -1;
   if (is_serial) {
     nbdkit_debug ("asyncpool: the contexts (%u) do the work: the plugin or "
                   "another filter serves one request at a time",
@@ -282,10 +308,9 @@ asyncpool_get_ready (int thread_model)
   config.engine.log_no_contexts = log_no_contexts;
   err = engine_new (&config.engine, &engine);
   if (err) {
-    nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%" PRIu32
-                  ": cannot allocate %" PRIu64 " bytes: must fit into "
-                  "memory: %s",
-                  config.engine.buffers, config.engine.buffer_size,
+    nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%s: cannot "
+                  "allocate %" PRIu64 " bytes: must fit into memory: %s",
+                  config.engine.buffers, config.buffer_size_word,
                   (uint64_t) config.engine.buffers * config.engine.buffer_size,
                   strerror (err));
     return -1;
@@ -401,6 +426,20 @@ asyncpool_close (void *vh)
 }
 
 static void
+warn_of_name (const char *export_name)
+{
+  static atomic_bool is_said;
+  g_autofree char *name = g_strescape (export_name, NULL);
+
+  if (!atomic_exchange (&is_said, true))
+    nbdkit_error ("asyncpool: warning: export \"%s\": the filter passes "
+                  "requests on one at a time: nbdkit tells the plugin no "
+                  "export name for further contexts: if the plugin serves the "
+                  "same data without a name, use the default export name",
+                  name);
+}
+
+static void
 warn_of_one_context (void)
 {
   static atomic_bool is_said;
@@ -420,11 +459,13 @@ may_open (const struct handle *h, const struct backend *b)
 
   if (h->is_tls)
     why_not = "nbdkit may open further contexts without TLS";
-  else if (*h->export_name)
+  else if (*h->export_name) {
     /* nbdkit_export_name fails in further contexts, and some plugins (sh) then
      * serve the default export.
      */
     why_not = "nbdkit tells the plugin no export name for further contexts";
+    warn_of_name (h->export_name);
+  }
   else if (!b->shared && !config.contexts_given) {
     why_not = "the plugin does not say multi-conn";
     warn_of_one_context ();
@@ -457,9 +498,9 @@ asyncpool_prepare (nbdkit_next *next, void *vh, int readonly)
   }
   err = conn_open (engine, h->export_name, &b, &h->conn);
   if (err == EINVAL)
-    nbdkit_error ("asyncpool-buffer-size=%" PRIu32 ": must be at least the "
-                  "plugin's minimum block of %" PRIu32,
-                  config.engine.buffer_size, b.min_block);
+    nbdkit_error ("asyncpool-buffer-size=%s: must be at least the plugin's "
+                  "minimum block of %" PRIu32, config.buffer_size_word,
+                  b.min_block);
   else if (err)
     nbdkit_error ("asyncpool: cannot open the connection: %s", strerror (err));
   return err ? -1 : 0;

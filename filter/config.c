@@ -133,8 +133,10 @@ config_set (struct config *c, const char *key, const char *value)
     return parse_count (key, value, MAX_BUFFERS, &c->engine.threads);
   if (strcmp (key, "asyncpool-contexts") == 0)
     return parse_count (key, value, MAX_CONTEXTS, &c->engine.contexts);
-  if (strcmp (key, "asyncpool-buffer-size") == 0)
+  if (strcmp (key, "asyncpool-buffer-size") == 0) {
+    c->buffer_size_word = value;        /* nbdkit keeps it */
     return parse_buffer_size (key, value, &c->engine.buffer_size);
+  }
   if (strcmp (key, "asyncpool-stats") == 0)
     return set_stats_file (c, key, value);
   if (strcmp (key, "asyncpool-write") == 0) {
@@ -161,8 +163,10 @@ config_complete (struct config *c)
 {
   if (c->engine.buffers == 0)
     c->engine.buffers = DEFAULT_BUFFERS;
-  if (c->engine.buffer_size == 0)
+  if (c->engine.buffer_size == 0) {
     c->engine.buffer_size = DEFAULT_BUFFER_SIZE;
+    c->buffer_size_word = "128K";
+  }
   if (c->engine.threads == 0)
     c->engine.threads = c->engine.buffers;
   c->contexts_given = c->engine.contexts != 0;

@@ -15,6 +15,7 @@
 struct config {
   struct engine_config engine;
   bool contexts_given;          /* set by config_complete */
+  const char *buffer_size_word; /* as it is given, or the default */
   char *stats_file;             /* "-" for standard error, NULL for none */
 };
 
@@ -32,7 +33,8 @@ extern void config_free (struct config *);
   "asyncpool-threads=N         Number of threads (default: one per buffer;\n" \
   "                            with async hooks 1, and N turns them off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
-  "                            at a time for each (default 4).\n" \
+  "                            at a time for each (default: 4 if the plugin\n" \
+  "                            says multi-conn, else no further ones).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
   "                            first flush; behind: from the start;\n" \
   "                            through: never.\n" \

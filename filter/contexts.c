@@ -7,6 +7,7 @@
 
 #include "clock.h"
 #include "contexts.h"
+#include "debug.h"
 #include "engine.h"
 #include "lock.h"
 #include "queue.h"
@@ -126,6 +127,14 @@ close_one (struct job *job)
   g_free (x);
 }
 
+static void
+log_open (const struct contexts *s, const char *what)
+{
+  debug_if (true, "%s a context: %u of %u are open", what,
+            atomic_load (&s->n_open) + 1, s->max + 1);
+}
+
+/* To close it. */
 static struct context *
 pop_free (struct contexts *s)
 {
@@ -133,8 +142,11 @@ pop_free (struct contexts *s)
 
   LOCK_IN_SCOPE (&s->lock);
   x = queue_data (s->free.head);
-  if (x)
+  if (x) {
     g_queue_unlink (&s->free, &x->link);
+    atomic_fetch_sub (&s->n_open, 1);
+    log_open (s, "closed");
+  }
   return x;
 }
 
@@ -228,6 +240,7 @@ open_locked (struct contexts *s)
   if (x) {
     if (atomic_fetch_add (&s->n_open, 1) + 1 == s->max)
       s->is_logged = false;
+    log_open (s, "opened");
     cond_signal (&s->freed);    /* another thread may open one now */
     return x;
   }
@@ -256,6 +269,7 @@ close_broken (struct contexts *s)
     LOCK_IN_SCOPE (&s->lock);
     s->leased--;
     atomic_fetch_sub (&s->n_open, 1);
+    log_open (s, "closed");
     if (!has_lasted (s, x))
       defer_opens_locked (s);
     cond_broadcast (&s->freed);
@@ -394,6 +408,7 @@ close_unused (struct contexts *s, uint64_t before_ns)
         return;
       g_queue_unlink (&s->free, &x->link);
       atomic_fetch_sub (&s->n_open, 1);
+      log_open (s, "closed");
     }
     close_one (&x->closer);
   }

@@ -11,13 +11,19 @@
 
 #include "hooks.h"
 
-static unsigned n_below;        /* other filters at the time of hooks_load */
+/* nbdkit's filters that repeat a failed flush.  The files of all filters are
+ * named nbdkit-NAME-filter.so.
+ */
+static const char *const repeaters[] = { "retry", "retry-request" };
 
 struct found {
   unsigned plugins;
   unsigned others;              /* filters, and objects that dlopen refuses */
+  unsigned repeaters;           /* a bit for each of the list */
   nbdkit_async_driver_function *get_driver;
 };
+
+static struct found below;      /* at the time of hooks_load */
 
 /* The address of a symbol that this very object defines, not one that it
  * depends on.
@@ -46,11 +52,27 @@ collect (struct dl_phdr_info *info, size_t size G_GNUC_UNUSED, void *files)
   return 0;
 }
 
+static unsigned
+repeater_bit (const char *file)
+{
+  g_autofree char *base = g_path_get_basename (file);
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (repeaters); i++) {
+    g_autofree char *name = g_strdup_printf ("nbdkit-%s-filter.so",
+                                             repeaters[i]);
+
+    if (strcmp (base, name) == 0)
+      return 1U << i;
+  }
+  return 0;
+}
+
 static void
 look_into (const char *file, const char *self, struct found *found)
 {
   void *dl = dlopen (file, RTLD_LAZY | RTLD_NOLOAD);
 
+  found->repeaters |= repeater_bit (file);
   if (dl == NULL) {
     found->others++;
     return;
@@ -73,7 +95,7 @@ look (void)
   struct found found = { 0 };
   Dl_info self;
 
-  if (dladdr (&n_below, &self) == 0)
+  if (dladdr (&below, &self) == 0)
     self.dli_fname = "";
   dl_iterate_phdr (collect, files);
   for (unsigned i = 0; i < files->len; i++)
@@ -84,7 +106,7 @@ look (void)
 void
 hooks_load (void)
 {
-  n_below = look ().others;
+  below = look ();
 }
 
 const struct nbdkit_async_driver *
@@ -98,7 +120,7 @@ hooks_find (const char **why_not)
     : driver == NULL || !(driver->can_read || driver->can_write)
     ? "the plugin has no async hooks"
     : !driver->can_cancel ? "the plugin has no async_cancel"
-    : n_below > 0 ? "another filter is below"
+    : below.others > 0 ? "another filter is below"
     : NULL;
   return *why_not ? NULL : driver;
 }
@@ -106,5 +128,13 @@ hooks_find (const char **why_not)
 bool
 hooks_is_topmost (void)
 {
-  return look ().others == n_below;
+  return look ().others == below.others;
+}
+
+const char *
+hooks_repeater_above (void)
+{
+  unsigned above = look ().repeaters & ~below.repeaters;
+
+  return above ? repeaters[g_bit_nth_lsf (above, -1)] : NULL;
 }

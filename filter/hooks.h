@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Finds the plugin's async hooks (nbdkit-async-driver.h), and whether another
- * filter is between this one and the plugin.  Operations of hooks would bypass
- * such a filter.
+ * Finds the plugin's async hooks (nbdkit-async-driver.h), and other filters
+ * above and below this one.  Operations of hooks would bypass a filter below.
  *
  * nbdkit registers the plugin first, then the filters from the innermost to the
  * outermost, and loads each one right before it registers it.  So the filters
@@ -22,5 +21,10 @@ extern const struct nbdkit_async_driver *hooks_find (const char **why_not);
 
 /* Whether no filter is above us, from .get_ready on. */
 extern bool hooks_is_topmost (void);
+
+/* The name of a filter above us that repeats a failed flush, from .get_ready
+ * on; NULL: there is none.  A filter that is also below us is not found.
+ */
+extern const char *hooks_repeater_above (void);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Filters above asyncpool that do what nbdkit allows and few filters do: FUA on
- * the last piece only, and calls after .finalize.
+ * the last piece only, calls after .finalize, and failed requests once more.
  */
 #include "cases.h"
 
@@ -97,6 +97,26 @@ play_late_calls (const struct setup *t)
   server_stop (&s);
 }
 
+/* A filter above repeats what fails, also a flush.  The device refuses a write
+ * until then: a flush that succeeds has written it.
+ */
+static void
+play_repeated (const struct setup *t)
+{
+  g_autofree char *data = filled (UNIT, 1);
+  struct scene c;
+
+  scene_start_alone (&c, t);
+  nbd_ok (nbd_flush (c.a, 0));
+  nbd_ok (nbd_pwrite (c.a, data, UNIT, ELSEWHERE, 0));
+  nbd_ok (nbd_flush (c.a, 0));
+  gate_fail (c.gate, GATE_WRITE, 0, UNIT, t->error, 5);
+  nbd_ok (nbd_pwrite (c.a, data, UNIT, 0, 0));
+  nbd_ok (nbd_flush (c.a, 0));
+  assert_on_device (&c, data, UNIT, 0);
+  scene_stop (&c);
+}
+
 #define NO_WRITE (ALL_CHANGES & ~BIT (BY_WRITE))
 
 static const struct row rows[] = {
@@ -106,6 +126,13 @@ static const struct row rows[] = {
     .changes = NO_WRITE, .setup = { .mode = AUTO, .words = "fua=native" } },
   { "last-fua/behind", play_last_fua, .plugins = BIT (POOL),
     .setup = { .mode = BEHIND, .how = BY_FUA, .words = "fua=emulate" } },
+  { "repeated/retry", play_repeated, .plugins = BOTH,
+    .setup = { .mode = AUTO, .error = EIO, .options = "-t 1 --filter=retry",
+               .words = "retry-delay=1 retry-exponential=no" } },
+  { "repeated/retry-request", play_repeated, .plugins = BOTH,
+    .setup = { .mode = AUTO, .error = EPERM,
+               .options = "-t 1 --filter=retry-request",
+               .words = "retry-request-delay=1 retry-request-retries=5" } },
   { "late-calls", play_late_calls, .plugins = BIT (POOL) },
 };
 

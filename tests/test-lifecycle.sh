@@ -159,6 +159,58 @@ h.shutdown()
 END
 stops "$name"
 
+# A web server answers its first connection, and no other one.  So the opening
+# of a further context stalls, and the curl plugin's timeout ends it.
+name="a context stalls"
+cat >stall.py <<'END'
+import http.server, re, threading, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    count = 0
+    def setup(self):
+        super().setup()
+        Handler.count += 1
+        if Handler.count > 1:
+            open("stalled", "w").close()
+            threading.Event().wait()
+    def do_GET(self):
+        m = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        size = int(m[2]) - int(m[1]) + 1 if m else 64 << 20
+        time.sleep(0.005)               # a slow device
+        self.send_response(206 if m else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", size)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(bytes(size))
+    do_HEAD = do_GET
+    def log_message(self, *args):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+END
+cat >until_stalled.py <<'END'
+i = 0
+while not os.path.exists("stalled"):
+    h.pread(UNIT, i % 1024 * UNIT)
+    i += 1
+END
+if "$NBDKIT" curl http://127.0.0.1/ --dump-plugin 2>/dev/null |
+   grep -q '^thread_model=serialize_requests'; then
+  mkfifo port
+  "$PYTHON" stall.py >port &
+  web=$!
+  read -r port <port
+  check "$name: nbdkit ends" timeout 60 "$NBDKIT" -r -U - "$pool" \
+    curl "http://127.0.0.1:$port/" timeout=1 asyncpool-contexts=4 \
+    --run "${run_client/write.py/until_stalled.py}"
+  check "$name: a context has stalled" test -e stalled
+  kill $web
+else
+  skip "$name" "needs a curl plugin that serves one request at a time"
+fi
+
 name="read-only"
 server_start pool -r "$pool" "$GATE" size=4M delay=1ms "${behind[@]}"
 check "$name: reads succeed and a write fails" nbd_python "$uri" <<'END'

@@ -111,6 +111,9 @@ check "export names: it writes the export that it names" cmp image export.b
 check "export names: no other export changes" \
   cmp export. <(head -c 2M /dev/zero)
 stops "export names"
+is "export names: asyncpool says so once" \
+  "$(grep -c 'use the default export name' pool.log)" 1
+is "export names: nbdkit says nothing else" "$(wc -l <pool.log)" 1
 
 # All requests in parallel.
 

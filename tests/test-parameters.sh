@@ -5,7 +5,11 @@
 . "$TESTS_DIR/functions.sh"
 
 # start ARGUMENT...: nbdkit starts and ends at once.
-start () { "$NBDKIT" -U - "--filter=$FILTER" memory 1M "$@" --run true; }
+above=()                        # options with filters above asyncpool
+start ()
+{
+  "$NBDKIT" -U - "${above[@]}" "--filter=$FILTER" memory 1M "$@" --run true
+}
 
 # Bad parameters.
 
@@ -45,6 +49,21 @@ done
 refuses "asyncpool-stats=$TEST_DIR/no/such/file" 'must be a file'
 refuses "asyncpool-stats=$TEST_DIR" 'must be a file'
 refuses "asyncpool-stats=" '.'
+
+# A filter above that repeats a failed flush.
+for filter in retry retry-request; do
+  above=("--filter=$filter")
+  refuses asyncpool-write=behind \
+    "auto or through, or --filter=$filter must be after asyncpool"
+  check "$filter above: nbdkit starts" start
+  is "$filter above: one line says that no write is deferred" \
+    "$(grep -c 'no write is deferred.*after asyncpool' check.out)/$(
+      wc -l <check.out)" 1/1
+  check "$filter above, asyncpool-write=through: nbdkit starts" \
+    start asyncpool-write=through
+  says_nothing "$filter above, asyncpool-write=through" check.out
+done
+above=()
 
 # A slab that is larger than memory.
 memory_mib=$(awk '/^MemTotal:|^SwapTotal:/ { sum += $2 }

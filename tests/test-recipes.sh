@@ -93,11 +93,11 @@ while IFS= read -r recipe; do
     continue
   fi
   check "recipe $n works: ${recipe:0:60}" run_recipe "$recipe"
-  # The client sends one request at a time.  The statistics have the depth.
+  # The statistics have the depth.
   mv check.out recipe.out
   check "recipe $n has several operations in flight" is_deep recipe.out
 done < <(sed -n 's/^    \(nbdkit .*--run.*\)/\1/p' "$TESTS_DIR/../README")
-is "README has six recipes" "$n" 6
+is "README has seven recipes" "$n" 7
 kill "${proxies[@]}" 2>/dev/null
 backend_stop_all
 
