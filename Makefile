@@ -4,6 +4,8 @@
 #
 #   make              ./asyncpool.so, ./delaymem.so and the manual pages
 #   make deps         install the packages that all goals need (root or sudo)
+#   make fuzz         afl++ sends broken sessions for TIME=600 seconds; KIND= is
+#                     one of tests/fuzz/server
 #   make demo         one table in under a minute: asyncpool over a 64 ms device
 #   make check        all tests; check-asan, check-tsan and check-valgrind run
 #                     them under a tool
@@ -152,6 +154,11 @@ FROM ?= 1000000
 simulate: $(B)/tests/test-simulate
 	$(B)/tests/test-simulate --seeds $(SEEDS) --from $(FROM)
 
+TIME ?= 600
+KIND ?= pool
+fuzz: tests-build
+	tests/fuzz/run $(TIME) $(KIND)
+
 # The client of the benchmark's case overhead.
 $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
 	$(CC) $(LDFLAGS) $(SAN) $^ -o $@ $(NBD_LIBS)
@@ -213,14 +220,15 @@ DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev \
   e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
   qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash \
   openssh-server nginx nbd-server nbdkit-plugin-python python3-boto3 openssl \
-  debootstrap
+  debootstrap afl++
 # Without the guest's packages: its kernel comes from Debian's apt only.
 DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   nbdkit-nbd-plugin libnbd-devel libnbd glib2-devel python3-libnbd fio \
   fio-engine-nbd jq gnuplot e2fsprogs util-linux qemu-img valgrind perl \
   perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng \
   libasan libubsan libtsan time diffutils findutils nbd openssh-server nginx \
-  nbdkit-ssh-plugin nbdkit-curl-plugin nbdkit-S3-plugin openssl nodejs-npm
+  nbdkit-ssh-plugin nbdkit-curl-plugin nbdkit-S3-plugin openssl nodejs-npm \
+  american-fuzzy-lop
 # An S3 server, which no distribution has (benchmarks/backends.sh).
 S3RVER := s3rver@3.7.1
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
@@ -241,5 +249,5 @@ clean:
 	rm -rf build $(TOP)
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
-  check-trixie simulate demo bench bench-kernel install deps clean
+  check-trixie simulate fuzz demo bench bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
