@@ -228,7 +228,7 @@ DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng \
   libasan libubsan libtsan time diffutils findutils nbd openssh-server nginx \
   nbdkit-ssh-plugin nbdkit-curl-plugin nbdkit-S3-plugin openssl nodejs-npm \
-  american-fuzzy-lop
+  american-fuzzy-lop american-fuzzy-lop-clang
 # An S3 server, which no distribution has (benchmarks/backends.sh).
 S3RVER := s3rver@3.7.1
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)

@@ -42,8 +42,8 @@ ROUNDS = 2
 SLOWEST = 20
 # The filter and GLib start a few threads late, and keep them for a while.
 THREADS_SLACK = 4
-# A server's first clients find it with little memory.
-SLACK_KIB = 12288
+# Of a server without clients before.  gate.so's list of operations grows, too.
+SLACK_KIB = 32768
 
 path, pid = sys.argv[1], int(sys.argv[2])
 options = sys.argv[4:]
@@ -366,10 +366,7 @@ def play_many(witness):
                 assert error == 0
                 assert got == data(4 * ((n + shift) % n_clients) + i, 4096)
     for c in clients:
-        c.send(raw.request(raw.DISC))
-    for c in clients:
-        c.drain()
-        c.close()
+        c.leave()
 
 
 def play_storm(witness):
@@ -419,9 +416,9 @@ def play_breaks_off(witness):
     """Clients that break off with requests in flight."""
     for turn in range(20):
         c = raw.Client(path)
-        for i in range(32):
+        for i in range(8):
             c.send(raw.request(raw.READ, i * UNIT, UNIT, cookie=i))
-            c.send(raw.write(data(i), i * UNIT, cookie=100 + i))
+            c.send(raw.write(data(i, 4096), i * UNIT, cookie=100 + i))
         if turn % 3 == 1:
             c.send(raw.request(raw.FLUSH))
         if turn % 3 == 2:

@@ -107,7 +107,10 @@ class Client:
         self.socket.close()
 
     def leave(self):
-        """Ends the connection as the protocol wants it."""
+        """Ends the connection as the protocol wants it.  nbdkit 1.42 may keep
+        it open after the request alone, with and without filters.
+        """
         self.send(request(DISC))
+        self.half_close()
         self.drain()
         self.close()
