@@ -23,6 +23,7 @@
 # The well-behaved client uses the second half of the device, and checks all
 # that it reads.  It prints what it did, and how long its slowest call took.
 import errno
+import mmap
 import nbd
 import os
 import random
@@ -85,81 +86,69 @@ def connect(to=path):
 
 class Witness:
     def __init__(self):
-        self.pipe, theirs = os.pipe()
-        self.go_on, stop = os.pipe()
+        self.shared = mmap.mmap(-1, 16)         # calls, and the slowest of them
+        go_on, self.stop = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self.pipe)
-            os.close(stop)
+            os.close(self.stop)
             try:
-                self.work(theirs)
+                self.work(go_on)
             except BaseException as e:
                 print("the well-behaved client:", repr(e))
                 sys.stdout.flush()
                 os._exit(1)
             os._exit(0)
-        os.close(theirs)
-        os.close(self.go_on)
-        self.stop = stop
+        os.close(go_on)
 
-    def work(self, out):
-        """A sequential writer and reader."""
+    def work(self, go_on):
+        """A sequential writer and reader, until the pipe is closed."""
         h = connect(value("well", path))
         base = h.get_size() // 2
-        n = base // UNIT
         blocks = [data(i) for i in range(16)]
-        calls = bytes_done = 0
-        slowest = 0.0
         turn = 0
-        while not select.select([self.go_on], [], [], 0)[0]:
+        while not select.select([go_on], [], [], 0)[0]:
             turn += 1
-            for is_write in (True, False):
-                for i in range(n):
-                    start = time.monotonic()
+            for call in (self.write, self.read):
+                for i in range(base // UNIT):
                     block = (struct.pack("QQ", turn, i)
                              + blocks[(turn + i) % 16][16:])
-                    if is_write:
-                        h.pwrite(block, base + i * UNIT)
-                    elif h.pread(UNIT, base + i * UNIT) != block:
-                        raise ValueError(f"turn {turn}: unit {i} differs")
-                    slowest = max(slowest, time.monotonic() - start)
-                    calls += 1
-                    os.write(out, struct.pack("d", slowest))
+                    start = time.monotonic()
+                    call(h, block, base + i * UNIT)
+                    self.note(time.monotonic() - start)
                 start = time.monotonic()
                 h.flush()
-                slowest = max(slowest, time.monotonic() - start)
+                self.note(time.monotonic() - start)
         h.shutdown()
 
-    def poll(self):
-        """Returns how many calls are done since the last poll, one at least."""
-        got = os.read(self.pipe, 1 << 16)
-        if not got:
-            raise RuntimeError("the well-behaved client has ended")
-        self.slowest = struct.unpack("d", got[-8:])[0]
-        return len(got) // 8
+    def write(self, h, block, offset):
+        h.pwrite(block, offset)
+
+    def read(self, h, block, offset):
+        if h.pread(UNIT, offset) != block:
+            raise ValueError(f"the data at {offset} differs")
+
+    def note(self, seconds):
+        calls, slowest = self.done()
+        self.shared[:] = struct.pack("Qd", calls + 1, max(slowest, seconds))
+
+    def done(self):
+        return struct.unpack("Qd", self.shared)
 
     def works(self, calls):
         """Waits until it has done that many calls more."""
-        while calls > 0:
-            calls -= self.poll()
-
-    def speed(self, seconds):
-        """In MB/s."""
-        self.poll()
-        start = time.monotonic()
-        calls = 0
-        while time.monotonic() < start + seconds:
-            calls += self.poll()
-        return calls * UNIT / 1e6 / (time.monotonic() - start)
+        calls += self.done()[0]
+        while self.done()[0] < calls:
+            assert os.waitpid(self.pid, os.WNOHANG)[0] == 0, "it has ended"
+            time.sleep(0.01)
 
     def end(self):
         os.close(self.stop)
-        while os.read(self.pipe, 1 << 16):
-            pass
         _, status = os.waitpid(self.pid, 0)
         assert status == 0, status
-        print(f"slowest call of the well-behaved client: {self.slowest:.3f} s")
-        assert self.slowest < SLOWEST
+        calls, slowest = self.done()
+        print(f"the well-behaved client: {calls} calls, the slowest took "
+              f"{slowest:.3f} s")
+        assert slowest < SLOWEST
 
 
 class NoWitness:
@@ -505,21 +494,21 @@ def main():
 
 def print_speeds():
     """A scenario goes on for a while, and ends when it has been played."""
-    witness = Witness()
-    witness.speed(1)
-    by_itself = witness.speed(measure)
-    end = time.monotonic() + measure
-    start, calls = time.monotonic(), 0
-    done = threading.Event()
+    def speed(work):
+        begin, start = witness.done()[0], time.monotonic()
+        work()
+        return ((witness.done()[0] - begin) * UNIT / 1e6
+                / (time.monotonic() - start))
 
     def play():
+        end = time.monotonic() + measure
         while time.monotonic() < end:
             globals()["play_" + sys.argv[3]](NoWitness())
-        done.set()
-    threading.Thread(target=play).start()
-    while not done.is_set():
-        calls += witness.poll()
-    beside = calls * UNIT / 1e6 / (time.monotonic() - start)
+
+    witness = Witness()
+    witness.works(100)
+    by_itself = speed(lambda: time.sleep(measure))
+    beside = speed(play)
     witness.end()
     print(f"{sys.argv[3]}: {by_itself:.1f} MB/s alone, {beside:.1f} MB/s "
           f"beside: {100 * beside / by_itself:.0f} %")

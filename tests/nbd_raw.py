@@ -4,7 +4,6 @@
 # server, and a client that reads the replies.
 #
 # Not its job: what a client may send (libnbd refuses the rest).
-import errno
 import socket
 import struct
 
