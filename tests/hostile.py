@@ -106,10 +106,13 @@ class Witness:
         base = h.get_size() // 2
         blocks = [data(i) for i in range(16)]
         turn = 0
-        while not select.select([go_on], [], [], 0)[0]:
+        while True:
             turn += 1
             for call in (self.write, self.read):
                 for i in range(base // UNIT):
+                    if select.select([go_on], [], [], 0)[0]:
+                        h.shutdown()
+                        return
                     block = (struct.pack("QQ", turn, i)
                              + blocks[(turn + i) % 16][16:])
                     start = time.monotonic()
@@ -118,7 +121,6 @@ class Witness:
                 start = time.monotonic()
                 h.flush()
                 self.note(time.monotonic() - start)
-        h.shutdown()
 
     def write(self, h, block, offset):
         h.pwrite(block, offset)
