@@ -220,7 +220,7 @@ DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev \
   e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
   qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash \
   openssh-server nginx nbd-server nbdkit-plugin-python python3-boto3 openssl \
-  debootstrap afl++
+  debootstrap python3-apsw
 # Without the guest's packages: its kernel comes from Debian's apt only.
 DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   nbdkit-nbd-plugin libnbd-devel libnbd glib2-devel python3-libnbd fio \
@@ -228,7 +228,7 @@ DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   perl-Test-Harness perl-podlators perl-Pod-Checker gnutls-utils procps-ng \
   libasan libubsan libtsan time diffutils findutils nbd openssh-server nginx \
   nbdkit-ssh-plugin nbdkit-curl-plugin nbdkit-S3-plugin openssl nodejs-npm \
-  american-fuzzy-lop american-fuzzy-lop-clang
+  python3-apsw
 # An S3 server, which no distribution has (benchmarks/backends.sh).
 S3RVER := s3rver@3.7.1
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)

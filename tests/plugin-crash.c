@@ -17,29 +17,20 @@
  * With hooks=1 reads, writes and flushes are asynchronous hooks, and the
  * plugin's own threads carry them out.
  *
- * Locks: the device's lock guards both images and the dirty marks.
- * requests_lock guards the queue of the hooks' requests.
+ * Lock: the device's lock guards both images and the dirty marks.
  *
  * Not its job: which data a block must hold (crash-model.h).
  */
-#include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-#define NBDKIT_API_VERSION 2
-#include <nbdkit-plugin.h>
-#include <nbdkit-async.h>
-
 #include "crash.h"
+#include "operations.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_ASYNC
-
-enum { HOOK_THREADS = 16 };
 
 static struct {
   char *device;
@@ -60,17 +51,6 @@ static bool all_dirty[CRASH_BLOCKS];
 struct handle {
   bool *dirty;
   bool own_dirty[CRASH_BLOCKS];
-};
-
-enum kind { READ, WRITE, ZERO, TRIM, FLUSH };
-
-struct operation {
-  enum kind kind;
-  bool fua;
-  uint32_t count;
-  uint64_t offset;
-  const void *data;             /* WRITE */
-  void *buf;                    /* READ */
 };
 
 /* The device. */
@@ -167,8 +147,10 @@ flush (struct handle *h)
 
 /* Returns 0 or an errno. */
 static int
-operate (struct handle *h, const struct operation *o)
+operate (void *handle, const struct operation *o)
 {
+  struct handle *h = handle;
+
   if (o->kind == FLUSH)
     return flush (h);
   if (violates_block_size (o)) {
@@ -183,179 +165,6 @@ operate (struct handle *h, const struct operation *o)
   delay ();
   return 0;
 }
-
-/* Callbacks. */
-
-/* Returns what a callback returns. */
-static int
-result (int err)
-{
-  errno = err;
-  return err ? -1 : 0;
-}
-
-static int
-crash_pread (void *h, void *buf, uint32_t count, uint64_t offset,
-             uint32_t flags)
-{
-  (void) flags;
-  return result (operate (h, &(struct operation) {
-    .kind = READ, .count = count, .offset = offset, .buf = buf }));
-}
-
-static int
-crash_pwrite (void *h, const void *buf, uint32_t count, uint64_t offset,
-              uint32_t flags)
-{
-  return result (operate (h, &(struct operation) {
-    .kind = WRITE, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
-    .offset = offset, .data = buf }));
-}
-
-static int
-crash_zero (void *h, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return result (operate (h, &(struct operation) {
-    .kind = ZERO, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
-    .offset = offset }));
-}
-
-static int
-crash_trim (void *h, uint32_t count, uint64_t offset, uint32_t flags)
-{
-  return result (operate (h, &(struct operation) {
-    .kind = TRIM, .fua = flags & NBDKIT_FLAG_FUA, .count = count,
-    .offset = offset }));
-}
-
-static int
-crash_flush (void *h, uint32_t flags)
-{
-  (void) flags;
-  return result (operate (h, &(struct operation) { .kind = FLUSH }));
-}
-
-/* Hooks. */
-
-struct request {
-  struct request *next;
-  void *conn;
-  uint64_t reqid;
-  struct handle *handle;
-  struct operation o;
-};
-
-static pthread_mutex_t requests_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t requests_changed = PTHREAD_COND_INITIALIZER;
-static struct request *requests, **requests_end = &requests;
-static unsigned n_running;
-static bool is_ending;
-
-static pthread_t threads[HOOK_THREADS];
-static unsigned n_threads;
-
-static int
-start_request (void *conn, uint64_t reqid, void *handle, struct operation o)
-{
-  struct request *r = malloc (sizeof *r);
-
-  if (!r)
-    return result (ENOMEM);
-  *r = (struct request) { .conn = conn, .reqid = reqid, .handle = handle,
-                          .o = o };
-  pthread_mutex_lock (&requests_lock);
-  *requests_end = r;
-  requests_end = &r->next;
-  pthread_cond_broadcast (&requests_changed);
-  pthread_mutex_unlock (&requests_lock);
-  return 0;
-}
-
-static int
-async_pread (void *conn, uint64_t reqid, bool fua, void *handle, void *buf,
-             uint32_t count, uint64_t offset)
-{
-  (void) fua;
-  return start_request (conn, reqid, handle, (struct operation) {
-    .kind = READ, .count = count, .offset = offset, .buf = buf });
-}
-
-static int
-async_pwrite (void *conn, uint64_t reqid, bool fua, void *handle,
-              const void *buf, uint32_t count, uint64_t offset)
-{
-  return start_request (conn, reqid, handle, (struct operation) {
-    .kind = WRITE, .fua = fua, .count = count, .offset = offset,
-    .data = buf });
-}
-
-static int
-async_flush (void *conn, uint64_t reqid, void *handle, uint32_t flags)
-{
-  (void) flags;
-  return start_request (conn, reqid, handle,
-                        (struct operation) { .kind = FLUSH });
-}
-
-/* Waits for all requests, as each ends within milliseconds. */
-static void
-async_cancel (void *conn, uint64_t reqid, void *handle)
-{
-  (void) conn;
-  (void) reqid;
-  (void) handle;
-  pthread_mutex_lock (&requests_lock);
-  while (requests || n_running > 0)
-    pthread_cond_wait (&requests_changed, &requests_lock);
-  pthread_mutex_unlock (&requests_lock);
-}
-
-static void
-run_request (struct request *r)
-{
-  int err = operate (r->handle, &r->o);
-
-  if (err)
-    nbdkit_async_reply_errno (r->conn, r->reqid, err);
-  else
-    nbdkit_async_reply (r->conn, r->reqid);
-  free (r);
-}
-
-/* A thread of the plugin. */
-static void *
-run_requests (void *arg)
-{
-  struct request *r;
-
-  (void) arg;
-  pthread_mutex_lock (&requests_lock);
-  while (requests || !is_ending) {
-    r = requests;
-    if (!r) {
-      pthread_cond_wait (&requests_changed, &requests_lock);
-      continue;
-    }
-    requests = r->next;
-    if (!requests)
-      requests_end = &requests;
-    n_running++;
-    pthread_mutex_unlock (&requests_lock);
-    run_request (r);
-    pthread_mutex_lock (&requests_lock);
-    n_running--;
-    pthread_cond_broadcast (&requests_changed);
-  }
-  pthread_mutex_unlock (&requests_lock);
-  return NULL;
-}
-
-static struct nbdkit_async hooks = {
-  .async_pread = async_pread,
-  .async_pwrite = async_pwrite,
-  .async_flush = async_flush,
-  .async_cancel = async_cancel,
-};
 
 /* Parameters. */
 
@@ -454,23 +263,13 @@ crash_get_ready (void)
 static int
 crash_after_fork (void)
 {
-  while (config.hooks && n_threads < HOOK_THREADS) {
-    if (pthread_create (&threads[n_threads], NULL, run_requests, NULL) != 0)
-      return -1;
-    n_threads++;
-  }
-  return 0;
+  return config.hooks ? hooks_start () : 0;
 }
 
 static void
 crash_unload (void)
 {
-  pthread_mutex_lock (&requests_lock);
-  is_ending = true;
-  pthread_cond_broadcast (&requests_changed);
-  pthread_mutex_unlock (&requests_lock);
-  while (n_threads > 0)
-    pthread_join (threads[--n_threads], NULL);
+  hooks_end ();
   if (device)
     munmap (device, sizeof *device);
   free (config.device);
@@ -546,11 +345,11 @@ static struct nbdkit_plugin plugin = {
   .can_trim = crash_can_trim,
   .can_multi_conn = crash_can_multi_conn,
   .can_cache = crash_can_cache,
-  .pread = crash_pread,
-  .pwrite = crash_pwrite,
-  .zero = crash_zero,
-  .trim = crash_trim,
-  .flush = crash_flush,
+  .pread = plugin_pread,
+  .pwrite = plugin_pwrite,
+  .zero = plugin_zero,
+  .trim = plugin_trim,
+  .flush = plugin_flush,
   .errno_is_preserved = 1,
 };
 
