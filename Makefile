@@ -6,6 +6,7 @@
 #   make deps         install the packages that all goals need (root or sudo)
 #   make fuzz         afl++ sends broken sessions for TIME=600 seconds; KIND= is
 #                     one of tests/fuzz/server
+#   make crash-long   the crash tests with many more crash points: hours
 #   make demo         one table in under a minute: asyncpool over a 64 ms device
 #   make check        all tests; check-asan, check-tsan and check-valgrind run
 #                     them under a tool
@@ -158,6 +159,14 @@ TIME ?= 600
 KIND ?= pool
 fuzz: tests-build
 	tests/fuzz/run $(TIME) $(KIND)
+# Crash tests for as long as CRASH_ROUNDS and CRASH_POINTS say.
+crash-long: all tests-build
+	VARIANT=$(VARIANT) BUILD=$(B) TOOL= TEST_TIMEOUT=36000 CRASH_LONG=1 \
+	  CRASH_ROUNDS=$(or $(CRASH_ROUNDS),2000) \
+	  CRASH_STEPS=$(or $(CRASH_STEPS),200) \
+	  CRASH_POINTS=$(or $(CRASH_POINTS),all) \
+	  CRASH_KILLS=$(or $(CRASH_KILLS),100) \
+	  tests/run "crash*"
 
 # The client of the benchmark's case overhead.
 $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
@@ -249,5 +258,6 @@ clean:
 	rm -rf build $(TOP)
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
-  check-trixie simulate fuzz demo bench bench-kernel install deps clean
+  check-trixie simulate fuzz crash-long demo bench bench-kernel install deps \
+  clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

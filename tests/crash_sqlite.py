@@ -4,15 +4,20 @@
 #
 #   crash_sqlite.py write SOCKET MODE TRANSACTIONS LOG
 #   crash_sqlite.py check SOCKET MODE LOG POINTS SEED
+#   crash_sqlite.py verify SOCKET MODE LOG
 #
 # `write' runs transactions in a journal mode of SQLite.  The server has
 # record.so, which writes LOG.  LOG.acks gets a line for each transaction when
 # its commit has returned: the length of LOG, and the transaction's number.
 #
+# `write' goes on with a database that is there.
+#
 # `check' opens the database in crash images of replay.so: POINTS of them, or
 # `all', which is four at each flush.  SQLite recovers.  The database must be
 # sound, and have all transactions whose line in LOG.acks is from before the
 # crash.  SEED draws the images.  The status is 1 if an image is bad.
+#
+# `verify' checks the database on the device itself, against all of LOG.acks.
 #
 # A VFS of SQLite's keeps each file in a region of the device.  The region's
 # first sector has the file's size.  A sync is a flush.
@@ -142,15 +147,24 @@ def transaction(db, n):
         db.execute("DELETE FROM t WHERE n = ?", (n - KEPT,))
 
 
+# Returns the number of the next transaction, or 0.
+def create(db):
+    if db.execute("SELECT count (*) FROM sqlite_schema").fetchone() != (0,):
+        return db.execute("SELECT max (n) + 1 FROM last").fetchone()[0]
+    with db:
+        db.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, data);"
+                   "CREATE INDEX i ON t (data);"
+                   "CREATE TABLE last (id INTEGER PRIMARY KEY, n);"
+                   "INSERT INTO last VALUES (0,0),(1,0),(2,0),(3,0),(4,0);")
+    return 0
+
+
 def write(socket, mode, transactions, log):
     vfs = VFS(connect(socket))
     db = database(mode, 10)     # pages
-    db.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, data);"
-               "CREATE INDEX i ON t (data);"
-               "CREATE TABLE last (id INTEGER PRIMARY KEY, n);"
-               "INSERT INTO last VALUES (0,0),(1,0),(2,0),(3,0),(4,0);")
-    with open(log + ".acks", "w") as acks:
-        for n in range(int(transactions) + 1):
+    first = create(db)
+    with open(log + ".acks", "a", buffering=1) as acks:
+        for n in range(first, first + int(transactions) + 1):
             if n > 0:
                 transaction(db, n)
             acks.write("%d %d\n" % (os.stat(log).st_size, n))
@@ -186,8 +200,12 @@ def check_image(socket, mode, name, least):
     vfs.unregister()
     vfs.h.shutdown()
     if fault:
-        print("image %s: %s" % (name, fault))
+        print("image %s: %s" % (name or "of the device", fault))
     return fault is not None
+
+
+def verify(socket, mode, log):
+    sys.exit(check_image(socket, mode, "", read_pairs(log + ".acks")[-1][1]))
 
 
 # Yields moments and seeds: after a flush with no other change, and before it
@@ -221,4 +239,4 @@ def check(socket, mode, log, points, seed):
     sys.exit(bad > 0)
 
 
-{"write": write, "check": check}[sys.argv[1]](*sys.argv[2:])
+{"write": write, "check": check, "verify": verify}[sys.argv[1]](*sys.argv[2:])
