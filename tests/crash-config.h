@@ -59,8 +59,21 @@ add (GString *s, const char *prefix, const char *value)
 /* What filters above may need. */
 enum {
   FLUSHES = 1, FUA = 2, NATIVE = 4, NO_ERRORS = 8, ENDS_BY_KILL = 16,
-  ONE_DEVICE = 32,
+  ONE_DEVICE = 32, PARALLEL = 64,
 };
+
+/* Parallel, with hooks, or one call at a time and further contexts. */
+static void
+draw_kind (struct config *c)
+{
+  const char *kind = DRAW (c, "", "hooks=1", "serial=1");
+
+  add (c->parameters, "", kind);
+  if (strcmp (kind, "serial=1") == 0) {
+    c->offers &= ~PARALLEL;
+    add (c->parameters, "asyncpool-contexts=", DRAW (c, "1", "2", "4"));
+  }
+}
 
 static void
 draw_plugin (struct config *c)
@@ -73,7 +86,7 @@ draw_plugin (struct config *c)
   c->one_device = has_other_devices (c) ? c->names
     : config_draw (c, 3) > 0
       || (c->ending == KILLED_ERRORS && c->n_connections > 1);
-  c->offers = (can_flush ? FLUSHES : 0) | (strcmp (fua, "none") ? FUA : 0)
+  c->offers = PARALLEL | (can_flush ? FLUSHES : 0) | (strcmp (fua, "none") ? FUA : 0)
     | (strcmp (fua, "native") == 0 ? NATIVE : 0)
     | (!has_errors (c) ? NO_ERRORS : 0)
     | (!has_other_devices (c) ? ONE_DEVICE : 0)
@@ -81,7 +94,7 @@ draw_plugin (struct config *c)
   add (p, "fua=", fua);
   add (p, "flush=", can_flush ? "1" : "0");
   add (p, "multi_conn=", c->one_device ? "1" : "0");
-  add (p, "hooks=", DRAW (c, "0", "1"));
+  draw_kind (c);
   add (p, "zero=", DRAW (c, "0", "1", "1"));
   add (p, "trim=", DRAW (c, "0", "1", "1"));
   add (p, "delay=", DRAW (c, "0", "150", "250", "250", "400", "700"));
@@ -105,7 +118,8 @@ draw_asyncpool (struct config *c)
  *
  * - multi-conn tracks which connections are dirty, but forgets writes that are
  *   in flight during a flush, so its tracking is off.  It leaks memory if a
- *   client is connected at the end.
+ *   client is connected at the end.  It calls flush on other connections'
+ *   handles, whatever the thread model.
  * - fuamode=force does not ask whether the layer below can flush, as multi-conn
  *   expects.
  * - cache keeps data whose write failed.
@@ -120,7 +134,7 @@ static const struct {
   { "blocksize", "minblock=4096 maxdata=16k", ONE_DEVICE, 0 },
   { "blocksize", "maxdata=8k maxlen=32k", 0, 0 },
   { "multi-conn", "multi-conn-mode=emulate multi-conn-track-dirty=off",
-    FLUSHES | ENDS_BY_KILL | ONE_DEVICE, NATIVE },
+    FLUSHES | ENDS_BY_KILL | ONE_DEVICE | PARALLEL, NATIVE },
   { "cache", "cache=writethrough", NO_ERRORS, 0 },
   { "fua", "fuamode=emulate", FLUSHES, 0 },
   { "fua", "fuamode=native", FUA, 0 },

@@ -23,7 +23,8 @@
 struct crash_device {
   pthread_mutex_t lock;         /* shared between processes */
   _Atomic unsigned fail_percent;        /* of changes and flushes: ENOSPC */
-  _Atomic unsigned violations;  /* operations that broke the block size */
+  _Atomic unsigned violations;  /* of the block size or the thread model */
+  _Atomic unsigned steps_back;  /* blocks that got an older write's data */
   char written[CRASH_SIZE];     /* under the lock */
   char durable[CRASH_SIZE];     /* under the lock */
 };

@@ -14,6 +14,9 @@
  * - an operation that fails has changed the first half of its range;
  * - a trim clears every other block.
  *
+ * With serial=1 the thread model is SERIALIZE_REQUESTS.  Two calls at once on
+ * one handle then count as a violation.
+ *
  * With hooks=1 reads, writes and flushes are asynchronous hooks, and the
  * plugin's own threads carry them out.
  *
@@ -35,7 +38,7 @@
 static struct {
   char *device;
   unsigned delay_us;
-  int flush, fua, zero, trim, multi_conn, hooks;
+  int flush, fua, zero, trim, multi_conn, hooks, serial;
   uint32_t minimum;             /* block size, 0: none is told */
 } config = {
   .flush = 1, .fua = NBDKIT_FUA_NATIVE, .zero = 1, .trim = 1, .multi_conn = 1,
@@ -49,6 +52,7 @@ static struct crash_device *device;
 static bool all_dirty[CRASH_BLOCKS];
 
 struct handle {
+  atomic_int n_calls;
   bool *dirty;
   bool own_dirty[CRASH_BLOCKS];
 };
@@ -88,6 +92,20 @@ violates_block_size (const struct operation *o)
   return config.minimum && (o->offset | o->count) & (config.minimum - 1);
 }
 
+/* test-crash.c numbers its changes, and the number is in the upper half of a
+ * written block's first word.  A block must not go back to an older write.
+ */
+static void
+check_order (const char *block, const char *data)
+{
+  uint64_t before, after;
+
+  memcpy (&before, block, sizeof before);
+  memcpy (&after, data, sizeof after);
+  if (after >> 32 && after >> 32 < before >> 32)
+    atomic_fetch_add (&device->steps_back, 1);
+}
+
 static void
 change_block (struct handle *h, const struct operation *o, uint64_t block)
 {
@@ -95,6 +113,8 @@ change_block (struct handle *h, const struct operation *o, uint64_t block)
   const char *data = o->data;
 
   pthread_mutex_lock (&device->lock);
+  if (o->kind == WRITE)
+    check_order (to, data + (block * CRASH_BLOCK - o->offset));
   if (o->kind == WRITE)
     memcpy (to, data + (block * CRASH_BLOCK - o->offset), CRASH_BLOCK);
   else if (o->kind == ZERO || block % 2 == 0)
@@ -147,10 +167,8 @@ flush (struct handle *h)
 
 /* Returns 0 or an errno. */
 static int
-operate (void *handle, const struct operation *o)
+do_operation (struct handle *h, const struct operation *o)
 {
-  struct handle *h = handle;
-
   if (o->kind == FLUSH)
     return flush (h);
   if (violates_block_size (o)) {
@@ -166,6 +184,19 @@ operate (void *handle, const struct operation *o)
   return 0;
 }
 
+static int
+operate (void *handle, const struct operation *o)
+{
+  struct handle *h = handle;
+  int err;
+
+  if (atomic_fetch_add (&h->n_calls, 1) > 0 && config.serial)
+    atomic_fetch_add (&device->violations, 1);
+  err = do_operation (h, o);
+  atomic_fetch_sub (&h->n_calls, 1);
+  return err;
+}
+
 /* Parameters. */
 
 static const struct {
@@ -177,6 +208,7 @@ static const struct {
   { "trim", &config.trim },
   { "multi_conn", &config.multi_conn },
   { "hooks", &config.hooks },
+  { "serial", &config.serial },
 };
 
 static int
@@ -220,7 +252,8 @@ crash_config (const char *key, const char *value)
 #define crash_config_help \
   "device=FILE                       A new file: struct crash_device.\n" \
   "delay=MICROSECONDS minimum=BYTES  Of every operation.\n" \
-  "fua=none|emulate|native flush|zero|trim|multi_conn|hooks=BOOL"
+  "fua=none|emulate|native flush|zero|trim=BOOL\n" \
+  "multi_conn|hooks|serial=BOOL"
 
 static int
 crash_config_complete (void)
@@ -230,6 +263,13 @@ crash_config_complete (void)
     return -1;
   }
   return config.hooks ? 0 : nbdkit_async_disable ();
+}
+
+static int
+crash_thread_model (void)
+{
+  return config.serial ? NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
+    : NBDKIT_THREAD_MODEL_PARALLEL;
 }
 
 /* Lifetimes. */
@@ -332,6 +372,7 @@ static struct nbdkit_plugin plugin = {
   .config = crash_config,
   .config_complete = crash_config_complete,
   .config_help = crash_config_help,
+  .thread_model = crash_thread_model,
   .get_ready = crash_get_ready,
   .after_fork = crash_after_fork,
   .unload = crash_unload,
