@@ -86,7 +86,8 @@ draw_plugin (struct config *c)
   c->one_device = has_other_devices (c) ? c->names
     : config_draw (c, 3) > 0
       || (c->ending == KILLED_ERRORS && c->n_connections > 1);
-  c->offers = PARALLEL | (can_flush ? FLUSHES : 0) | (strcmp (fua, "none") ? FUA : 0)
+  c->offers = PARALLEL | (can_flush ? FLUSHES : 0)
+    | (strcmp (fua, "none") ? FUA : 0)
     | (strcmp (fua, "native") == 0 ? NATIVE : 0)
     | (!has_errors (c) ? NO_ERRORS : 0)
     | (!has_other_devices (c) ? ONE_DEVICE : 0)

@@ -79,7 +79,10 @@ echo "# $images crash images"
 
 # Otherwise the above shows nothing.
 record lie wal
-lacks () { ! replay wal >lie.out 2>&1 && grep -qE 'is missing|no such' lie.out; }
+lacks ()
+{
+  ! replay wal >lie.out 2>&1 && grep -qE 'is missing|no such' lie.out
+}
 check "lie, wal: transactions are missing in images" lacks
 stops "lie, wal, images" replay
 
