@@ -37,7 +37,7 @@ SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
 SAN_tsan := -fsanitize=thread
 SAN := $(SAN_$(VARIANT))
 # Every variant but the plain one checks the invariants wherever engine.lock is
-# released (filter/check.h).
+# released (filter/check.h), and the order of locks (lock.h).
 DEBUG := $(if $(filter-out plain,$(VARIANT)),-DASYNCPOOL_DEBUG)
 
 # Expanded by the goals that compile: make deps runs without the libraries.

@@ -22,6 +22,7 @@
 #include "debug.h"
 #include "engine.h"
 #include "hooks.h"
+#include "lock.h"
 #include "next.h"
 
 static struct config config;
@@ -65,7 +66,7 @@ static bool is_topmost;         /* no filter is above: each of nbdkit's threads
 /* All handles.  nbdkit calls no .close when it shuts down: unload frees them.
  */
 static GQueue handles = G_QUEUE_INIT;
-static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct lock handles_lock = LOCK_INITIALIZER (LOCK_LEAF);
 
 /* The server. */
 
@@ -393,9 +394,9 @@ asyncpool_open (nbdkit_next_open *next, nbdkit_context *context,
   h->is_hooked = is_hooked;
   h->hooks_handle = is_hooked ? plugin_handle : NULL;
   h->link.data = h;
-  pthread_mutex_lock (&handles_lock);
+  lock_take (&handles_lock);
   g_queue_push_tail_link (&handles, &h->link);
-  pthread_mutex_unlock (&handles_lock);
+  lock_drop (&handles_lock);
   thread_handle = h;
   return h;
 }
@@ -419,9 +420,9 @@ asyncpool_close (void *vh)
 
   /* nbdkit skips finalize if that of an outer filter failed. */
   asyncpool_finalize (NULL, h);
-  pthread_mutex_lock (&handles_lock);
+  lock_take (&handles_lock);
   g_queue_unlink (&handles, &h->link);
-  pthread_mutex_unlock (&handles_lock);
+  lock_drop (&handles_lock);
   free_handle (h);
 }
 

@@ -10,6 +10,7 @@
 #include "backend.h"
 #include "clock.h"
 #include "contexts.h"
+#include "lock.h"
 #include "speed.h"
 #include "stats.h"
 
@@ -44,6 +45,7 @@ backend_is_like (const struct backend *a, const struct backend *b)
 void
 backend_begin_own (struct backend *b)
 {
+  lock_assert_none ();
   if (b->serial)
     pthread_mutex_lock (&b->own_lock);
 }
@@ -61,6 +63,7 @@ begin_call (struct backend *b)
 {
   void *handle = b->contexts ? contexts_leased () : NULL;
 
+  lock_assert_none ();
   if (handle)
     return handle;
   backend_begin_own (b);
@@ -217,6 +220,7 @@ backend_io_start (struct backend_io *io)
 {
   struct backend *b = io->backend;
 
+  lock_assert_none ();
   io->hook.handle = b->hooks_handle;
   io->hook.done = replied;
   io->start_ns = stats_begin_device (b->stats);
@@ -247,6 +251,7 @@ backend_is_silent (struct backend *b)
   if (gone == 0)
     gone = client_gone_ns;
   if (gone == 0) {
+    lock_assert_none ();
     if (b->ops->is_gone (b->handle))
       client_gone_ns = clock_ns ();
     return false;
@@ -259,6 +264,7 @@ backend_io_give_up (struct backend_io *io)
 {
   bool is_given_up;
 
+  lock_assert_none ();
   atomic_store (&io->giving_up, true);
   is_given_up = io->backend->hooks->give_up (&io->hook);
   atomic_store (&io->giving_up, false);

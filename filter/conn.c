@@ -121,8 +121,8 @@ conn_open (struct engine *e, const char *export_name,
   d->min_block = backend->min_block;
   c->link.data = c;
   c->evicted_at = UINT64_MAX;
-  lock_init (&c->streams_lock);
-  lock_init (&c->wrote_lock);
+  lock_init_ranked (&c->streams_lock, LOCK_OUTER);
+  lock_init_ranked (&c->wrote_lock, LOCK_LEAF);
 
   join (c, d, backend, join_contexts (e, export_name, backend));
   *cp = c;
@@ -208,8 +208,8 @@ conn_free (struct conn *c)
       contexts_put (c->backend.contexts);
   }
   pthread_mutex_destroy (&c->backend.own_lock);
-  pthread_mutex_destroy (&c->streams_lock);
-  pthread_mutex_destroy (&c->wrote_lock);
+  lock_destroy (&c->streams_lock);
+  lock_destroy (&c->wrote_lock);
   g_free (c);
 }
 

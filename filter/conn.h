@@ -13,7 +13,6 @@
 #ifndef ASYNCPOOL_CONN_H
 #define ASYNCPOOL_CONN_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -22,6 +21,7 @@
 #include "backend.h"
 #include "changes.h"
 #include "extents.h"
+#include "lock.h"
 #include "speed.h"
 #include "stream.h"
 
@@ -45,11 +45,11 @@ struct conn {
   atomic_uint direct_reads;     /* its demand reads in the plugin */
   struct depth depth;
   /* Under streams_lock. */
-  pthread_mutex_t streams_lock;
+  struct lock streams_lock;
   struct streams streams;
   struct conn_extents extents;  /* under extents.lock */
   /* Under wrote_lock, see device.h. */
-  pthread_mutex_t wrote_lock;
+  struct lock wrote_lock;
   struct changes wrote;         /* its changes since the last flush of the
                                  * device began */
   struct changes wrote_alone;   /* all its changes, if conn_writes_alone */

@@ -54,7 +54,7 @@ contexts_new (struct engine *e, const char *export_name,
   s->export_name = memcpy (name, export_name, size);
   s->max = max;
   s->link.data = s;
-  lock_init (&s->lock);
+  lock_init_ranked (&s->lock, LOCK_LEAF);
   s->pool = pool_new (max, &error);
   if (s->pool == NULL) {
     contexts_free (s);
@@ -123,6 +123,7 @@ close_one (struct job *job)
   struct context *x =
     (struct context *) ((char *) job - offsetof (struct context, closer));
 
+  lock_assert_none ();
   x->ops->close (x->handle);
   g_free (x);
 }
@@ -170,7 +171,7 @@ contexts_free (struct contexts *s)
     while ((x = pop_free (s)) != NULL)  /* a thread had it until now */
       close_one (&x->closer);
   }
-  pthread_mutex_destroy (&s->lock);
+  lock_destroy (&s->lock);
   g_free (s->export_name);
   g_free (s);
 }
@@ -217,6 +218,7 @@ open_one (struct contexts *s)
   x->ops = s->like.ops;
   x->link.data = x;
   x->is_new = true;
+  lock_assert_none ();
   x->handle = x->ops->open (&s->like, s->export_name);
   x->opened_ns = clock_ns ();
   if (x->handle == NULL)
@@ -233,9 +235,9 @@ open_locked (struct contexts *s)
   unsigned n;
 
   s->opening++;
-  pthread_mutex_unlock (&s->lock);
+  lock_drop (&s->lock);
   x = open_one (s);
-  pthread_mutex_lock (&s->lock);
+  lock_take (&s->lock);
   s->opening--;
   if (x) {
     if (atomic_fetch_add (&s->n_open, 1) + 1 == s->max)
@@ -249,10 +251,10 @@ open_locked (struct contexts *s)
   n = atomic_load (&s->n_open);
   defer_opens_locked (s);
   cond_broadcast (&s->freed);
-  pthread_mutex_unlock (&s->lock);
+  lock_drop (&s->lock);
   if (must_log)
     s->engine->config.log_context (s->export_name, n, s->max);
-  pthread_mutex_lock (&s->lock);
+  lock_take (&s->lock);
   return NULL;
 }
 
@@ -302,7 +304,7 @@ contexts_lease (void *vs)
       continue;
     if (s->leased + s->opening == 0)
       return;
-    cond_wait (&s->freed, &s->lock);
+    cond_wait (&s->freed, lock_alone (&s->lock));
   }
 }
 

@@ -35,7 +35,6 @@
 #ifndef ASYNCPOOL_CONTEXTS_H
 #define ASYNCPOOL_CONTEXTS_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,6 +42,7 @@
 
 #include "backend.h"
 #include "cond.h"
+#include "lock.h"
 #include "pool.h"
 
 struct engine;
@@ -62,7 +62,7 @@ struct contexts {
   struct job closer;
   GList link;                   /* in engine.contexts */
   /* Under the lock. */
-  pthread_mutex_t lock;
+  struct lock lock;
   struct cond freed;            /* a context is free, or none is leased, or an
                                  * open has ended */
   GQueue free;                  /* the most recently used first */

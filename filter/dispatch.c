@@ -78,7 +78,8 @@ engine_unlock_and_dispatch (struct engine *e)
 
   engine_check_debug (e);
   g_queue_init (&e->starts);
-  pthread_mutex_unlock (&e->lock);
+  lock_drop (&e->lock);
+  lock_assert_none ();
   start_all (e, &starts);
 }
 
@@ -105,7 +106,7 @@ engine_wait_until (struct engine *e, struct cond *cond, uint64_t until_ns)
   if (dispatched (e))
     return false;
   engine_check_debug (e);
-  return !cond_wait_until (cond, &e->lock, until_ns);
+  return !cond_wait_until (cond, lock_alone (&e->lock), until_ns);
 }
 
 /* The connection's client has gone.  Wants the lock, releases it meanwhile. */

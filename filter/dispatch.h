@@ -27,7 +27,7 @@ extern void engine_unlock_and_dispatch (struct engine *);
 static inline struct engine *
 engine_lock (struct engine *e)
 {
-  pthread_mutex_lock (&e->lock);
+  lock_take (&e->lock);
   return e;
 }
 

@@ -15,7 +15,7 @@ engine_new (const struct engine_config *config, struct engine **ep)
   int err;
 
   e->config = *config;
-  lock_init (&e->lock);
+  lock_init_ranked (&e->lock, LOCK_OUTER);
   e->contexts_check_ns = UINT64_MAX;
   writeback_init (e);
   extents_init (e);
@@ -89,6 +89,6 @@ engine_free (struct engine *e)
   buffers_destroy (e);
   stats_free (e->stats);
   extents_destroy (e);
-  pthread_mutex_destroy (&e->lock);
+  lock_destroy (&e->lock);
   g_free (e);
 }

@@ -6,7 +6,7 @@
  *
  * Functions in filter/ return 0 or a positive errno unless they say otherwise.
  *
- * Locks, from the outside to the inside:
+ * Locks, from the outside to the inside (ranks, see lock.h):
  *   engine.lock         everything marked so; never held across a call into
  *                       the plugin, released by engine_unlock_and_dispatch
  *   conn.wrote_lock     leaf
@@ -19,7 +19,6 @@
 #ifndef ASYNCPOOL_ENGINE_H
 #define ASYNCPOOL_ENGINE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -30,6 +29,7 @@
 #include "contexts.h"
 #include "device.h"
 #include "extents.h"
+#include "lock.h"
 #include "order.h"
 #include "pool.h"
 #include "speed.h"
@@ -79,7 +79,7 @@ struct engine {
   struct pool *pool;
   struct stats *stats;
 
-  pthread_mutex_t lock;
+  struct lock lock;
   /* Each has its own rules, see its header. */
   struct buffers buffers;
   struct order order;

@@ -14,13 +14,13 @@
 void
 extents_init (struct engine *e)
 {
-  lock_init (&e->extents.lock);
+  lock_init_ranked (&e->extents.lock, LOCK_INNER);
 }
 
 void
 extents_destroy (struct engine *e)
 {
-  pthread_mutex_destroy (&e->extents.lock);
+  lock_destroy (&e->extents.lock);
 }
 
 /* Updates in_use after a change of the sets or the questions.  Wants the lock.
@@ -498,7 +498,7 @@ extents_wait (struct conn *c)
 
   LOCK_IN_SCOPE (&x->lock);
   while (c->extents.is_ahead)
-    cond_wait (&x->answered, &x->lock);
+    cond_wait (&x->answered, lock_alone (&x->lock));
 }
 
 /* Requests. */
@@ -532,7 +532,7 @@ wait_for_question (struct conn *c, uint64_t offset)
   if (q == NULL || (q == &c->extents.ahead && cancel_ahead_locked (c)))
     return false;
   for (id = q->id; find_locked (c, offset, id); )
-    cond_wait (&x->answered, &x->lock);
+    cond_wait (&x->answered, lock_alone (&x->lock));
   return true;
 }
 

@@ -35,7 +35,6 @@
 #ifndef ASYNCPOOL_EXTENTS_H
 #define ASYNCPOOL_EXTENTS_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -44,6 +43,7 @@
 #include "changes.h"
 #include "cond.h"
 #include "extentset.h"
+#include "lock.h"
 #include "pool.h"
 
 struct conn;
@@ -63,7 +63,7 @@ enum {
 };
 
 struct extents {
-  pthread_mutex_t lock;
+  struct lock lock;
   /* Under the lock. */
   GQueue sets;                  /* struct device_extents that are not empty */
   GQueue questions;             /* struct question: asked, or queued */

@@ -27,7 +27,7 @@ struct request {
   uint64_t offset;
   bool hooked;                  /* the plugin's async hooks do the pieces */
   /* Under the lock. */
-  pthread_mutex_t lock;
+  struct lock lock;
   struct cond done;
   unsigned running;
 };
@@ -145,8 +145,8 @@ wait_all (struct request *r, struct piece *pieces, unsigned from, unsigned n)
       LOCK_IN_SCOPE (&r->lock);
       while (r->running > 0)
         if (!r->hooked)
-          cond_wait (&r->done, &r->lock);
-        else if (!cond_wait_until (&r->done, &r->lock,
+          cond_wait (&r->done, lock_alone (&r->lock));
+        else if (!cond_wait_until (&r->done, lock_alone (&r->lock),
                                    clock_ns () + BACKEND_POLL_NS))
           break;
       if (r->running == 0)
@@ -199,9 +199,9 @@ run (struct pool *pool, struct request *r, uint32_t unit, uint32_t count)
 {
   int err;
 
-  pthread_mutex_init (&r->lock, NULL);
+  lock_init_ranked (&r->lock, LOCK_LEAF);
   err = fanout (pool, r, unit, count);
-  pthread_mutex_destroy (&r->lock);
+  lock_destroy (&r->lock);
   return err;
 }
 

@@ -17,7 +17,7 @@ struct pool {
   void (*before) (void *data);  /* or NULL */
   void (*after) (void *data);
   void *data;
-  pthread_mutex_t lock;
+  struct lock lock;
   /* Under the lock.  0 <= preparing <= coming <= workers <= n_threads. */
   unsigned workers;             /* threads that have a token */
   unsigned coming;              /* those of them that have taken no job yet */
@@ -51,13 +51,13 @@ worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
   bool is_coming = true;
   struct job *job;
 
-  pthread_mutex_lock (&p->lock);
+  lock_take (&p->lock);
   for (;;) {
     if (p->before && p->queued > 0) {
       p->preparing += is_coming;
-      pthread_mutex_unlock (&p->lock);
+      lock_drop (&p->lock);
       p->before (p->data);
-      pthread_mutex_lock (&p->lock);
+      lock_take (&p->lock);
       p->preparing -= is_coming;
     }
     p->coming -= is_coming;
@@ -65,17 +65,17 @@ worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
     job = take_locked (p);
     if (job == NULL && p->after == NULL)
       break;
-    pthread_mutex_unlock (&p->lock);
+    lock_drop (&p->lock);
     if (job)
       job->run (job);
     else
       p->after (p->data);
-    pthread_mutex_lock (&p->lock);
+    lock_take (&p->lock);
     if (job == NULL && p->queued == 0)
       break;
   }
   p->workers--;
-  pthread_mutex_unlock (&p->lock);
+  lock_drop (&p->lock);
 }
 
 static void *
@@ -112,7 +112,7 @@ pool_new (unsigned threads, GError **error)
 {
   struct pool *p = g_new0 (struct pool, 1);
 
-  lock_init (&p->lock);
+  lock_init_ranked (&p->lock, LOCK_LEAF);
   p->n_threads = threads;
   /* One thread first: if GLib 2.84 cannot start all threads of a new pool, it
    * frees the queue that the others wait for.
@@ -125,7 +125,7 @@ pool_new (unsigned threads, GError **error)
     if (p->threads)
       pool_free (p);
     else {
-      pthread_mutex_destroy (&p->lock);
+      lock_destroy (&p->lock);
       g_free (p);
     }
     return NULL;
@@ -149,9 +149,9 @@ pool_free (struct pool *p)
   /* GLib has waited for the workers.  This shows it to thread checkers, which
    * do not see GLib's locks.
    */
-  pthread_mutex_lock (&p->lock);
-  pthread_mutex_unlock (&p->lock);
-  pthread_mutex_destroy (&p->lock);
+  lock_take (&p->lock);
+  lock_drop (&p->lock);
+  lock_destroy (&p->lock);
   g_free (p);
 }
 

@@ -268,14 +268,14 @@ readahead_note (struct conn *c, uint32_t count, uint64_t offset,
   bool is_first;
 
   /* Advice, not worth a wait for another thread of this connection. */
-  if (pthread_mutex_trylock (&c->streams_lock) != 0)
+  if (!lock_try_take (&c->streams_lock))
     return NULL;
   /* A client that knows the zeroes does not read them. */
   stream_skip (&c->streams, extents_zeroes_begin (c, offset), offset);
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
   *covered = s && offset + count <= s->ahead && offset + count == s->end;
   is_first = s && s->ahead < s->end;
-  pthread_mutex_unlock (&c->streams_lock);
+  lock_drop (&c->streams_lock);
 
   drop (c, left);
   /* Now, if the read is going to wait in the plugin, or if buffers became free.

@@ -41,6 +41,11 @@ enum {
 
 enum { NO_RULE = -1 };
 
+#ifdef ASYNCPOOL_DEBUG
+/* For plugins, which do not have the filter's (lock.h). */
+__attribute__ ((weak)) __thread unsigned lock_held;
+#endif
+
 struct rule {
   bool is_active, holds;        /* else it fails */
   unsigned kinds;
