@@ -13,6 +13,7 @@
 #   make simulate     ten million requests under simulated threads, in minutes;
 #                     SEEDS=N
 #   make check-trixie all tests on Debian 13, in a chroot (root only)
+#   make analyze      static analysis of the sources: tests/analyze
 #   make bench        the whole benchmark, see benchmarks/README
 #   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
 #   make install      into nbdkit's own directories, or prefix; DESTDIR
@@ -167,6 +168,8 @@ crash-long: all tests-build
 	  CRASH_POINTS=$(or $(CRASH_POINTS),all) \
 	  CRASH_KILLS=$(or $(CRASH_KILLS),100) \
 	  tests/run "crash*"
+analyze:
+	tests/analyze $(TOOLS)
 
 # The client of the benchmark's case overhead.
 $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
@@ -258,6 +261,6 @@ clean:
 	rm -rf build $(TOP)
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
-  check-trixie simulate fuzz crash-long demo bench bench-kernel install deps \
-  clean
+  check-trixie simulate analyze coverage fuzz crash-long demo bench \
+  bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

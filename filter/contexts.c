@@ -51,7 +51,8 @@ contexts_new (struct engine *e, const char *export_name,
   }
   s->engine = e;
   s->like = *like;
-  s->export_name = memcpy (name, export_name, size);
+  memcpy (name, export_name, size);
+  s->export_name = name;
   s->max = max;
   s->link.data = s;
   lock_init_ranked (&s->lock, LOCK_LEAF);

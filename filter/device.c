@@ -32,7 +32,8 @@ device_new (struct engine *e, const char *export_name)
     g_free (name);
     return NULL;
   }
-  x->name = memcpy (name, export_name, size);
+  memcpy (name, export_name, size);
+  x->name = name;
   x->engine = e;
   x->link.data = x;
   d->export = x;

@@ -52,7 +52,7 @@ bucket_of (uint64_t ns)
   if (ns < STEPS)
     return ns;
   power = 63 - __builtin_clzll (ns);
-  b = (power - 2) * STEPS + ((ns >> (power - 3)) & (STEPS - 1));
+  b = (uint64_t) (power - 2) * STEPS + ((ns >> (power - 3)) & (STEPS - 1));
   return b < BUCKETS ? b : BUCKETS - 1;
 }
 

@@ -40,7 +40,7 @@
 #define DEFAULT_DELAY_NS UINT64_C (64000000)
 #define DEFAULT_IO_THREADS 2
 #define NOT_GIVEN UINT64_MAX
-#define FAST_BLOCK (128 * 1024)
+#define FAST_BLOCK (UINT64_C (128) * 1024)
 #define MAX_FAST 1000000
 
 /* The last part of every wait is a plain sleep, because nbdkit_nanosleep logs

@@ -311,8 +311,8 @@ store_zero (struct store *st, uint64_t count, uint64_t offset, bool give_back)
                         (uint64_t) __builtin_ctz (p.whole) * STORE_PAGE_BYTES,
                         (uint64_t) __builtin_popcount (p.whole) *
                         STORE_PAGE_BYTES);
-    zero_pages_locked (st, &p, word & p.touched & (uint16_t) ~p.whole);
-    store_word_locked (st, p.chunk, word & (uint16_t) ~p.whole);
+    zero_pages_locked (st, &p, word & p.touched & ~(unsigned) p.whole);
+    store_word_locked (st, p.chunk, word & ~(unsigned) p.whole);
     pthread_rwlock_unlock (lock_of (st, &p));
   }
 }
