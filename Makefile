@@ -14,13 +14,14 @@
 #                     SEEDS=N
 #   make check-trixie all tests on Debian 13, in a chroot (root only)
 #   make analyze      static analysis of the sources: tests/analyze
+#   make coverage     lines and branches that the tests run (TESTS=...)
 #   make bench        the whole benchmark, see benchmarks/README
 #   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
 #   make install      into nbdkit's own directories, or prefix; DESTDIR
 #
-# A variant (plain, asan, tsan, debug, or a name of your own for another
-# compiler: make VARIANT=clang CC=clang CXX=clang++) is built in build/VARIANT.
-# The plain one is copied to the top.
+# A variant (plain, asan, tsan, coverage, debug, or a name of your own for
+# another compiler: make VARIANT=clang CC=clang CXX=clang++) is built in
+# build/VARIANT.  The plain one is copied to the top.
 
 VARIANT ?= plain
 B := build/$(VARIANT)
@@ -36,10 +37,11 @@ SAN_plain :=
 SAN_asan := -fsanitize=address,undefined -fno-sanitize-recover=undefined \
   -fno-omit-frame-pointer
 SAN_tsan := -fsanitize=thread
+SAN_coverage := --coverage -fprofile-update=atomic -O0
 SAN := $(SAN_$(VARIANT))
-# Every variant but the plain one checks the invariants wherever engine.lock is
-# released (filter/check.h), and the order of locks (lock.h).
-DEBUG := $(if $(filter-out plain,$(VARIANT)),-DASYNCPOOL_DEBUG)
+# All variants but plain and coverage check the invariants wherever engine.lock
+# is released (filter/check.h), and the order of locks (lock.h).
+DEBUG := $(if $(filter-out plain coverage,$(VARIANT)),-DASYNCPOOL_DEBUG)
 
 # Expanded by the goals that compile: make deps runs without the libraries.
 NBDKIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags nbdkit)
@@ -170,6 +172,19 @@ crash-long: all tests-build
 	  tests/run "crash*"
 analyze:
 	tests/analyze $(TOOLS)
+
+# A server that a test kills has not written its counts.  A failed assertion's
+# branch is not counted: no test takes it.
+COVERAGE := build/coverage/coverage
+coverage:
+	@command -v gcovr >/dev/null || \
+	  { echo "make coverage: gcovr is not installed" >&2; exit 1; }
+	[ ! -d build/coverage ] || find build/coverage -name '*.gcda' -delete
+	-$(MAKE) VARIANT=coverage check
+	gcovr -r . -f filter/ -f plugin/ --exclude-branches-by-pattern '.*assert.*' \
+	  --json $(COVERAGE).json build/coverage/filter build/coverage/plugin
+	gcovr -r . -a $(COVERAGE).json --txt
+	gcovr -r . -a $(COVERAGE).json --txt --branches
 
 # The client of the benchmark's case overhead.
 $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o

@@ -54,6 +54,7 @@ test_prefetches (struct world *w)
 static void
 test_late_calls (struct world *w)
 {
+  struct extentset answer = { .max = EXTENTS_ANSWER };
   struct task *read, *close;
   char buf[512];
   int hold;
@@ -68,6 +69,9 @@ test_late_calls (struct world *w)
   task_ends (close, 0);
   for (enum kind kind = READ; kind <= FLUSH; kind++)
     g_assert_cmpint (request (w, 0, kind, buf, 512, 0), ==, ESHUTDOWN);
+  g_assert_cmpint (conn_extents (w->c[0], 512, 0, false, &answer), ==,
+                   ESHUTDOWN);
+  g_assert_cmpuint (answer.n, ==, 0);
   g_assert_false (conn_enter (w->c[0]));
 
   /* A filter above that takes no error still gets data, the newest. */

@@ -245,6 +245,49 @@ test_failed (struct world *w)
   assert_answer (w, 1, 3, "#");
 }
 
+/* A change of all known bytes leaves nothing to keep, also one that is under
+ * way when the plugin answers.  The next request asks the plugin.
+ */
+static void
+test_all_changed (struct world *w)
+{
+  struct task *zero;
+  int hold;
+
+  start (w, 4, READ_AHEAD);
+  assert_answer (w, 0, 0, "........");
+  do_request (w, 0, FUA, N * U, 0, 1);
+  engine_check (w->e);
+  g_assert_cmpuint (atomic_load (&w->e->extents.in_use), ==, 0);
+  assert_answer (w, 0, 0, "########");
+  assert_asked (w, 2);
+
+  hold = gate_hold (w->gate, GATE_ZERO, ANYWHERE);
+  zero = start_held (w, hold, 0, ZERO, N * U, 0, 0);
+  assert_answer (w, 1, 0, "########");
+  g_assert_cmpuint (atomic_load (&w->e->extents.in_use), ==, 0);
+  gate_release (w->gate, hold);
+  task_ends (zero, 0);
+  assert_answer (w, 1, 0, "........");
+  assert_asked (w, 4);
+}
+
+/* Answers that are too old are not kept beyond the next change, wherever that
+ * is.
+ */
+static void
+test_too_old (struct world *w)
+{
+  start (w, 4, READ_AHEAD);
+  assert_answer (w, 0, 0, "........");
+  do_request (w, 0, FUA, U, 0, 1);
+  g_assert_cmpuint (atomic_load (&w->e->extents.in_use), >, 0);
+  make_answers_older (w, AGE_NS + AGE_NS / 10);
+  do_request (w, 0, FUA, U, U, 1);
+  g_assert_cmpuint (atomic_load (&w->e->extents.in_use), ==, 0);
+  engine_check (w->e);
+}
+
 /* Acknowledged data that is written while the plugin has a question.  Its
  * answer is older than the data.
  */
@@ -744,6 +787,8 @@ static const struct test tests[] = {
   { "extents/fast", test_fast },
   { "extents/dirty", test_dirty },
   { "extents/failed", test_failed },
+  { "extents/all-changed", test_all_changed },
+  { "extents/too-old", test_too_old },
   { "extents/written-meanwhile", test_written_meanwhile },
   { "extents/changed-meanwhile", test_changed_meanwhile },
   { "extents/fua", test_change, FUA },
