@@ -6,6 +6,7 @@
 #   make deps         install the packages that all goals need (root or sudo)
 #   make fuzz         afl++ sends broken sessions for TIME=600 seconds; KIND= is
 #                     one of tests/fuzz/server
+#   make soak         mixed load with faults for TIME=600 seconds
 #   make crash-long   the crash tests with many more crash points: hours
 #   make demo         one table in under a minute: asyncpool over a 64 ms device
 #   make check        all tests; check-asan, check-tsan and check-valgrind run
@@ -162,6 +163,11 @@ TIME ?= 600
 KIND ?= pool
 fuzz: tests-build
 	tests/fuzz/run $(TIME) $(KIND)
+
+# Mixed load with faults and reconnections for TIME seconds.
+soak: all
+	tests/soak $(TIME) $(B)
+
 # Crash tests for as long as CRASH_ROUNDS and CRASH_POINTS say.
 crash-long: all tests-build
 	VARIANT=$(VARIANT) BUILD=$(B) TOOL= TEST_TIMEOUT=36000 CRASH_LONG=1 \
@@ -276,6 +282,6 @@ clean:
 	rm -rf build $(TOP)
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
-  check-trixie simulate analyze coverage fuzz crash-long demo bench \
+  check-trixie simulate analyze coverage fuzz soak crash-long demo bench \
   bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
