@@ -145,6 +145,8 @@ on_abort (int signal G_GNUC_UNUSED)
     _exit (2);
 }
 
+static void fail (const char *format, ...) G_GNUC_PRINTF (1, 2);
+
 static void
 fail (const char *format, ...)
 {
