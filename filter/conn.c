@@ -201,7 +201,6 @@ conn_free (struct conn *c)
   {
     ENGINE_LOCK_THEN_DISPATCH (c->engine);
     g_queue_unlink (&c->engine->conns, &c->link);
-    device_note_gone (c);
     device_put (c->device);
     /* engine_stop frees them all. */
     if (c->backend.contexts && !c->engine->stopping)

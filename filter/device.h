@@ -103,8 +103,8 @@ extern void device_note_change (struct conn *, uint64_t offset, uint64_t end);
  * in place of this connection's changes there.  Takes a leaf lock.
  */
 extern bool device_hides_own (struct conn *, uint64_t offset, uint64_t end);
-/* A connection is freed: the next flush of the export shows its changes.  Wants
- * engine.lock.
+/* A connection ends, and changes nothing any more: the next flush of the export
+ * shows its changes.  Wants engine.lock.
  */
 extern void device_note_gone (struct conn *);
 /* The plugin's flush.  When it has succeeded, all connections and contexts see

@@ -391,6 +391,8 @@ flush_close (struct conn *c)
       log_failed (b, true);
     }
   }
+  /* Now: a new connection of the name may have another device from here on. */
+  device_note_gone (c);
   /* A client of another name has replaced data here: the next client of this
    * name is to hear of it.
    */
