@@ -98,34 +98,31 @@ device_join (struct device *fresh)
   return d;
 }
 
-/* A client can make up export names.  So the filter remembers only this many
- * that have no connection.
+/* A client can make up export names.  So of those that have no connection, the
+ * filter remembers only this many with lost data, and this many without.
  */
 enum { UNUSED_EXPORTS_MAX = 64 };
 
-static bool
-is_worth_keeping (const struct export *x)
-{
-  return atomic_load (&x->lost) != 0 || x->gone.n + x->gone_flushing.n > 0;
-}
-
 /* Forgets names without a connection: those without lost data or changes that a
- * flush has to show, and the oldest beyond UNUSED_EXPORTS_MAX.  From then on
- * the first flush of a new name drops all prefetched data, as the name may be
- * one of those.
+ * flush has to show, and the oldest of both kinds beyond UNUSED_EXPORTS_MAX.
+ * So changes push out no error of lost data.  Once changes are forgotten, the
+ * first flush of a new name drops all prefetched data, as the name may be one
+ * of those.
  */
 static void
 forget_exports (struct engine *e)
 {
-  unsigned kept = 0;
+  unsigned n_lost = 0, n_changed = 0;
 
   for (GList *l = e->exports.tail, *prev; l; l = prev) {
     struct export *x = l->data;
+    bool is_changed = x->gone.n + x->gone_flushing.n > 0;
 
     prev = l->prev;
     if (x->devices == 0
-        && (!is_worth_keeping (x) || ++kept > UNUSED_EXPORTS_MAX)) {
-      e->forgot_changes |= x->gone.n + x->gone_flushing.n > 0;
+        && (atomic_load (&x->lost) != 0 ? ++n_lost > UNUSED_EXPORTS_MAX
+            : !is_changed || ++n_changed > UNUSED_EXPORTS_MAX)) {
+      e->forgot_changes |= is_changed;
       g_queue_unlink (&e->exports, l);
       free_export (x);
     }
