@@ -22,6 +22,17 @@ backend_start $kind "$disk" || skip_all "$backend_missing"
 clients=(nbdcopy-synchronous qemu-img)
 for_contexts with_name test_reads
 for_contexts with_name test_killed_read
+
+# The manual's command, with its parameters of asyncpool.
+manual=$(perl -00 -ne 'print if /^ nbdkit .* S3 /' \
+  "$TESTS_DIR/../nbdkit-async.pod")
+read -r -d '' -a parameters < <(grep -o 'asyncpool-[a-z-]*=[^ ]*' \
+  <<<"$manual") || :
+is "the manual's command sets buffers and their size" "${#parameters[@]}" 2
+check "the manual's parameters read the object" \
+  "$NBDKIT" -r -U - "--filter=$FILTER" "${backend_plugin[@]}" \
+  "${parameters[@]}" --run 'nbdcopy --synchronous "$uri" copy'
+check "the copy is equal" cmp image copy
 backend_stop $kind
 
 # nbdkit 1.32 allows no larger object: all blocks of the device have this size.
