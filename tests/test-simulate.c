@@ -315,11 +315,15 @@ do_request (struct conn *c, const struct request *r, void *buf)
 static int
 send (unsigned i, struct request request)
 {
+  unsigned block = MAX (run.plan->min_block[i] / CELL, 1);
   bool is_write = request.kind == WRITE || request.kind == FUA;
-  g_autofree void *buf = g_malloc ((request.to - request.from) * CELL + 1);
+  g_autofree void *buf = NULL;
   struct request *r;
   int err;
 
+  request.from -= request.from % block;
+  request.to = (request.to + block - 1) / block * block;
+  buf = g_malloc ((request.to - request.from) * CELL + 1);
   request.conn = run.conns[i].id;
   request.device = run.conns[i].device;
   request.value = is_write ? 1000 + ++run.last_value : 0;
