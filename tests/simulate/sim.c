@@ -134,8 +134,8 @@ wake (struct fiber *f)
   f->waits_for = NULL;
 }
 
-/* Moves the clock on to the time of a waiting fiber, by MOST_NS at most.  False:
- * there is none.
+/* Moves the clock on to the time of a waiting fiber, by MOST_NS at most.
+ * False: there is none.
  */
 static bool
 pass_time (uint64_t most_ns)

@@ -5,8 +5,8 @@
  * All threads are fibers on one thread of the process, and one of them runs at
  * a time.  A seed decides which one runs next, wherever a thread could lose the
  * processor: at each lock, wait, wake-up and atomic operation.  The clock is
- * virtual.  It moves on when all fibers wait, or earlier by chance, as on a busy
- * machine.  So the same seed always gives the same run.
+ * virtual.  It moves on when all fibers wait, or earlier by chance, as on a
+ * busy machine.  So the same seed always gives the same run.
  *
  * Two kinds of schedule, chosen by the seed: each switch picks a fiber at
  * random, or the fiber with the highest priority runs and priorities change now
