@@ -370,7 +370,9 @@ write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset,
 {
   uint32_t done = 0;
   int err = may_defer (c, count, offset, flags) ? 0 : EAGAIN;
+  bool holds = err == 0;
 
+  atomic_fetch_add (&c->device->holding, holds);
   while (done < count && err == 0) {
     uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
 
@@ -380,6 +382,7 @@ write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset,
   }
   if (err == EAGAIN)
     err = write_through (c, buf + done, count - done, offset + done, flags);
+  atomic_fetch_sub (&c->device->holding, holds);
   return err;
 }
 

@@ -77,6 +77,7 @@ struct device {
   atomic_int lost;              /* written under the lock: the error of failed
                                  * data that another device has replaced, until
                                  * a flush returns it */
+  atomic_uint holding;          /* writes under way that may have held a part */
   atomic_bool failing;          /* written under the lock: a deferred write
                                  * failed, and no flush has succeeded since */
 };

@@ -189,11 +189,14 @@ log_failed (struct buf *b, bool kept)
   engine_lock (e);
 }
 
-/* Wants the lock, releases it meanwhile. */
+/* If a write is under way, the data may be a part of it.  Its client has no
+ * answer yet: a flush after that answer returns the error again.  Wants the
+ * lock, releases it meanwhile.
+ */
 static void
 lose (struct buf *b)
 {
-  if (!b->reported)
+  if (!b->reported || atomic_load (&b->device->holding) > 0)
     atomic_store (&b->device->export->lost, b->err);
   log_failed (b, false);
 }
