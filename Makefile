@@ -154,8 +154,8 @@ check-trixie:
 	tests/check-release trixie $(MAKEOVERRIDES)
 
 # More runs of test-simulate than `make check' has: make simulate SEEDS=N FROM=S
-SEEDS ?= 37000
-FROM ?= 1000000
+SEEDS ?= 40000
+FROM ?= 3000000
 simulate: $(B)/tests/test-simulate
 	$(B)/tests/test-simulate --seeds $(SEEDS) --from $(FROM)
 

@@ -430,14 +430,15 @@ static void
 warn_of_name (const char *export_name)
 {
   static atomic_bool is_said;
-  g_autofree char *name = g_strescape (export_name, NULL);
+  g_autofree char *name = NULL;
 
-  if (!atomic_exchange (&is_said, true))
-    nbdkit_error ("asyncpool: warning: export \"%s\": the filter passes "
-                  "requests on one at a time: nbdkit tells the plugin no "
-                  "export name for further contexts: if the plugin serves the "
-                  "same data without a name, use the default export name",
-                  name);
+  if (atomic_exchange (&is_said, true))
+    return;
+  name = g_strescape (export_name, NULL);
+  nbdkit_error ("asyncpool: warning: export \"%s\": the filter passes requests "
+                "on one at a time: nbdkit tells the plugin no export name for "
+                "further contexts: if the plugin serves the same data without "
+                "a name, use the default export name", name);
 }
 
 static void

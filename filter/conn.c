@@ -368,11 +368,11 @@ static int
 write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset,
            unsigned flags, uint64_t now_ns)
 {
+  struct device *d = c->device;
+  unsigned losses = atomic_load (&d->losses);
   uint32_t done = 0;
   int err = may_defer (c, count, offset, flags) ? 0 : EAGAIN;
-  bool holds = err == 0;
 
-  atomic_fetch_add (&c->device->holding, holds);
   while (done < count && err == 0) {
     uint32_t n = MIN (c->unit - (offset + done) % c->unit, count - done);
 
@@ -382,7 +382,11 @@ write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset,
   }
   if (err == EAGAIN)
     err = write_through (c, buf + done, count - done, offset + done, flags);
-  atomic_fetch_sub (&c->device->holding, holds);
+  /* The lost data may be a part of this write, and the flush that has returned
+   * its error began before this write's answer.
+   */
+  if (err == 0 && done > 0 && atomic_load (&d->losses) != losses)
+    err = atomic_load (&d->loss);
   return err;
 }
 

@@ -273,7 +273,9 @@ close_broken (struct contexts *s)
     s->leased--;
     atomic_fetch_sub (&s->n_open, 1);
     log_open (s, "closed");
-    if (!has_lasted (s, x))
+    if (has_lasted (s, x))
+      s->failures = 0;
+    else
       defer_opens_locked (s);
     cond_broadcast (&s->freed);
   }

@@ -202,6 +202,7 @@ begin_flush (struct device *d)
   struct export *x = d->export;
 
   ENGINE_LOCK_THEN_DISPATCH (e);
+  d->flushes++;
   x->flushes++;
   changes_add_all (&x->gone_flushing, &x->gone);
   x->gone.n = 0;
@@ -252,10 +253,12 @@ end_flush (struct device *d, int err)
 {
   struct export *x = d->export;
   struct engine *e = x->engine;
-  bool is_last;
+  bool is_last, is_last_of_name;
 
   ENGINE_LOCK_THEN_DISPATCH (e);
-  is_last = --x->flushes == 0;  /* else another flush is to show some of it */
+  /* If not, another flush is to show some of the changes. */
+  is_last = --d->flushes == 0;
+  is_last_of_name = --x->flushes == 0;
   if (err) {
     put_back (d);
     return;
@@ -268,7 +271,7 @@ end_flush (struct device *d, int err)
     buffers_drop (e, x->gone_flushing.at[i].from, x->gone_flushing.at[i].to);
     extents_change (e, x->gone_flushing.at[i].from, x->gone_flushing.at[i].to);
   }
-  if (d->shared && is_last)
+  if (d->shared && is_last_of_name)
     x->gone_flushing.n = 0;
 }
 

@@ -47,9 +47,10 @@ struct export {
   char *name;
   /* Under engine.lock. */
   unsigned devices;
-  unsigned flushes;             /* under way */
+  unsigned flushes;             /* under way, of all its devices */
   struct changes gone, gone_flushing;   /* conn.wrote and conn.flushing of
-                                         * freed connections with multi-conn */
+                                         * connections with multi-conn that have
+                                         * ended */
   GQueue dirty;                 /* OPEN, READY and WRITING buffers, by seq */
   atomic_int lost;              /* written under the lock: the error of data
                                  * that was dropped at the end of its last
@@ -68,6 +69,7 @@ struct device {
   unsigned refs;                /* all connections */
   unsigned n_dirty;             /* its dirty buffers */
   unsigned n_overtaken;         /* those that are overtaken */
+  unsigned flushes;             /* under way */
   bool lost_by_name;            /* the data in lost was replaced through another
                                  * export name */
   GList link;                   /* in engine.devices */
@@ -77,7 +79,10 @@ struct device {
   atomic_int lost;              /* written under the lock: the error of failed
                                  * data that another device has replaced, until
                                  * a flush returns it */
-  atomic_uint holding;          /* writes under way that may have held a part */
+  atomic_uint losses;           /* written under the lock: how often data was
+                                 * given up */
+  atomic_int loss;              /* the error of the latest one; written before
+                                 * losses */
   atomic_bool failing;          /* written under the lock: a deferred write
                                  * failed, and no flush has succeeded since */
 };

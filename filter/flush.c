@@ -189,15 +189,16 @@ log_failed (struct buf *b, bool kept)
   engine_lock (e);
 }
 
-/* If a write is under way, the data may be a part of it.  Its client has no
- * answer yet: a flush after that answer returns the error again.  Wants the
- * lock, releases it meanwhile.
- */
+/* Wants the lock, releases it meanwhile. */
 static void
 lose (struct buf *b)
 {
-  if (!b->reported || atomic_load (&b->device->holding) > 0)
-    atomic_store (&b->device->export->lost, b->err);
+  struct device *d = b->device;
+
+  if (!b->reported)
+    atomic_store (&d->export->lost, b->err);
+  atomic_store (&d->loss, b->err);
+  atomic_fetch_add (&d->losses, 1);
   log_failed (b, false);
 }
 

@@ -514,9 +514,39 @@ add_supersede (void)
   }
 }
 
+/* A flush gives up the first part of a write that is under way, and returns its
+ * error.  The write returns it, too: a later flush succeeds.
+ */
+static void
+test_lost_part (struct world *w)
+{
+  struct task *write;
+  int other, fail, hold;
+
+  /* Another device has one of two buffers, and the first part gets the other
+   * one.  So the second part is direct.
+   */
+  open_writeback (w, 8 * U, 2, 2);
+  world_open (w, 2, "other");
+  other = gate_hold (w->gate, GATE_WRITE, 0, U);
+  do_write (w, 2, U, 0, 1);
+  gate_wait_held (w->gate, other, 1);
+  fail = gate_fail (w->gate, GATE_WRITE, 4 * U, U, EPERM, -1);
+  hold = gate_hold (w->gate, GATE_WRITE, 5 * U, U);
+  write = start_held (w, hold, 0, WRITE, U + 4096, 4 * U, 1);
+  flush_fails (w, 1, EPERM);
+  assert_reports (":262144+65536:lost");
+  gate_release (w->gate, hold);
+  task_ends (write, EPERM);
+  do_flush (w, 0);
+  gate_release (w->gate, fail);
+  gate_release (w->gate, other);
+}
+
 static const struct test tests[] = {
   { "failed/retries/0", test_retry, 0 },
   { "failed/retries/1", test_retry, 1 },
+  { "failed/lost-part", test_lost_part },
   { "failed/several", test_several },
   { "failed/order", test_order },
   { "failed/permanent/EPERM", test_permanent, EPERM },

@@ -77,9 +77,9 @@ lock_take (struct lock *l)
 static inline bool
 lock_try_take (struct lock *l)
 {
+  lock_if_debug (assert (lock_held < l->rank));
   if (pthread_mutex_trylock (&l->mutex) != 0)
     return false;
-  lock_if_debug (assert (lock_held < l->rank));
   lock_if_debug (lock_held |= l->rank);
   return true;
 }
