@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 
+#include "cond.h"
 #include "lock.h"
 #include "pool.h"
 
@@ -18,11 +19,14 @@ struct pool {
   void (*after) (void *data);
   void *data;
   struct lock lock;
-  /* Under the lock.  0 <= preparing <= coming <= workers <= n_threads. */
-  unsigned workers;             /* threads that have a token */
+  struct cond called;           /* calls > 0, or ending */
+  /* Under the lock.  0 <= calls + preparing <= coming <= workers <= n_threads. */
+  unsigned workers;             /* threads that are called or work */
   unsigned coming;              /* those of them that have taken no job yet */
+  unsigned calls;               /* those of the latter that still sleep */
   unsigned preparing;           /* those of the latter that are in before () */
   unsigned queued;              /* jobs in all queues */
+  bool ending;
   GQueue queues[POOL_QUEUES];
 };
 
@@ -43,15 +47,13 @@ take_locked (struct pool *p)
   return NULL;
 }
 
-/* One token: works until there is nothing left to do. */
+/* A called thread works until there is nothing left to do. */
 static void
-worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
+work_locked (struct pool *p)
 {
-  struct pool *p = user_data;
   bool is_coming = true;
   struct job *job;
 
-  lock_take (&p->lock);
   for (;;) {
     if (p->before && p->queued > 0) {
       p->preparing += is_coming;
@@ -75,7 +77,23 @@ worker (gpointer token G_GNUC_UNUSED, gpointer user_data)
       break;
   }
   p->workers--;
-  lock_drop (&p->lock);
+}
+
+/* The thread's only task of GLib's pool. */
+static void
+worker (gpointer data, gpointer unused G_GNUC_UNUSED)
+{
+  struct pool *p = data;
+
+  LOCK_IN_SCOPE (&p->lock);
+  for (;;) {
+    while (p->calls == 0 && !p->ending)
+      cond_wait (&p->called, lock_alone (&p->lock));
+    if (p->calls == 0)
+      return;
+    p->calls--;
+    work_locked (p);
+  }
 }
 
 static void *
@@ -117,7 +135,7 @@ pool_new (unsigned threads, GError **error)
   /* One thread first: if GLib 2.84 cannot start all threads of a new pool, it
    * frees the queue that the others wait for.
    */
-  p->threads = g_thread_pool_new (worker, p, 1, TRUE, error);
+  p->threads = g_thread_pool_new (worker, NULL, 1, TRUE, error);
   if (*error == NULL)
     g_thread_pool_set_max_threads (p->threads, threads, error);
   if (*error) {
@@ -130,6 +148,8 @@ pool_new (unsigned threads, GError **error)
     }
     return NULL;
   }
+  for (unsigned i = 0; i < threads; i++)
+    g_thread_pool_push (p->threads, p, NULL);
   return p;
 }
 
@@ -145,6 +165,10 @@ pool_set_around (struct pool *p, void (*before) (void *data),
 void
 pool_free (struct pool *p)
 {
+  lock_take (&p->lock);
+  p->ending = true;
+  cond_broadcast (&p->called);
+  lock_drop (&p->lock);
   g_thread_pool_free (p->threads, FALSE, TRUE);
   /* GLib has waited for the workers.  This shows it to thread checkers, which
    * do not see GLib's locks.
@@ -160,8 +184,8 @@ wake_one_locked (struct pool *p)
 {
   p->workers++;
   p->coming++;
-  /* Cannot fail: an exclusive pool has started all its threads. */
-  g_thread_pool_push (p->threads, p, NULL);
+  p->calls++;
+  cond_signal (&p->called);
 }
 
 /* Wakes idle threads until at most LEAVE of the queued jobs have no thread on

@@ -2,11 +2,12 @@
  *
  * The worker threads: one exclusive GThreadPool, and the queues of jobs.
  *
- * GLib's own queue holds only tokens, at most one per thread.  A thread with a
- * token takes the most urgent job, then the next, until there is none.  So
- * pool_cancel can take a queued job back: a demand read never waits behind
- * background work.  All that a job publishes passes through pool.lock, which
- * thread checkers see.
+ * GLib starts the threads and gives each one task, which lasts as long as the
+ * pool.  The jobs are in queues of our own.  A thread that is called takes the
+ * most urgent job, then the next, until there is none.  So pool_cancel can take
+ * a queued job back: a demand read never waits behind background work.  All
+ * that a job publishes passes through pool.lock, which thread checkers see.  A
+ * push needs no memory, so it cannot fail.
  *
  * To wake a thread costs more than anything else here.  If many threads are at
  * work, one of them ends its job soon and takes the next one without a wake-up.
