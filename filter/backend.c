@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <stddef.h>
+#include <string.h>
 
 #include <glib.h>
 
@@ -173,6 +174,15 @@ note_io (struct backend_io *io, int err)
                      io->hook.count, err);
 }
 
+static void
+clear (struct backend_io *io)
+{
+  if (io->clear_bytes == 0 || io->hook.is_write)
+    return;
+  memset (io->hook.buf, 0, io->clear_bytes);
+  io->clear_bytes = 0;
+}
+
 void
 backend_io_do (struct backend_io *io)
 {
@@ -180,6 +190,7 @@ backend_io_do (struct backend_io *io)
   struct backend *b = io->backend;
   int err;
 
+  clear (io);
   err = h->is_write
     ? do_pwrite (b, h->buf, h->count, h->offset, 0, &io->end_ns)
     : do_pread (b, h->buf, h->count, h->offset, &io->end_ns);
@@ -221,6 +232,7 @@ backend_io_start (struct backend_io *io)
   struct backend *b = io->backend;
 
   lock_assert_none ();
+  clear (io);
   io->hook.handle = b->hooks_handle;
   io->hook.done = replied;
   io->start_ns = stats_begin_device (b->stats);

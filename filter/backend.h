@@ -98,6 +98,7 @@ struct backend_io {
    * locks, see backend_may_start.
    */
   void (*done) (struct backend_io *, int err);
+  uint32_t clear_bytes;         /* a read clears so many at hook.buf first */
   uint64_t start_ns, end_ns;    /* end_ns: just before done is called */
   atomic_bool giving_up;        /* a reply now may come from async_cancel */
 };

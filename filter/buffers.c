@@ -536,6 +536,10 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   b->err = 0;
   b->failed_seq = 0;
   b->reported = false;
+  /* A plugin that does not fill the buffer shows no bytes of another device. */
+  if (b->memory_of != 0 && b->memory_of != c->device->id)
+    b->io.clear_bytes = e->buffers.slab.size;
+  b->memory_of = c->device->id;
   buffers_set_state (b, state);
   if (state == BUF_READING) {
     c->n_reading++;

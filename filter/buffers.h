@@ -99,6 +99,7 @@ struct buf {
   uint64_t seq;                 /* age */
   uint64_t failed_seq;          /* buffers.seq at its last failure, or 0 */
   uint64_t since_ns;            /* CLEAN: prefetched at; OPEN: first write at */
+  uint64_t memory_of;           /* device.id of its latest use, or 0 */
   uint32_t used;                /* prefetched bytes that were read or skipped */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */

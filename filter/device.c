@@ -90,6 +90,7 @@ device_join (struct device *fresh)
     g_free (fresh);
   else {
     d = fresh;
+    d->id = buffers_next_seq (e);
     g_queue_push_tail_link (&e->devices, &d->link);
     d->export->devices++;
   }

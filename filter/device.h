@@ -61,6 +61,7 @@ struct export {
 struct device {
   /* Constant. */
   struct export *export;
+  uint64_t id;                  /* > 0, no other device ever has it */
   bool shared;                  /* the plugin says multi-conn */
   uint64_t size;
   uint32_t unit, min_block;

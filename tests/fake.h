@@ -41,6 +41,8 @@ extern void fake_free (struct fake *);
 /* For conn_open.  CONN, 0 to 15, stands for the connection in the log. */
 extern struct backend fake_backend (struct fake *, unsigned conn);
 extern void fake_set_fast (struct fake *, bool);
+/* From now on reads at END or behind it succeed, but fill nothing. */
+extern void fake_set_filled (struct fake *, uint64_t end);
 /* Gives a backend async hooks.  GRACE_NS: as in nbdkit-async-driver.h. */
 extern void fake_hook (struct backend *, uint64_t grace_ns);
 /* Makes a backend serial; it may open contexts. */

@@ -37,6 +37,7 @@ struct fake {
   /* Under the lock. */
   char *data;
   bool fast;
+  uint64_t filled;              /* see fake_set_filled */
   bool gone;
   unsigned openable, n_opened;
   bool opens_hang;
@@ -65,6 +66,7 @@ fake_new (uint64_t size)
   pthread_condattr_t attr;
 
   f->size = size;
+  f->filled = size;
   f->openable = UINT_MAX;
   f->data = g_malloc0 (size);
   f->gate = gate_new ();
@@ -107,6 +109,13 @@ fake_set_fast (struct fake *f, bool fast)
 {
   LOCK_IN_SCOPE (&f->lock);
   f->fast = fast;
+}
+
+void
+fake_set_filled (struct fake *f, uint64_t end)
+{
+  LOCK_IN_SCOPE (&f->lock);
+  f->filled = end;
 }
 
 struct gate *
@@ -240,7 +249,7 @@ operate (void *handle, struct gate_op op, void *read_to, const char *write_from,
   {
     LOCK_IN_SCOPE (&f->lock);
     i = gate_op_start (f->gate, op);
-    if (read_to && !is_given_up (async))
+    if (read_to && !is_given_up (async) && op.offset < f->filled)
       memcpy (read_to, (h->view ? h->view : f->data) + op.offset, op.count);
   }
   verdict = gate_op_pass (f->gate, i);

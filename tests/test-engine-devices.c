@@ -192,6 +192,31 @@ test_names_prefetch (struct world *w)
                              { 3 * U, U, OLD }));
 }
 
+/* A plugin that reports success but fills nothing shows no bytes of another
+ * device.  A buffer that has held such bytes, in waiting data too, is cleared.
+ */
+static void
+test_names_unfilled (struct world *w)
+{
+  world_start (w, 8 * U, config (8, 4, WRITE_BEHIND, READ_AHEAD));
+  world_open (w, 0, "a");
+  prefetch (w, 0, 2);
+  world_close (w, 0);
+  world_open_second (w, 1, "b");
+  do_write (w, 1, 512, 0, 1);
+  do_flush (w, 1);
+  do_write (w, 1, 512, 0, OLD);
+  do_flush (w, 1);
+  fake_set_filled (w->f2, 2 * U);
+  prefetch (w, 1, 2);
+  for (unsigned i = 0; i < 2; i++) {
+    struct buf *b = buffers_first (w->e, (2 + i) * U, (3 + i) * U);
+
+    for (unsigned at = 0; at < U; at++)
+      g_assert_cmpint (b->data[at], ==, 0);
+  }
+}
+
 /* A flush tries failed data again while a newer write of another name is under
  * way.  It waits for the write, which supersedes the data, and returns the
  * error once.
@@ -524,6 +549,7 @@ static const struct test tests[] = {
   { "devices/not-shared", test_not_shared, .on = PARALLEL },
   { "devices/names", test_names },
   { "devices/names-prefetch", test_names_prefetch },
+  { "devices/names-unfilled", test_names_unfilled },
   { "devices/names-retry", test_names_retry },
   { "devices/thread", test_thread },
   { "devices/two-devices/write", test_two_devices, WRITE },
