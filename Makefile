@@ -14,6 +14,7 @@
 #   make simulate     ten million requests under simulated threads, in minutes;
 #                     SEEDS=N
 #   make check-trixie all tests on Debian 13, in a chroot (root only)
+#   make check-32     the same on Debian 12 for 32-bit x86
 #   make analyze      static analysis of the sources: tests/analyze
 #   make coverage     lines and branches that the tests run (TESTS=...)
 #   make bench        the whole benchmark, see benchmarks/README
@@ -152,6 +153,8 @@ check-tsan:
 # With the variables of this make, such as TESTS="pool open".
 check-trixie:
 	tests/check-release trixie $(MAKEOVERRIDES)
+check-32:
+	tests/check-release bookworm/i386 $(MAKEOVERRIDES)
 
 # More runs of test-simulate than `make check' has: make simulate SEEDS=N FROM=S
 SEEDS ?= 40000
@@ -282,6 +285,6 @@ clean:
 	rm -rf build $(TOP)
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
-  check-trixie simulate analyze coverage fuzz soak crash-long demo bench \
-  bench-kernel install deps clean
+  check-trixie check-32 simulate analyze coverage fuzz soak crash-long demo \
+  bench bench-kernel install deps clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
