@@ -29,7 +29,8 @@ gate=("--filter=$FILTER" "$GATE" size=8M delay=300us
 
 client ()
 {
-  timeout 5 "$PYTHON" "$TESTS_DIR/nbd_python.py" "$uri" >client.out 2>&1 <<'END'
+  timeout 30 "$PYTHON" "$TESTS_DIR/nbd_python.py" "$uri" \
+    >client.out 2>&1 <<'END'
 for i in range(40):
     h.pwrite(data(i), i * UNIT)
 h.flush()
