@@ -139,8 +139,13 @@ $(B)/tests/test-simulate: $(B)/tests/test-simulate.o $(SIM_OBJ)
 
 .SECONDARY:
 
+# A program in the guest, which has no sanitizer's library.
+$(B)/tests/guest-crash.o $(B)/tests/guest-crash: SAN :=
+$(B)/tests/guest-crash: $(B)/tests/guest-crash.o
+	$(CC) $(LDFLAGS) $^ -o $@
+
 tests-build: $(MODULES) $(TOP) $(TEST_C) $(TEST_PLUGINS) \
-  $(B)/benchmarks/delay-proxy
+  $(B)/benchmarks/delay-proxy $(B)/tests/guest-crash
 
 check: all tests-build
 	VARIANT=$(VARIANT) BUILD=$(B) TOOL= tests/run $(TESTS)
@@ -256,7 +261,7 @@ DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev \
   e2fsprogs fdisk qemu-utils valgrind perl gnutls-bin procps time \
   qemu-system-x86 busybox-static nbd-client cpio kmod xz-utils dash \
   openssh-server nginx nbd-server nbdkit-plugin-python python3-boto3 openssl \
-  debootstrap python3-apsw
+  debootstrap python3-apsw xfsprogs dmsetup
 # Without the guest's packages: its kernel comes from Debian's apt only.
 DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   nbdkit-nbd-plugin libnbd-devel libnbd glib2-devel python3-libnbd fio \
