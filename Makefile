@@ -8,6 +8,9 @@
 #                     one of tests/fuzz/server
 #   make soak         mixed load with faults for TIME=600 seconds
 #   make crash-long   the crash tests with many more crash points: hours
+#   make peers        test suites of other projects, without asyncpool and with
+#                     it: tests/peers; hours on a busy machine.  SUITES=...
+#                     make deps-peers installs what they need (Debian)
 #   make demo         one table in under a minute: asyncpool over a 64 ms device
 #   make check        all tests; check-asan, check-tsan and check-valgrind run
 #                     them under a tool
@@ -176,6 +179,11 @@ fuzz: tests-build
 soak: all
 	tests/soak $(TIME) $(B)
 
+# Not a part of make check: it gets the sources of other projects.
+SUITES ?=
+peers:
+	tests/peers $(SUITES)
+
 # Crash tests for as long as CRASH_ROUNDS and CRASH_POINTS say.
 crash-long: all tests-build
 	VARIANT=$(VARIANT) BUILD=$(B) TOOL= TEST_TIMEOUT=36000 CRASH_LONG=1 \
@@ -272,6 +280,11 @@ DEPS_RPM := gcc gcc-c++ clang make pkgconf-pkg-config nbdkit nbdkit-devel \
   python3-apsw
 # An S3 server, which no distribution has (benchmarks/backends.sh).
 S3RVER := s3rver@3.7.1
+# What tests/peers needs beside these.
+DEPS_PEERS := dpkg-dev autoconf automake libtool bison flex socat iproute2 \
+  expect bsdextrautils xorriso libcurl4-gnutls-dev libext2fs-dev \
+  libgnutls28-dev liblzma-dev zlib1g-dev libzstd-dev libssh-dev \
+  libselinux1-dev libxml2-dev python3-dev
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 deps:
 	@if command -v apt-get >/dev/null; then \
@@ -286,10 +299,15 @@ deps:
 	  $(S3RVER) || \
 	  echo "No S3 server: tests with S3 will be skipped." >&2
 
+deps-peers:
+	$(SUDO) apt-get update -q
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -q -y --no-install-recommends $(DEPS_DEB) $(DEPS_PEERS)
+
 clean:
 	rm -rf build $(TOP)
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
-  check-trixie check-32 simulate analyze coverage fuzz soak crash-long demo \
-  bench bench-kernel install deps clean
+  check-trixie check-32 simulate analyze coverage fuzz soak crash-long peers \
+  demo bench bench-kernel install deps deps-peers clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
