@@ -220,14 +220,13 @@ log_context (const char *export_name, unsigned n_open, unsigned max)
 }
 
 static void
-log_no_contexts (const char *export_name, unsigned threads, int err)
+log_no_contexts (const char *export_name, int err)
 {
   g_autofree char *name = g_strescape (export_name, NULL);
 
-  nbdkit_error ("asyncpool-contexts=%u: cannot start %u threads for export "
-                "\"%s\": %s: must be a number that the system allows: this "
-                "connection has one context, without read-ahead and write-back",
-                threads + 1, threads, name, strerror (err));
+  nbdkit_error ("asyncpool: warning: export \"%s\": cannot start a thread for "
+                "further contexts: %s: this connection has one context, "
+                "without read-ahead and write-back", name, strerror (err));
 }
 
 static int

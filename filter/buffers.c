@@ -8,6 +8,8 @@
 #include "clock.h"
 #include "engine.h"
 
+enum { GIVE_BACK_AT_ONCE = 16 };
+
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
 {
@@ -30,6 +32,7 @@ buffers_init (struct engine *e, unsigned n, uint32_t size)
   if (s->all == NULL)
     return ENOMEM;
   s->n = n;
+  s->give_back_ns = UINT64_MAX;
   s->tree = g_tree_new_full (compare, NULL, NULL, NULL);
   for (unsigned i = 0; i < n; i++) {
     struct buf *b = &s->all[i];
@@ -261,10 +264,38 @@ buffers_remove_writer (struct writer *w)
 static void
 put (struct buf *b)
 {
+  struct engine *e = b->engine;
+
   b->dropped = false;
   b->conn = NULL;
+  b->since_ns = clock_ns ();
   buffers_set_state (b, BUF_FREE);
-  buffers_call_writer (b->engine);
+  if (e->buffers.give_back_ns == UINT64_MAX) {
+    e->buffers.give_back_ns = b->since_ns + e->config.idle_ns;
+    writeback_wake (e);
+  }
+  buffers_call_writer (e);
+}
+
+void
+buffers_give_back (struct engine *e, uint64_t now_ns)
+{
+  struct buffers *s = &e->buffers;
+  unsigned left = GIVE_BACK_AT_ONCE;
+
+  s->give_back_ns = UINT64_MAX;
+  for (GList *l = s->free.tail; l; l = l->prev) {
+    struct buf *b = l->data;
+
+    if (b->memory_of == 0)
+      continue;
+    s->give_back_ns = MAX (b->since_ns + e->config.idle_ns, now_ns);
+    if (s->give_back_ns > now_ns || left-- == 0)
+      return;
+    slab_give_back (&s->slab, b->data);
+    b->memory_of = 0;
+    s->give_back_ns = UINT64_MAX;
+  }
 }
 
 void

@@ -98,8 +98,10 @@ struct buf {
                                  * data replaced bytes between; or NULL */
   uint64_t seq;                 /* age */
   uint64_t failed_seq;          /* buffers.seq at its last failure, or 0 */
-  uint64_t since_ns;            /* CLEAN: prefetched at; OPEN: first write at */
-  uint64_t memory_of;           /* device.id of its latest use, or 0 */
+  uint64_t since_ns;            /* CLEAN: prefetched at; OPEN: first write at;
+                                 * FREE: freed at */
+  uint64_t memory_of;           /* device.id of its latest use; 0: it has no
+                                 * memory */
   uint32_t used;                /* prefetched bytes that were read or skipped */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
@@ -135,7 +137,10 @@ struct buffers {
   unsigned n;
   /* Under engine.lock. */
   GTree *tree;
-  GQueue free;                  /* youngest first: it is in the CPU's cache */
+  GQueue free;                  /* youngest first: it is in the CPU's cache, and
+                                 * those that are not needed stay at the end */
+  uint64_t give_back_ns;        /* when to look for unused memory; UINT64_MAX:
+                                 * there is none */
   GQueue reading, clean, open;  /* oldest first */
   GQueue failed;                /* by seq */
   uint64_t seq;                 /* of the latest event, see buffers_next_seq */
@@ -307,6 +312,12 @@ extern void buffers_drop_others (struct engine *, const struct conn *but,
  * goes on behind END the part before END counts as used.
  */
 extern void buffers_drop_conn (struct conn *, uint64_t offset, uint64_t end);
+
+/* Gives back the memory of some buffers that are FREE for config.idle_ns, and
+ * sets give_back_ns.  It makes a system call for each: release the lock before
+ * the next call.
+ */
+extern void buffers_give_back (struct engine *, uint64_t now_ns);
 
 extern void buffers_pin (struct buf *);
 extern void buffers_unpin (struct buf *);

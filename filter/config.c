@@ -29,6 +29,11 @@ enum {
   LINGER_NS = 100000000,
 };
 
+/* To start a thread takes about 50 us, and to touch a buffer again 10 us: next
+ * to nothing once in ten seconds.
+ */
+#define IDLE_NS UINT64_C (10000000000)
+
 /* A client that pauses for less, or is followed by another one, opens nothing.
  */
 #define CONTEXT_IDLE_NS UINT64_C (30000000000)
@@ -172,6 +177,7 @@ config_complete (struct config *c)
   c->contexts_given = c->engine.contexts != 0;
   if (c->engine.contexts == 0)
     c->engine.contexts = DEFAULT_CONTEXTS;
+  c->engine.idle_ns = IDLE_NS;
   c->engine.linger_ns = LINGER_NS;
   c->engine.others_ns = OTHERS_NS;
   c->engine.status_ns = STATUS_NS;

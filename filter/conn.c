@@ -58,7 +58,7 @@ join_contexts (struct engine *e, const char *export_name,
     return s;
   err = contexts_new (e, export_name, backend, more, &fresh);
   if (err) {
-    e->config.log_no_contexts (export_name, more, err);
+    e->config.log_no_contexts (export_name, err);
     return NULL;
   }
   {

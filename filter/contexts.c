@@ -56,7 +56,7 @@ contexts_new (struct engine *e, const char *export_name,
   s->max = max;
   s->link.data = s;
   lock_init_ranked (&s->lock, LOCK_LEAF);
-  s->pool = pool_new (max, &error);
+  s->pool = pool_new (max, e->config.idle_ns, &error);
   if (s->pool == NULL) {
     contexts_free (s);
     return EAGAIN;
@@ -399,9 +399,9 @@ contexts_ready (struct contexts *s, unsigned wanted)
 
 /* Idle contexts. */
 
-/* Closes the contexts that no thread has used since BEFORE_NS. */
+/* Closes the contexts that no thread has used for IDLE_NS. */
 static void
-close_unused (struct contexts *s, uint64_t before_ns)
+close_unused (struct contexts *s, uint64_t now_ns, uint64_t idle_ns)
 {
   for (;;) {
     struct context *x;
@@ -409,7 +409,7 @@ close_unused (struct contexts *s, uint64_t before_ns)
     {
       LOCK_IN_SCOPE (&s->lock);
       x = queue_data (s->free.tail);
-      if (x == NULL || x->used_ns >= before_ns)
+      if (x == NULL || x->used_ns + idle_ns > now_ns)
         return;
       g_queue_unlink (&s->free, &x->link);
       atomic_fetch_sub (&s->n_open, 1);
@@ -443,7 +443,7 @@ close_idle (struct job *job)
   struct contexts *s =
     (struct contexts *) ((char *) job - offsetof (struct contexts, closer));
 
-  close_unused (s, clock_ns () - s->engine->config.context_idle_ns);
+  close_unused (s, clock_ns (), s->engine->config.context_idle_ns);
   if (take_off (s))
     contexts_free (s);
 }

@@ -36,8 +36,7 @@ engine_start (struct engine *e)
   g_autoptr (GError) error = NULL;
   int err;
 
-  slab_populate (&e->buffers.slab);
-  e->pool = pool_new (e->config.threads, &error);
+  e->pool = pool_new (e->config.threads, e->config.idle_ns, &error);
   if (e->pool == NULL)
     return EAGAIN;
   err = writeback_start (e);

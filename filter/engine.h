@@ -42,7 +42,9 @@ enum read_mode { READ_AHEAD, READ_DIRECT };
 struct engine_config {
   unsigned buffers;
   uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
-  unsigned threads;
+  unsigned threads;             /* at most */
+  uint64_t idle_ns;             /* unused threads and memory are given back after
+                                 * this */
   enum write_mode write;
   enum read_mode read;
   unsigned contexts;            /* of a serialized plugin, for one connection,
@@ -67,10 +69,10 @@ struct engine_config {
    * ones.
    */
   void (*log_context) (const char *export_name, unsigned n_open, unsigned max);
-  /* Logs that a connection has its own context only, as the THREADS threads for
-   * further ones cannot be started.
+  /* Logs that a connection has its own context only, as no thread for further
+   * ones can be started.
    */
-  void (*log_no_contexts) (const char *export_name, unsigned threads, int err);
+  void (*log_no_contexts) (const char *export_name, int err);
 };
 
 struct engine {

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 
+#include "clock.h"
 #include "cond.h"
 #include "lock.h"
 #include "pool.h"
@@ -14,21 +15,83 @@ enum { WORKERS_PER_QUEUED_JOB = 128 };
 struct pool {
   /* Constant. */
   GThreadPool *threads;
-  unsigned n_threads;
+  unsigned max_threads;
+  uint64_t idle_ns;
   void (*before) (void *data);  /* or NULL */
   void (*after) (void *data);
   void *data;
   struct lock lock;
   struct cond called;           /* calls > 0, or ending */
-  /* Under the lock.  0 <= calls + preparing <= coming <= workers <= n_threads. */
+  /* Under the lock.
+   * 0 <= calls + preparing <= coming <= workers <= started <= max_threads
+   */
+  unsigned started;             /* threads */
   unsigned workers;             /* threads that are called or work */
   unsigned coming;              /* those of them that have taken no job yet */
   unsigned calls;               /* those of the latter that still sleep */
   unsigned preparing;           /* those of the latter that are in before () */
   unsigned queued;              /* jobs in all queues */
+  /* The most workers since the period began, and in the one before. */
+  unsigned peak, last_peak;
+  uint64_t period_end_ns;
+  uint64_t retry_ns;            /* a thread could not be started: the next try;
+                                 * or 0 */
   bool ending;
   GQueue queues[POOL_QUEUES];
 };
+
+/* Threads. */
+
+/* Returns whether it has started one. */
+static bool
+start_locked (struct pool *p)
+{
+  g_autoptr (GError) error = NULL;
+
+  if (p->started == p->max_threads
+      || (p->retry_ns != 0 && clock_ns () < p->retry_ns))
+    return false;
+  g_thread_pool_set_max_threads (p->threads, p->started + 1, &error);
+  if (error) {
+    g_thread_pool_set_max_threads (p->threads, p->started, NULL);
+    p->retry_ns = clock_ns () + p->idle_ns;
+    return false;
+  }
+  p->retry_ns = 0;
+  p->started++;
+  g_thread_pool_push (p->threads, p, NULL);
+  return true;
+}
+
+static void
+begin_period_locked (struct pool *p, uint64_t now_ns)
+{
+  p->last_peak = p->peak;
+  p->peak = p->workers;
+  p->period_end_ns = now_ns + p->idle_ns;
+}
+
+/* Waits until the thread is called.  False: it is to end. */
+static bool
+rest_locked (struct pool *p)
+{
+  while (p->calls == 0) {
+    uint64_t now_ns = clock_ns ();
+
+    if (p->ending)
+      return false;
+    if (now_ns >= p->period_end_ns)
+      begin_period_locked (p, now_ns);
+    if (p->started > MAX (MAX (p->peak, p->last_peak), 1)) {
+      g_thread_pool_set_max_threads (p->threads, --p->started, NULL);
+      return false;
+    }
+    cond_wait_until (&p->called, lock_alone (&p->lock),
+                     p->started == 1 ? UINT64_MAX : p->period_end_ns);
+  }
+  p->calls--;
+  return true;
+}
 
 static struct job *
 take_locked (struct pool *p)
@@ -86,14 +149,8 @@ worker (gpointer data, gpointer unused G_GNUC_UNUSED)
   struct pool *p = data;
 
   LOCK_IN_SCOPE (&p->lock);
-  for (;;) {
-    while (p->calls == 0 && !p->ending)
-      cond_wait (&p->called, lock_alone (&p->lock));
-    if (p->calls == 0)
-      return;
-    p->calls--;
+  while (rest_locked (p))
     work_locked (p);
-  }
 }
 
 static void *
@@ -126,30 +183,23 @@ pool_try_threads (unsigned threads)
 }
 
 struct pool *
-pool_new (unsigned threads, GError **error)
+pool_new (unsigned max_threads, uint64_t idle_ns, GError **error)
 {
   struct pool *p = g_new0 (struct pool, 1);
 
   lock_init_ranked (&p->lock, LOCK_LEAF);
-  p->n_threads = threads;
-  /* One thread first: if GLib 2.84 cannot start all threads of a new pool, it
-   * frees the queue that the others wait for.
-   */
+  p->max_threads = max_threads;
+  p->idle_ns = idle_ns;
   p->threads = g_thread_pool_new (worker, NULL, 1, TRUE, error);
-  if (*error == NULL)
-    g_thread_pool_set_max_threads (p->threads, threads, error);
   if (*error) {
-    /* Threads that have started have nothing to do. */
-    if (p->threads)
-      pool_free (p);
-    else {
-      lock_destroy (&p->lock);
-      g_free (p);
-    }
+    if (p->threads)             /* without a thread */
+      g_thread_pool_free (p->threads, TRUE, FALSE);
+    lock_destroy (&p->lock);
+    g_free (p);
     return NULL;
   }
-  for (unsigned i = 0; i < threads; i++)
-    g_thread_pool_push (p->threads, p, NULL);
+  p->started = 1;
+  g_thread_pool_push (p->threads, p, NULL);
   return p;
 }
 
@@ -179,23 +229,35 @@ pool_free (struct pool *p)
   g_free (p);
 }
 
-static void
-wake_one_locked (struct pool *p)
+/* Calls an idle thread, or a new one.  False: there is none. */
+static bool
+call_one_locked (struct pool *p)
 {
+  if (p->workers == p->started && !start_locked (p))
+    return false;
   p->workers++;
   p->coming++;
   p->calls++;
+  p->peak = MAX (p->peak, p->workers);
   cond_signal (&p->called);
+  return true;
 }
 
-/* Wakes idle threads until at most LEAVE of the queued jobs have no thread on
- * its way.
+/* Calls threads until at most LEAVE of the queued jobs have no thread on its
+ * way.
  */
 static void
-wake_locked (struct pool *p, unsigned leave)
+call_locked (struct pool *p, unsigned leave)
 {
-  while (p->workers < p->n_threads && p->queued > p->coming + leave)
-    wake_one_locked (p);
+  while (p->queued > p->coming + leave && call_one_locked (p))
+    ;
+}
+
+/* How many threads there can be now. */
+static unsigned
+capacity_locked (const struct pool *p)
+{
+  return p->retry_ns != 0 ? p->started : p->max_threads;
 }
 
 static void
@@ -207,13 +269,12 @@ push_locked (struct pool *p, struct job *job, enum pool_queue q,
   job->queue = q;
   g_queue_push_tail_link (&p->queues[q], &job->link);
   p->queued++;
-  wake_locked (p, leave);
+  call_locked (p, leave);
   /* All threads on their way may be in a long before (): another one may be
    * sooner.
    */
-  if (p->preparing > 0 && p->preparing == p->coming
-      && p->workers < p->n_threads)
-    wake_one_locked (p);
+  if (p->preparing > 0 && p->preparing == p->coming)
+    call_one_locked (p);
 }
 
 bool
@@ -221,21 +282,21 @@ pool_push (struct pool *p, struct job *job, enum pool_queue q)
 {
   LOCK_IN_SCOPE (&p->lock);
   push_locked (p, job, q, (p->workers - p->coming) / WORKERS_PER_QUEUED_JOB);
-  return p->queued <= p->coming || p->workers == p->n_threads;
+  return p->queued <= p->coming || p->workers == capacity_locked (p);
 }
 
 void
 pool_wake_idle (struct pool *p)
 {
   LOCK_IN_SCOPE (&p->lock);
-  wake_locked (p, 0);
+  call_locked (p, 0);
 }
 
 bool
 pool_try_push (struct pool *p, struct job *job, enum pool_queue q)
 {
   LOCK_IN_SCOPE (&p->lock);
-  if (p->workers == p->n_threads)
+  if (p->workers == p->started && !start_locked (p))
     return false;
   push_locked (p, job, q, 0);
   return true;
@@ -264,5 +325,12 @@ unsigned
 pool_idle (struct pool *p)
 {
   LOCK_IN_SCOPE (&p->lock);
-  return p->n_threads - p->workers;
+  return capacity_locked (p) - p->workers;
+}
+
+unsigned
+pool_threads (struct pool *p)
+{
+  LOCK_IN_SCOPE (&p->lock);
+  return p->started;
 }

@@ -3,11 +3,14 @@
  * The worker threads: one exclusive GThreadPool, and the queues of jobs.
  *
  * GLib starts the threads and gives each one task, which lasts as long as the
- * pool.  The jobs are in queues of our own.  A thread that is called takes the
- * most urgent job, then the next, until there is none.  So pool_cancel can take
- * a queued job back: a demand read never waits behind background work.  All
- * that a job publishes passes through pool.lock, which thread checkers see.  A
- * push needs no memory, so it cannot fail.
+ * thread.  The jobs are in queues of our own.  A thread that is called takes
+ * the most urgent job, then the next, until there is none.  So pool_cancel can
+ * take a queued job back: a demand read never waits behind background work.
+ * All that a job publishes passes through pool.lock, which thread checkers see.
+ *
+ * A thread is started for a job if all others are at work.  Threads that were
+ * not needed for idle_ns end, but for one.  If the system refuses a thread, the
+ * job waits for the others, and the pool starts none for idle_ns.
  *
  * To wake a thread costs more than anything else here.  If many threads are at
  * work, one of them ends its job soon and takes the next one without a wake-up.
@@ -27,6 +30,7 @@
 #define ASYNCPOOL_POOL_H
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <glib.h>
 
 /* Most urgent first: a client waits for a piece, a flush may wait for a write.
@@ -48,10 +52,11 @@ struct pool;
  * allows them.  Returns 0 or an errno.
  */
 extern int pool_try_threads (unsigned threads);
-/* Starts THREADS threads.  NULL with a GError if the system does not allow
- * that.
+/* Starts the first of at most MAX_THREADS threads.  NULL with a GError if the
+ * system does not allow that.
  */
-extern struct pool *pool_new (unsigned threads, GError **);
+extern struct pool *pool_new (unsigned max_threads, uint64_t idle_ns,
+                              GError **);
 /* A thread calls BEFORE with DATA before it takes a job, and AFTER when it has
  * found no more.  Both are called without locks.  Another thread may take the
  * job meanwhile.  To be set before the first push.
@@ -64,17 +69,21 @@ extern void pool_set_around (struct pool *, void (*before) (void *data),
 extern void pool_free (struct pool *);
 /* Returns false if the job waits for a busy thread although others are idle. */
 extern bool pool_push (struct pool *, struct job *, enum pool_queue);
-/* Queues the job only if a thread is idle, so that it starts at once.  Returns
- * whether it did.
+/* Queues the job only if a thread is idle or can be started, so that it starts
+ * at once.  Returns whether it did.
  */
 extern bool pool_try_push (struct pool *, struct job *, enum pool_queue);
-/* Wakes a thread for each queued job, while there are idle ones. */
+/* Calls a thread for each queued job, as far as there are threads. */
 extern void pool_wake_idle (struct pool *);
 /* Takes a job back that has not started.  False: it has, or was not queued. */
 extern bool pool_cancel (struct pool *, struct job *);
 /* Whether jobs of that queue wait for a thread. */
 extern bool pool_has_queued (struct pool *, enum pool_queue);
-/* How many threads are idle: advice, it may have changed already. */
+/* How many further threads could take a job now, idle ones and ones that are
+ * not started: advice, it may have changed already.
+ */
 extern unsigned pool_idle (struct pool *);
+/* How many threads there are. */
+extern unsigned pool_threads (struct pool *);
 
 #endif

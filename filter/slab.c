@@ -3,6 +3,7 @@
  * The slab: see slab.h.
  */
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 #include <sys/mman.h>
 
@@ -26,12 +27,11 @@ slab_init (struct slab *s, size_t count, size_t size)
 }
 
 void
-slab_populate (struct slab *s)
+slab_give_back (struct slab *s, char *buffer)
 {
-  /* Linux before 5.14 cannot: pages come at first use, slower once. */
-#ifdef MADV_POPULATE_WRITE
-  (void) madvise (s->data, s->count * s->size, MADV_POPULATE_WRITE);
-#endif
+  /* It fails only for memory that the process has locked: it stays. */
+  if (madvise (buffer, s->size, MADV_DONTNEED) == -1)
+    memset (buffer, 0, s->size);
 }
 
 void

@@ -15,14 +15,14 @@ struct slab {
   size_t count, size;
 };
 
-/* Maps the slab.  Returns 0 or an errno.  ENOMEM also if it is larger than the
+/* Maps the slab, which takes memory at first use.  Returns 0 or an errno.  ENOMEM also if it is larger than the
  * machine's memory, which the kernel might promise and could not keep.
  */
 extern int slab_init (struct slab *, size_t count, size_t size);
-/* Takes the pages now instead of at first use.  Call it after the fork, which
- * would copy them.
+/* Gives the memory of a buffer back to the system.  The buffer is zeroes then,
+ * and takes memory at its next use.
  */
-extern void slab_populate (struct slab *);
+extern void slab_give_back (struct slab *, char *buffer);
 extern void slab_destroy (struct slab *);
 
 #endif

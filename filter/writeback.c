@@ -65,8 +65,15 @@ run (void *vp)
       do_due (e, now_ns);
       continue;
     }
+    if (now_ns >= e->buffers.give_back_ns) {
+      buffers_give_back (e, now_ns);
+      engine_unlock_and_dispatch (e);   /* others may run in between */
+      engine_lock (e);
+      continue;
+    }
     w->is_idle = due_ns == UINT64_MAX;
-    engine_wait_until (e, &w->wake, MIN (due_ns, e->contexts_check_ns));
+    engine_wait_until (e, &w->wake, MIN (due_ns, MIN (e->contexts_check_ns,
+                                         e->buffers.give_back_ns)));
     w->is_idle = false;
   }
   return NULL;

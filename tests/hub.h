@@ -34,6 +34,8 @@ __tsan_default_suppressions (void)
 }
 
 enum { HUB_MOST = 300, HUB_DEADLINE_SECONDS = 100 };
+/* The pool's idle_ns, unless a test says so: no thread ends. */
+#define HUB_IDLE_NS UINT64_C (3600000000000)
 
 struct hub {
   pthread_mutex_t lock;
@@ -126,10 +128,10 @@ hub_wait (struct hub *h, unsigned running, unsigned done)
 }
 
 HUB_FUNCTION struct pool *
-start_pool (unsigned threads)
+start_pool (unsigned threads, uint64_t idle_ns)
 {
   g_autoptr (GError) error = NULL;
-  struct pool *p = pool_new (threads, &error);
+  struct pool *p = pool_new (threads, idle_ns, &error);
 
   g_assert_no_error (error);
   return p;

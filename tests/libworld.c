@@ -235,7 +235,8 @@ config (unsigned buffers, unsigned threads, enum write_mode write,
 {
   return (struct engine_config) {
     .buffers = buffers, .buffer_size = U, .threads = threads, .write = write,
-    .read = read, .linger_ns = HOUR_NS, .others_ns = HOUR_NS,
+    .read = read, .idle_ns = HOUR_NS, .linger_ns = HOUR_NS,
+    .others_ns = HOUR_NS,
     .status_ns = HOUR_NS, .contexts = threads + 1, .context_idle_ns = HOUR_NS,
     .log_unwritten = report, .log_overdue = note_late,
     .log_context = note_context

@@ -399,6 +399,41 @@ test_writer_first (struct world *w)
   task_ends (write, 0);
 }
 
+static void
+wait_without_memory (struct world *w)
+{
+  for (unsigned n = 1; n > 0; g_usleep (1000)) {
+    LOCK_IN_SCOPE (&w->e->lock);
+    n = 0;
+    for (unsigned i = 0; i < w->e->buffers.n; i++)
+      n += w->e->buffers.all[i].memory_of != 0;
+  }
+}
+
+/* Buffers that are not used for a while give their memory back. */
+static void
+test_give_back (struct world *w)
+{
+  struct engine_config c = config (8, 4, WRITE_BEHIND, READ_DIRECT);
+  const struct buf *b;
+  int hold;
+
+  c.idle_ns = 1000000;
+  world_init (w, 8 * U, c);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  do_write (w, 0, U, 0, 1);
+  b = buffer_of_unit (w, 0);
+  do_write (w, 0, U, U, 2);
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+  wait_without_memory (w);
+  for (unsigned i = 0; i < U; i++)
+    g_assert_cmpint (b->data[i], ==, 0);
+  do_write (w, 0, U, 0, 3);
+  do_flush (w, 0);
+  do_read (w, 0, U, 0, 3);
+}
+
 static const struct test tests[] = {
   { "slab/reuse", test_reuse },
   { "slab/filling", test_filling },
@@ -415,6 +450,7 @@ static const struct test tests[] = {
   { "slab/evict-reading", test_evict_reading, .on = POOL_ONLY },
   { "slab/half", test_half },
   { "slab/writer-first", test_writer_first },
+  { "slab/give-back", test_give_back },
 };
 
 int

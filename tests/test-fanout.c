@@ -55,7 +55,7 @@ scene_start (struct scene *s, bool is_write, unsigned threads, unsigned busy)
   s->b = fake_backend (s->f, 0);
   s->b.read_speed = s->b.write_speed = &s->pace;
   s->b.stats = stats_new ();
-  s->p = start_pool (threads);
+  s->p = start_pool (threads, HUB_IDLE_NS);
   hub_init (&s->h);
   s->n_busy = busy;
   for (unsigned i = 0; i < busy; i++) {

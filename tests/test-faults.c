@@ -57,8 +57,7 @@ pthread_create (pthread_t *id, const pthread_attr_t *attr,
 static unsigned n_no_contexts;  /* how often the log says so */
 
 static void
-log_no_contexts (const char *export_name G_GNUC_UNUSED,
-                 unsigned threads G_GNUC_UNUSED, int err)
+log_no_contexts (const char *export_name G_GNUC_UNUSED, int err)
 {
   g_assert_cmpint (err, >, 0);
   n_no_contexts++;
@@ -78,7 +77,7 @@ config (void)
   return (struct engine_config) {
     .buffers = BUFFERS, .buffer_size = U, .threads = THREADS,
     .write = WRITE_BEHIND, .read = READ_DIRECT,
-    .linger_ns = HOUR_NS,
+    .idle_ns = HOUR_NS, .linger_ns = HOUR_NS,
     .others_ns = HOUR_NS, .contexts = CONTEXTS,
     .context_idle_ns = HOUR_NS, .context_retry_ns = HOUR_NS,
     .log_context = log_context, .log_no_contexts = log_no_contexts
@@ -118,17 +117,19 @@ test_new (void)
   g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
 }
 
-/* One of the workers, or the linger thread, does not start. */
+/* The first worker, or the write-back thread, does not start. */
 static void
 test_start (void)
 {
   for (unsigned n = 1; n <= THREADS + 1; n++) {
-    struct engine *e = new_engine ();
-
-    g_assert_cmpint (pool_try_threads (THREADS + 1), ==, 0);
     inject (&inject_threads, n, 1);
     g_assert_cmpint (pool_try_threads (THREADS + 1), ==, EAGAIN);
     g_assert_cmpuint (inject_end (&inject_threads), ==, n);
+  }
+  g_assert_cmpint (pool_try_threads (THREADS + 1), ==, 0);
+  for (unsigned n = 1; n <= 2; n++) {
+    struct engine *e = new_engine ();
+
     inject (&inject_threads, n, 1);
     g_assert_cmpint (engine_start (e), ==, EAGAIN);
     g_assert_cmpuint (inject_end (&inject_threads), ==, n);
@@ -139,19 +140,90 @@ test_start (void)
   }
 }
 
-/* The kernel refuses to populate the slab: its pages come at first use. */
 static void
-test_populate (void)
+job_ran (struct job *job)
 {
-  struct engine *e = new_engine ();
-  char *slab = e->buffers.slab.data;
+  job->run = NULL;
+}
 
-  g_assert_cmpint (mprotect (slab, BUFFERS * U, PROT_READ), ==, 0);
+struct held {
+  struct job job;               /* first */
+  pthread_mutex_t *gate;        /* it waits for this one */
+};
+
+static void
+pass_gate (struct job *job)
+{
+  struct held *h = (struct held *) job;
+
+  LOCK_IN_SCOPE (h->gate);
+}
+
+/* Further threads are refused: the pool has one, and asks again after IDLE_NS.
+ */
+static void
+check_refused (uint64_t idle_ns)
+{
+  g_autoptr (GError) error = NULL;
+  struct pool *p = pool_new (THREADS, idle_ns, &error);
+  struct job jobs[2] = { { .run = job_ran }, { .run = job_ran } };
+  pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+  struct held held = { .job.run = pass_gate, .gate = &gate };
+  bool asks_again = idle_ns == 0;
+
+  g_assert_nonnull (p);
+  pthread_mutex_lock (&gate);
+  pool_push (p, &held.job, POOL_WRITE);
+  inject (&inject_threads, 1, -1);
+  pool_push (p, &jobs[0], POOL_WRITE);
+  g_assert_cmpuint (inject_end (&inject_threads), ==, 1);
+  g_assert_cmpuint (pool_threads (p), ==, 1);
+  g_assert_cmpuint (pool_idle (p), ==, 0);
+  g_assert_true (pool_try_push (p, &jobs[1], POOL_PIECE) == asks_again);
+  if (!asks_again)
+    g_assert_cmpuint (pool_threads (p), ==, 1);
+  pthread_mutex_unlock (&gate);
+  while (pool_has_queued (p, POOL_WRITE) || pool_has_queued (p, POOL_PIECE))
+    g_usleep (1000);
+  pool_free (p);
+  g_assert_null (jobs[0].run);
+  g_assert_true ((jobs[1].run == NULL) == asks_again);
+}
+
+static void
+test_refused (void)
+{
+  check_refused (HOUR_NS);
+  check_refused (0);
+}
+
+/* No further thread starts: one does all. */
+static void
+test_one_thread (void)
+{
+  const uint64_t size = BUFFERS * U;
+  struct engine *e = new_engine ();
+  struct fake *f = fake_new (size);
+  struct backend b = fake_backend (f, 0);
+  g_autofree char *buf = g_malloc0 (size);
+  struct conn *c;
+
   g_assert_cmpint (engine_start (e), ==, 0);
-  g_assert_cmpint (mprotect (slab, BUFFERS * U, PROT_READ | PROT_WRITE), ==, 0);
-  slab[0] = 1;
+  g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
+  fake_make_slow (c);
+  inject (&inject_threads, 1, -1);
+  memset (buf, 'x', size);
+  for (uint64_t offset = 0; offset < size; offset += U)
+    g_assert_cmpint (conn_write (c, buf, U, offset, 0), ==, 0);
+  g_assert_cmpint (conn_flush (c, true), ==, 0);
+  g_assert_cmpmem (fake_data (f), size, buf, size);
+  g_assert_cmpuint (pool_threads (e->pool), ==, 1);
+  g_assert_cmpuint (inject_end (&inject_threads), ==, 1);
+  conn_close (c);
+  conn_free (c);
   engine_stop (e);
   engine_free (e);
+  fake_free (f);
 }
 
 /* A connection that lacks one of its allocations does not open. */
@@ -242,14 +314,12 @@ test_contexts (void)
   g_assert_cmpint (engine_start (e), ==, 0);
   fake_serialize (&b);
   n_no_contexts = 0;
-  for (unsigned n = 1; n < CONTEXTS; n++) {
-    inject (&inject_threads, n, 1);
-    g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
-    g_assert_cmpuint (inject_end (&inject_threads), ==, n);
-    g_assert_null (c->backend.contexts);
-    g_assert_cmpuint (n_no_contexts, ==, ++n_logged);
-    use (c, f);
-  }
+  inject (&inject_threads, 1, 1);
+  g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
+  g_assert_cmpuint (inject_end (&inject_threads), ==, 1);
+  g_assert_null (c->backend.contexts);
+  g_assert_cmpuint (n_no_contexts, ==, ++n_logged);
+  use (c, f);
   for (unsigned n = 5; n <= 6; n++) {   /* after those of test_open */
     inject (&inject_memory, n, 1);
     g_assert_cmpint (conn_open (e, "", &b, &c), ==, 0);
@@ -306,8 +376,7 @@ test_shared (void)
     fake_serialize (&b[i]);
     inject (&inject_threads, 0, 0);
     g_assert_cmpint (conn_open (e, "", &b[i], &c[i]), ==, 0);
-    g_assert_cmpuint (inject_end (&inject_threads), ==, i == 0 ? CONTEXTS - 1
-                      : 0);
+    g_assert_cmpuint (inject_end (&inject_threads), ==, i == 0);
   }
   g_assert_true (c[0]->backend.contexts == c[1]->backend.contexts);
   for (unsigned i = 0; i < 2; i++)
@@ -320,7 +389,8 @@ test_shared (void)
 static const struct test tests[] = {
   { "/faults/no-memory-for-the-engine", .run = test_new },
   { "/faults/no-thread-at-the-start", .run = test_start },
-  { "/faults/no-pages-at-the-start", .run = test_populate },
+  { "/faults/no-further-thread", .run = test_refused },
+  { "/faults/one-thread-does-all", .run = test_one_thread },
   { "/faults/no-memory-for-a-connection", .run = test_open },
   { "/faults/no-memory-for-pins", .run = test_pins },
   { "/faults/no-contexts", .run = test_contexts },

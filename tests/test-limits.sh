@@ -120,12 +120,12 @@ else
     arguments=(thread_model=serialize_requests asyncpool-contexts=4)
     sweep "processes, contexts" nproc 3 4 20
     # Enough for the client, but not for contexts.
-    LIMITED="$as_user prlimit --nproc=5:"
+    LIMITED="$as_user prlimit --nproc=4:"
     name="no threads for contexts"
     server_start pool "${gate[@]}" "${arguments[@]}"
     check "$name: a client is served" client
-    check "$name: the message has the parameter and the reason" grep -q \
-      'asyncpool-contexts=4: cannot start 3 threads.*without read-ahead' \
+    check "$name: the message has the reason" grep -q \
+      'cannot start a thread for further contexts: .*without read-ahead' \
       pool.log
     stops "$name"
   else

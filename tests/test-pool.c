@@ -16,7 +16,7 @@ struct scene {
 static void
 scene_start (struct scene *s, unsigned threads)
 {
-  s->p = start_pool (threads);
+  s->p = start_pool (threads, HUB_IDLE_NS);
   hub_init (&s->h);
 }
 
@@ -210,6 +210,70 @@ test_hurry (gconstpointer unused G_GNUC_UNUSED)
   scene_end (&s);
 }
 
+static void
+wait_threads (struct pool *p, unsigned n)
+{
+  for (unsigned i = 0; pool_threads (p) != n; i++) {
+    g_assert_cmpuint (i, <, 1000 * HUB_DEADLINE_SECONDS);
+    g_usleep (1000);
+  }
+}
+
+/* Threads start as jobs need them, and stay for later jobs. */
+static void
+test_on_demand (gconstpointer unused G_GNUC_UNUSED)
+{
+  enum { JOBS = 5 };
+  struct work works[JOBS];
+  struct scene s;
+
+  scene_start (&s, 20);
+  g_assert_cmpuint (pool_threads (s.p), ==, 1);
+  g_assert_cmpuint (pool_idle (s.p), ==, 20);
+  for (unsigned n = 1; n <= JOBS; n++) {
+    push (&s, &works[n - 1], n, true, POOL_WRITE);
+    hub_wait (&s.h, n, 0);
+    g_assert_cmpuint (pool_threads (s.p), ==, n);
+    g_assert_cmpuint (pool_idle (s.p), ==, 20 - n);
+  }
+  hub_allow (&s.h, JOBS);
+  hub_wait (&s.h, 0, JOBS);
+  wait_idle (s.p, 20);
+  push (&s, &works[0], 9, true, POOL_WRITE);
+  hub_wait (&s.h, 1, JOBS);
+  g_assert_cmpuint (pool_threads (s.p), ==, JOBS);
+  hub_allow (&s.h, 1);
+  scene_end (&s);
+}
+
+/* Threads that are not needed for idle_ns end, but for one.  Those that work
+ * stay.
+ */
+static void
+test_idle (gconstpointer unused G_GNUC_UNUSED)
+{
+  enum { JOBS = 6 };
+  struct work works[JOBS];
+  struct scene s;
+
+  s.p = start_pool (20, 1000000);
+  hub_init (&s.h);
+  for (unsigned round = 0; round < 3; round++) {
+    unsigned done = round * JOBS;
+
+    for (unsigned i = 0; i < JOBS; i++)
+      push (&s, &works[i], i, true, POOL_WRITE);
+    hub_wait (&s.h, JOBS, done);
+    hub_allow (&s.h, JOBS - 2);
+    hub_wait (&s.h, 2, done + JOBS - 2);
+    wait_threads (s.p, 2);
+    hub_allow (&s.h, 2);
+    hub_wait (&s.h, 0, done + JOBS);
+    wait_threads (s.p, 1);
+  }
+  scene_end (&s);
+}
+
 static const struct {
   const char *path;
   void (*test) (gconstpointer);
@@ -223,6 +287,8 @@ static const struct {
   { "/pool/limit/200", test_limit, 200 },
   { "/pool/free", test_free, 0 },
   { "/pool/hurry", test_hurry, 0 },
+  { "/pool/on-demand", test_on_demand, 0 },
+  { "/pool/idle", test_idle, 0 },
 };
 
 int

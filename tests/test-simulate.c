@@ -163,6 +163,7 @@ make_plan (struct plan *p, uint64_t seed)
     .write = draw (rand, 0, 4) ? WRITE_BEHIND : draw (rand, 0, 1)
       ? WRITE_AUTO : WRITE_THROUGH,
     .read = draw (rand, 0, 4) ? READ_AHEAD : READ_DIRECT,
+    .idle_ns = UINT64_C (1000000) * draw (rand, 1, 1000),
     .linger_ns = UINT64_C (1000000) * draw (rand, 1, 100),
     .others_ns = UINT64_C (3600000000000), .status_ns = 1000000000,
     .contexts = draw (rand, 1, 6),

@@ -22,10 +22,12 @@ test_mapping (void)
 
   g_assert_cmpint (slab_init (&s, BUFFERS, SIZE), ==, 0);
   g_assert_cmpuint ((uintptr_t) s.data % page, ==, 0);
-  slab_populate (&s);
   for (size_t i = 0; i < BUFFERS * SIZE; i++)
     g_assert_cmpint (s.data[i], ==, 0);
   memset (s.data, 1, BUFFERS * SIZE);
+  slab_give_back (&s, s.data + SIZE);
+  for (size_t i = 0; i < BUFFERS * SIZE; i++)
+    g_assert_cmpint (s.data[i], ==, i / SIZE != 1);
   slab_destroy (&s);
   g_assert_null (s.data);
   slab_destroy (&s);            /* once more does nothing */

@@ -17,7 +17,8 @@
 
 enum {
   STACK_BYTES = 96 * 1024,
-  SPURIOUS = 200                /* one wait in so many ends without a signal */
+  SPURIOUS = 200,               /* one wait in so many ends without a signal */
+  NO_THREAD = 10                /* one further thread in so many is refused */
 };
 #define STEPS_MAX UINT64_C (3000000)
 #define BUSY_NS UINT64_C (200000000)    /* a thread is late by this at most */
@@ -455,6 +456,7 @@ struct simulated_pool {
   GQueue queue;
   struct sim_place pushed;
   bool is_ending;
+  unsigned threads, max_threads;
   GPtrArray *fibers;
 };
 
@@ -464,8 +466,13 @@ run_worker (void *vp)
   struct simulated_pool *p = vp;
 
   for (;;) {
-    gpointer data = g_queue_pop_head (&p->queue);
+    gpointer data;
 
+    if (p->threads > p->max_threads) {
+      p->threads--;
+      return;
+    }
+    data = g_queue_pop_head (&p->queue);
     if (data)
       p->run (data, p->user_data);
     else if (p->is_ending)
@@ -483,15 +490,23 @@ simulate_pool_new (GFunc run, gpointer user_data, unsigned threads)
   p->run = run;
   p->user_data = user_data;
   p->fibers = g_ptr_array_new ();
-  simulate_pool_grow (p, threads);
+  simulate_pool_set_max (p, threads, NULL);
   return p;
 }
 
 void
-simulate_pool_grow (struct simulated_pool *p, unsigned threads)
+simulate_pool_set_max (struct simulated_pool *p, unsigned threads,
+                       GError **error)
 {
-  while (p->fibers->len < threads)
+  p->max_threads = threads;
+  for (; p->threads < threads; p->threads++) {
+    if (error && sim_one_in (NO_THREAD)) {
+      g_set_error_literal (error, G_THREAD_ERROR, G_THREAD_ERROR_AGAIN,
+                           "no thread");
+      return;
+    }
     g_ptr_array_add (p->fibers, sim_spawn ("worker", run_worker, p));
+  }
 }
 
 void

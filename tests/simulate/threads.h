@@ -91,14 +91,16 @@ extern int simulate_thread_join (pthread_t);
 struct simulated_pool;
 extern struct simulated_pool *simulate_pool_new (GFunc, gpointer user_data,
                                                  unsigned threads);
-extern void simulate_pool_grow (struct simulated_pool *, unsigned threads);
+/* More threads may be refused. */
+extern void simulate_pool_set_max (struct simulated_pool *, unsigned threads,
+                                   GError **);
 extern void simulate_pool_push (struct simulated_pool *, gpointer data);
 extern void simulate_pool_free (struct simulated_pool *);
 #define GThreadPool struct simulated_pool
 #define g_thread_pool_new(run, data, n, exclusive, error) \
   simulate_pool_new ((run), (data), (n))
 #define g_thread_pool_set_max_threads(pool, n, error) \
-  simulate_pool_grow ((pool), (n))
+  simulate_pool_set_max ((pool), (n), (error))
 #define g_thread_pool_push(pool, data, error) \
   simulate_pool_push ((pool), (data))
 #define g_thread_pool_free(pool, at_once, wait) simulate_pool_free (pool)
