@@ -33,8 +33,6 @@ static bool is_serial;          /* it allows one call at a time per context */
 static const struct nbdkit_async_driver *hooks; /* NULL: do not drive hooks */
 static FILE *stats_fp;          /* asyncpool-stats after get_ready, or NULL */
 static int early_stderr = -1;   /* for asyncpool-stats=-, until after_fork */
-static bool threads_given;      /* asyncpool-threads=N: no hooks then */
-static bool buffers_given;
 
 /* With hooks for reads and writes, the pool only starts those hooks that the
  * thread at hand must not start (dispatch.h).
@@ -85,9 +83,8 @@ static int
 asyncpool_config_complete (nbdkit_next_config_complete *next,
                            nbdkit_backend *nxdata)
 {
-  threads_given = config.engine.threads != 0;
-  buffers_given = config.engine.buffers != 0;
-  config_complete (&config);
+  if (config_complete (&config) == -1)
+    return -1;
   return next (nxdata);
 }
 
@@ -97,7 +94,7 @@ find_hooks (void)
   const char *why_not;
 
   hooks = hooks_find (&why_not);
-  if (hooks && threads_given) {
+  if (hooks && config.threads_given) {
     hooks = NULL;
     why_not = "asyncpool-threads is given";
   }
@@ -229,20 +226,50 @@ log_no_contexts (const char *export_name, int err)
                 "without read-ahead and write-back", name, strerror (err));
 }
 
+/* Those that a parameter says, or only the first one; and that of write-back. */
+static unsigned
+threads_to_try (void)
+{
+  return config.threads_given || config.buffers_given
+    ? config.engine.threads + 1 : 2;
+}
+
 static int
 threads_error (int err)
 {
   unsigned n = config.engine.threads;
 
-  if (threads_given)
+  if (config.threads_given)
     nbdkit_error ("asyncpool-threads=%u: must be a number of threads that the "
                   "system allows: %s", n, strerror (err));
-  else if (buffers_given && n == config.engine.buffers)
+  else if (config.buffers_given && n == config.engine.buffers)
     nbdkit_error ("asyncpool-buffers=%u: must be a number of threads that the "
                   "system allows, one for each buffer: %s", n, strerror (err));
   else
     nbdkit_error ("asyncpool: cannot start %u threads: %s: the system must "
-                  "allow them", n + 1, strerror (err));
+                  "allow them", threads_to_try (), strerror (err));
+  return -1;
+}
+
+static int
+memory_error (int err)
+{
+  uint64_t bytes =
+    (uint64_t) config.engine.buffers * config.engine.buffer_size;
+
+  if (config.buffers_given)
+    nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%s: cannot "
+                  "allocate %" PRIu64 " bytes: must fit into memory: %s",
+                  config.engine.buffers, config.buffer_size_word, bytes,
+                  strerror (err));
+  else if (config.memory)
+    nbdkit_error ("asyncpool-memory=%s: cannot allocate %" PRIu64 " bytes: "
+                  "must fit into memory: %s", config.memory_word, bytes,
+                  strerror (err));
+  else
+    nbdkit_error ("asyncpool: cannot allocate %" PRIu64 " bytes: %s: set "
+                  "asyncpool-memory to what the system allows", bytes,
+                  strerror (err));
   return -1;
 }
 
@@ -306,19 +333,15 @@ asyncpool_get_ready (int thread_model)
   config.engine.log_overdue = log_overdue;
   config.engine.log_context = log_context;
   config.engine.log_no_contexts = log_no_contexts;
-  err = engine_new (&config.engine, &engine);
-  if (err) {
-    nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%s: cannot "
-                  "allocate %" PRIu64 " bytes: must fit into memory: %s",
-                  config.engine.buffers, config.buffer_size_word,
-                  (uint64_t) config.engine.buffers * config.engine.buffer_size,
-                  strerror (err));
-    return -1;
-  }
+  do
+    err = engine_new (&config.engine, &engine);
+  while (err && config_try_less (&config));
+  if (err)
+    return memory_error (err);
   /* Test it here, as under --run a failure after the fork leaves clients
-   * waiting.  The additional thread is that of write-back.
+   * waiting.
    */
-  err = pool_try_threads (config.engine.threads + 1);
+  err = pool_try_threads (threads_to_try ());
   return err ? threads_error (err) : 0;
 }
 

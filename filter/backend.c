@@ -11,6 +11,7 @@
 #include "backend.h"
 #include "clock.h"
 #include "contexts.h"
+#include "limit.h"
 #include "lock.h"
 #include "speed.h"
 #include "stats.h"
@@ -26,11 +27,15 @@ note (struct backend *b, bool is_write, uint64_t start_ns, uint32_t count,
       int err)
 {
   enum stats_kind kind = is_write ? STATS_DEVICE_WRITE : STATS_DEVICE_READ;
+  struct speed *speed = is_write ? b->write_speed : b->read_speed;
   uint64_t end_ns = stats_end_device (b->stats, kind, start_ns, count);
 
   if (err == 0)
-    speed_note (is_write ? b->write_speed : b->read_speed, end_ns - start_ns,
-                count);
+    speed_note (speed, end_ns - start_ns, count);
+  /* Nothing is in flight on a device that copies, but what clients send. */
+  if (speed_wait_ns (speed) > 0)
+    limit_note (is_write ? b->write_limit : b->read_limit, count, start_ns,
+                end_ns, err);
   return end_ns;
 }
 

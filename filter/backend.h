@@ -25,6 +25,7 @@
 
 struct backend;
 struct contexts;
+struct limit;
 struct speed;
 struct stats;
 
@@ -80,6 +81,7 @@ struct backend {
   struct contexts *contexts;    /* NULL: all calls use the handle */
   pthread_mutex_t own_lock;     /* if serial: held for a call with the handle */
   struct speed *read_speed, *write_speed, *extents_speed;
+  struct limit *read_limit, *write_limit;
   struct stats *stats;
   atomic_uint *pieces;          /* how many pieces of requests of all
                                  * connections are in hooks */

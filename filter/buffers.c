@@ -197,16 +197,28 @@ buffers_set_state (struct buf *b, enum buf_state state)
 
 /* Writers. */
 
+bool
+buffers_have_room (struct device *d)
+{
+  return d->n_dirty < limit_value (&d->write_limit);
+}
+
+/* The first writer whose device has room.  Prefer one that sleeps: any other
+ * looks for a buffer before it sleeps.
+ */
 static struct writer *
 first_writer (const struct buffers *s)
 {
-  GList *l = s->writers.head;
+  struct writer *awake = NULL;
 
-  /* Prefer one that sleeps: any other looks for a buffer before it sleeps. */
-  while (l && l->next
-         && !cond_is_waited_for (&((struct writer *) l->data)->woken))
-    l = l->next;
-  return l ? l->data : NULL;
+  QUEUE_FOREACH (struct writer, w, &s->writers, link) {
+    if (!buffers_have_room (w->conn->device))
+      continue;
+    if (cond_is_waited_for (&w->woken))
+      return w;
+    awake = w;
+  }
+  return awake;
 }
 
 void
@@ -329,8 +341,10 @@ buffers_remove (struct buf *b)
 {
   if (is_ahead (b)) {
     b->engine->buffers.n_ahead--;
-    if (--b->conn->n_ahead == 0)
+    if (--b->conn->n_ahead == 0) {
       b->engine->buffers.readers--;
+      b->device->readers--;
+    }
   }
   g_tree_remove (b->engine->buffers.tree, b);
   b->node = NULL;
@@ -526,8 +540,12 @@ unsigned
 buffers_share (const struct conn *c)
 {
   struct engine *e = c->engine;
+  struct device *d = c->device;
+  bool is_new = c->n_ahead == 0;
+  unsigned limit = limit_value (&d->read_limit);
 
-  return e->config.buffers / (e->buffers.readers + (c->n_ahead == 0));
+  return MIN (e->config.buffers / (e->buffers.readers + is_new),
+              MAX (limit / (d->readers + is_new), 1));
 }
 
 struct buf *
@@ -575,8 +593,10 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   if (state == BUF_READING) {
     c->n_reading++;
     e->buffers.n_ahead++;
-    if (c->n_ahead++ == 0)
+    if (c->n_ahead++ == 0) {
       e->buffers.readers++;
+      c->device->readers++;
+    }
   }
   b->node = g_tree_insert_node (e->buffers.tree, b, b);
   atomic_fetch_add (&e->buffers.in_tree, 1);

@@ -255,8 +255,8 @@ extern bool buffers_others_have (const struct device *, unsigned states,
  */
 extern struct buf *buffers_take_for_write (struct engine *);
 extern struct buf *buffers_take_for_ahead (struct conn *);
-/* How many buffers the connection may prefetch into: an equal part for each
- * connection that reads.
+/* How many buffers the connection may prefetch into: of the slab, and of the
+ * device's limit, an equal part for each connection that reads.
  */
 extern unsigned buffers_share (const struct conn *);
 /* Removes prefetched data of connections that follow no stream any more. */
@@ -264,7 +264,10 @@ extern void buffers_evict_idle (struct engine *, uint64_t now_ns);
 /* When the first buffer becomes idle in that sense; UINT64_MAX: none will. */
 extern uint64_t buffers_idle_ns (const struct engine *);
 
-/* Writers that wait for a buffer. */
+/* Writers that wait for a buffer, or until their device has room. */
+
+/* Whether the device has fewer dirty buffers than its limit. */
+extern bool buffers_have_room (struct device *);
 
 extern void buffers_add_writer (struct writer *);
 /* The writer runs: another one may be called. */

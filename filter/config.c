@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-filter.h>
@@ -12,7 +13,7 @@
 #include "config.h"
 
 enum {
-  DEFAULT_BUFFERS = 64, MAX_BUFFERS = 65536,
+  MAX_BUFFERS = 65536,
   DEFAULT_BUFFER_SIZE = 128 * 1024,
   DEFAULT_CONTEXTS = 4, MAX_CONTEXTS = 128,
   /* The largest minimum block that a plugin may have: so no buffer is ever
@@ -33,6 +34,18 @@ enum {
  * to nothing once in ten seconds.
  */
 #define IDLE_NS UINT64_C (10000000000)
+
+/* 2048 buffers: 64 ms at 4 GB/s.  A filter is one of many programs on a machine:
+ * it takes at most a sixteenth.
+ */
+#define DEFAULT_MEMORY UINT64_C (268435456)
+enum { DEFAULT_PART = 16 };
+#define MIN_MEMORY UINT64_C (1048576)
+#define MAX_MEMORY (UINT64_C (1) << 40)
+/* Less would not keep a prefetch and a write in flight beside those that are
+ * being filled and read.
+ */
+enum { MIN_BUFFERS = 4 };
 
 /* A client that pauses for less, or is followed by another one, opens nothing.
  */
@@ -63,23 +76,32 @@ parse_count (const char *key, const char *value, unsigned max, unsigned *r)
   return 1;
 }
 
-/* A number with an optional K or M; nbdkit_parse_size says less about what is
- * allowed.
+/* A number of bytes with an optional K, M or G; nbdkit_parse_size says less
+ * about what is allowed.  False: it is no number from MIN to MAX.
  */
+static bool
+parse_size (const char *value, uint64_t min, uint64_t max, uint64_t *r)
+{
+  static const char suffixes[] = "kKmMgG";
+  char *end;
+  unsigned long long n = strtoull (value, &end, 10);
+  const char *suffix = *end ? strchr (suffixes, *end) : NULL;
+  unsigned shift = suffix ? 10 * (1 + (suffix - suffixes) / 2) : 0;
+
+  if (*value < '0' || *value > '9' || end[suffix != NULL] != '\0'
+      || n > max >> shift || n << shift < min)
+    return false;
+  *r = n << shift;
+  return true;
+}
+
 static int
 parse_buffer_size (const char *key, const char *value, uint32_t *r)
 {
-  char *end;
-  unsigned long long n = strtoull (value, &end, 10);
-  unsigned shift = 0;
+  uint64_t n;
 
-  if (strchr ("kK", *end) && *end)
-    shift = 10;
-  else if (strchr ("mM", *end) && *end)
-    shift = 20;
-  if (*value < '0' || *value > '9' || end[shift > 0] != '\0'
-      || n > MAX_BUFFER_SIZE || (n <<= shift) < MIN_BUFFER_SIZE
-      || n > MAX_BUFFER_SIZE || (n & (n - 1)) != 0) {
+  if (!parse_size (value, MIN_BUFFER_SIZE, MAX_BUFFER_SIZE, &n)
+      || (n & (n - 1)) != 0) {
     nbdkit_error ("%s=%s: must be a power of two from 64K to 64M", key, value);
     return -1;
   }
@@ -134,6 +156,13 @@ config_set (struct config *c, const char *key, const char *value)
     return 0;
   if (strcmp (key, "asyncpool-buffers") == 0)
     return parse_count (key, value, MAX_BUFFERS, &c->engine.buffers);
+  if (strcmp (key, "asyncpool-memory") == 0) {
+    c->memory_word = value;             /* nbdkit keeps it */
+    if (parse_size (value, MIN_MEMORY, MAX_MEMORY, &c->memory))
+      return 1;
+    nbdkit_error ("%s=%s: must be a size from 1M to 1024G", key, value);
+    return -1;
+  }
   if (strcmp (key, "asyncpool-threads") == 0)
     return parse_count (key, value, MAX_BUFFERS, &c->engine.threads);
   if (strcmp (key, "asyncpool-contexts") == 0)
@@ -156,33 +185,79 @@ config_set (struct config *c, const char *key, const char *value)
       c->engine.read = word;
     return r;
   }
-  nbdkit_error ("%s=%s: unknown parameter: must be asyncpool-buffers, "
-                "asyncpool-buffer-size, asyncpool-threads, "
+  nbdkit_error ("%s=%s: unknown parameter: must be asyncpool-memory, "
+                "asyncpool-buffers, asyncpool-buffer-size, asyncpool-threads, "
                 "asyncpool-contexts, asyncpool-write, asyncpool-read or "
                 "asyncpool-stats", key, value);
   return -1;
 }
 
-void
+static uint64_t
+default_memory (void)
+{
+  uint64_t machine = (uint64_t) sysconf (_SC_PHYS_PAGES)
+    * sysconf (_SC_PAGESIZE);
+
+  return MIN (DEFAULT_MEMORY, machine / DEFAULT_PART);
+}
+
+/* How many buffers there are.  -1: nbdkit_error was called. */
+static int
+complete_buffers (struct config *c)
+{
+  struct engine_config *e = &c->engine;
+  uint64_t fit = (c->memory ? c->memory : default_memory ()) / e->buffer_size;
+
+  c->buffers_given = e->buffers != 0;
+  if (c->memory && fit < MAX (e->buffers, MIN_BUFFERS)) {
+    nbdkit_error ("asyncpool-memory=%s: must be enough for %u buffers of %s",
+                  c->memory_word, MAX (e->buffers, MIN_BUFFERS),
+                  c->buffer_size_word);
+    return -1;
+  }
+  if (!c->buffers_given)
+    e->buffers = CLAMP (fit, MIN_BUFFERS, MAX_BUFFERS);
+  return 0;
+}
+
+int
 config_complete (struct config *c)
 {
-  if (c->engine.buffers == 0)
-    c->engine.buffers = DEFAULT_BUFFERS;
-  if (c->engine.buffer_size == 0) {
-    c->engine.buffer_size = DEFAULT_BUFFER_SIZE;
+  struct engine_config *e = &c->engine;
+
+  if (e->buffer_size == 0) {
+    e->buffer_size = DEFAULT_BUFFER_SIZE;
     c->buffer_size_word = "128K";
   }
-  if (c->engine.threads == 0)
+  if (complete_buffers (c) == -1)
+    return -1;
+  c->threads_given = e->threads != 0;
+  if (!c->threads_given)
+    e->threads = e->buffers;
+  if (!c->buffers_given)
+    e->adapts_to = MIN (e->buffers, e->threads);
+  c->contexts_given = e->contexts != 0;
+  if (!c->contexts_given)
+    e->contexts = DEFAULT_CONTEXTS;
+  e->idle_ns = IDLE_NS;
+  e->linger_ns = LINGER_NS;
+  e->others_ns = OTHERS_NS;
+  e->status_ns = STATUS_NS;
+  e->context_idle_ns = CONTEXT_IDLE_NS;
+  e->context_retry_ns = CONTEXT_RETRY_NS;
+  return 0;
+}
+
+bool
+config_try_less (struct config *c)
+{
+  if (c->buffers_given || c->memory || c->engine.buffers <= LIMIT_START)
+    return false;
+  c->engine.buffers /= 2;
+  if (!c->threads_given)
     c->engine.threads = c->engine.buffers;
-  c->contexts_given = c->engine.contexts != 0;
-  if (c->engine.contexts == 0)
-    c->engine.contexts = DEFAULT_CONTEXTS;
-  c->engine.idle_ns = IDLE_NS;
-  c->engine.linger_ns = LINGER_NS;
-  c->engine.others_ns = OTHERS_NS;
-  c->engine.status_ns = STATUS_NS;
-  c->engine.context_idle_ns = CONTEXT_IDLE_NS;
-  c->engine.context_retry_ns = CONTEXT_RETRY_NS;
+  c->engine.adapts_to = MIN (c->engine.buffers, c->engine.threads);
+  return true;
 }
 
 void

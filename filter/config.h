@@ -14,7 +14,10 @@
 
 struct config {
   struct engine_config engine;
-  bool contexts_given;          /* set by config_complete */
+  bool buffers_given, threads_given, contexts_given;    /* set by
+                                                         * config_complete */
+  uint64_t memory;              /* bytes; 0: not given */
+  const char *memory_word;      /* as it is given */
   const char *buffer_size_word; /* as it is given, or the default */
   char *stats_file;             /* "-" for standard error, NULL for none */
 };
@@ -23,15 +26,24 @@ struct config {
  * nbdkit_error was called.
  */
 extern int config_set (struct config *, const char *key, const char *value);
-/* After the last parameter: fills in the defaults. */
-extern void config_complete (struct config *);
+/* After the last parameter: fills in the defaults.  -1: nbdkit_error was
+ * called.
+ */
+extern int config_complete (struct config *);
+/* The slab cannot be mapped: halves it, if no parameter says how large it is.
+ * Returns whether it did.
+ */
+extern bool config_try_less (struct config *);
 extern void config_free (struct config *);
 
 #define CONFIG_HELP \
-  "asyncpool-buffers=N         Number of buffers (default 64).\n" \
+  "asyncpool-memory=SIZE       Memory for data, at most (default: 256M, or a\n" \
+  "                            sixteenth of the machine's if that is less).\n" \
+  "asyncpool-buffers=N         A fixed number of buffers, and of operations\n" \
+  "                            in flight (default: both follow the device).\n" \
   "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K).\n" \
-  "asyncpool-threads=N         Number of threads (default: one per buffer;\n" \
-  "                            with async hooks 1, and N turns them off).\n" \
+  "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
+  "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
   "                            at a time for each (default: 4 if the plugin\n" \
   "                            says multi-conn, else no further ones).\n" \

@@ -12,6 +12,8 @@
 #include "read.h"
 #include "readahead.h"
 
+enum { PER_CONTEXT = 16 };
+
 /* The life of a connection. */
 
 /* The largest power of two that is not larger than a buffer or the plugin's
@@ -25,6 +27,19 @@ unit_of (const struct engine *e, const struct backend *b)
   while (unit > b->max_block)
     unit /= 2;
   return unit;
+}
+
+/* A context has one operation in flight.  Those that wait for it are not seen in
+ * the time that operations take, so the limit does not find their number.
+ */
+static unsigned
+most_in_flight (const struct engine *e, const struct backend *b)
+{
+  unsigned most = e->config.adapts_to;
+
+  if (most == 0)
+    return e->config.buffers;
+  return b->serial ? MIN (most, PER_CONTEXT * e->config.contexts) : most;
 }
 
 /* Raises deferring before it sets defers: so direct_begin misses no connection
@@ -87,6 +102,8 @@ join (struct conn *c, struct device *fresh_device,
   c->backend.max_pieces = e->config.buffers;
   c->backend.read_speed = &d->read_speed;
   c->backend.write_speed = &d->write_speed;
+  c->backend.read_limit = &d->read_limit;
+  c->backend.write_limit = &d->write_limit;
   c->backend.extents_speed = &d->extents_speed;
   lock_init (&c->backend.own_lock);
   c->backend.contexts = contexts;
@@ -102,10 +119,12 @@ conn_open (struct engine *e, const char *export_name,
 {
   struct device *d;
   struct conn *c;
+  uint32_t unit;
 
   if (backend->min_block > e->config.buffer_size)
     return EINVAL;
-  d = device_new (e, export_name);
+  unit = unit_of (e, backend);
+  d = device_new (e, export_name, unit, most_in_flight (e, backend));
   c = g_try_new0 (struct conn, 1);
   if (c == NULL || d == NULL) {
     if (d)
@@ -114,10 +133,9 @@ conn_open (struct engine *e, const char *export_name,
     return ENOMEM;
   }
   c->engine = e;
-  c->unit = unit_of (e, backend);
+  c->unit = unit;
   d->shared = backend->shared;
   d->size = backend->size;
-  d->unit = c->unit;
   d->min_block = backend->min_block;
   c->link.data = c;
   c->evicted_at = UINT64_MAX;
@@ -250,11 +268,24 @@ has_hands (const struct conn *c)
     || (c->backend.contexts && contexts_are_usable (c->backend.contexts));
 }
 
-bool
-conn_gains (struct conn *c, struct speed *s)
+static bool
+is_allowed (unsigned n, struct limit *l)
 {
-  return speed_wait_ns (s) > 0
-    && depth_peak (&c->depth) < c->engine->config.buffers && has_hands (c);
+  if (n <= limit_value (l))
+    return true;
+  limit_hit (l);
+  return false;
+}
+
+bool
+conn_gains (struct conn *c, bool is_write)
+{
+  struct backend *b = &c->backend;
+
+  return speed_wait_ns (is_write ? b->write_speed : b->read_speed) > 0
+    && has_hands (c)
+    && is_allowed (depth_peak (&c->depth) + 1,
+                   is_write ? b->write_limit : b->read_limit);
 }
 
 bool
@@ -339,7 +370,7 @@ write_through (struct conn *c, const void *buf, uint32_t count,
 
   if (err)
     return err;
-  if (flags == 0 && conn_gains (c, c->backend.write_speed)
+  if (flags == 0 && conn_gains (c, true)
       && !conn_writes_alone (c) && !conn_is_refusable (c, count, offset))
     err = fanout_pwrite (c->pool, &c->backend, c->unit, buf, count, offset);
   else
@@ -348,7 +379,7 @@ write_through (struct conn *c, const void *buf, uint32_t count,
   return err;
 }
 
-/* If all clients keep more in flight than the buffers hold, deferred writes
+/* If all clients keep more in flight than the limit allows, deferred writes
  * would only wait for buffers.  Writes below a unit do not count, as most of
  * them join a buffer.
  */
@@ -359,9 +390,10 @@ may_defer (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
     && !conn_writes_alone (c)
     && !conn_is_refusable (c, count, offset)
     && !atomic_load (&c->device->failing)
-    && conn_gains (c, c->backend.write_speed)
-    && (count < c->unit || depth_peak (&c->engine->writeback.filling)
-        <= c->engine->config.buffers);
+    && conn_gains (c, true)
+    && (count < c->unit
+        || is_allowed (depth_peak (&c->engine->writeback.filling),
+                       c->backend.write_limit));
 }
 
 static int

@@ -112,9 +112,9 @@ extern int conn_extents (struct conn *, uint32_t count, uint64_t offset,
                          bool is_one, struct extentset *answer);
 
 /* Whether other threads could help this client: the device waits, and the
- * client does not keep as many requests in flight itself.
+ * client does not keep as many requests in flight itself as the limit allows.
  */
-extern bool conn_gains (struct conn *, struct speed *);
+extern bool conn_gains (struct conn *, bool is_write);
 /* Whether a thread that is in a call for this connection may call the plugin
  * with the other one's own handle.  Not if that has hooks: the plugin may ask
  * which connection the thread serves.  Not if it is serial: the retry filter

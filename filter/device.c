@@ -18,7 +18,8 @@ free_export (struct export *x)
 }
 
 struct device *
-device_new (struct engine *e, const char *export_name)
+device_new (struct engine *e, const char *export_name, uint32_t unit,
+            unsigned most)
 {
   struct device *d = g_try_new0 (struct device, 1);
   struct export *x = g_try_new0 (struct export, 1);
@@ -37,15 +38,26 @@ device_new (struct engine *e, const char *export_name)
   x->engine = e;
   x->link.data = x;
   d->export = x;
+  d->unit = unit;
+  limit_init (&d->read_limit, e->config.adapts_to > 0, most, unit);
+  limit_init (&d->write_limit, e->config.adapts_to > 0, most, unit);
   d->link.data = d;
   return d;
+}
+
+static void
+free_device (struct device *d)
+{
+  limit_destroy (&d->read_limit);
+  limit_destroy (&d->write_limit);
+  g_free (d);
 }
 
 void
 device_discard (struct device *d)
 {
   free_export (d->export);
-  g_free (d);
+  free_device (d);
 }
 
 /* Puts FRESH on the list, or frees it where the name is known. */
@@ -87,7 +99,7 @@ device_join (struct device *fresh)
   fresh->export = join_export (fresh->export);
   d = find_shared (e, fresh);
   if (d)
-    g_free (fresh);
+    free_device (fresh);
   else {
     d = fresh;
     d->id = buffers_next_seq (e);
@@ -143,7 +155,7 @@ device_put (struct device *d)
     g_queue_push_tail_link (&e->exports, &d->export->link);
   }
   extents_forget (d);
-  g_free (d);
+  free_device (d);
   forget_exports (e);
 }
 

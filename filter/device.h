@@ -35,6 +35,7 @@
 
 #include "changes.h"
 #include "extents.h"
+#include "limit.h"
 #include "speed.h"
 
 struct conn;
@@ -69,12 +70,15 @@ struct device {
   unsigned conns;               /* that have not ended */
   unsigned refs;                /* all connections */
   unsigned n_dirty;             /* its dirty buffers */
+  unsigned readers;             /* connections with conn.n_ahead > 0 */
   unsigned n_overtaken;         /* those that are overtaken */
   unsigned flushes;             /* under way */
   bool lost_by_name;            /* the data in lost was replaced through another
                                  * export name */
   GList link;                   /* in engine.devices */
   struct device_extents extents;        /* under extents.lock */
+  /* How many READING and CLEAN buffers it may have, and how many dirty ones. */
+  struct limit read_limit, write_limit;
   /* Atomic. */
   struct speed read_speed, write_speed, extents_speed;
   atomic_int lost;              /* written under the lock: the error of failed
@@ -89,9 +93,11 @@ struct device {
 };
 
 /* A new connection's device: an export and a device without connections.  NULL:
- * no memory.  device_join or device_discard it.
+ * no memory.  device_join or device_discard it.  MOST: operations of one kind
+ * in flight.
  */
-extern struct device *device_new (struct engine *, const char *export_name);
+extern struct device *device_new (struct engine *, const char *export_name,
+                                  uint32_t unit, unsigned most);
 extern void device_discard (struct device *);
 /* Wants engine.lock.  Returns the device of the new connection: FRESH, or one
  * that it shares; then FRESH is freed.

@@ -41,6 +41,8 @@ enum read_mode { READ_AHEAD, READ_DIRECT };
 
 struct engine_config {
   unsigned buffers;
+  unsigned adapts_to;           /* the numbers in flight follow the device, up
+                                 * to this; 0: they are BUFFERS */
   uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
   unsigned threads;             /* at most */
   uint64_t idle_ns;             /* unused threads and memory are given back after

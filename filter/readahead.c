@@ -158,8 +158,10 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns,
   *evicted_at = c->evicted_at;
   c->evicted_at = UINT64_MAX;
   share = buffers_share (c);
-  if (surplus > 0 && surplus >= share - share / 4)
+  if (surplus > 0 && surplus >= share - share / 4) {
+    limit_hit (&c->device->read_limit);
     return 0;
+  }
   /* A client with one request at a time has one demand read per stream. */
   return share - (direct > mine ? MIN (direct - mine, share) : 0);
 }
@@ -196,6 +198,7 @@ static struct stream_range
 plan (struct conn *c, struct stream *s, uint32_t share, uint64_t evicted_at,
       uint64_t now_ns)
 {
+  struct stream_range r;
   uint64_t ahead;
 
   LOCK_IN_SCOPE (&c->streams_lock);
@@ -205,7 +208,10 @@ plan (struct conn *c, struct stream *s, uint32_t share, uint64_t evicted_at,
     stream_skip_ahead (s, ahead + n_zeroes (c, ahead) * c->unit);
     s->zeroes = extents_zeroes (c, s->end, s->ahead);
   }
-  return stream_plan (&c->streams, s, c->unit, share, c->backend.size, now_ns);
+  r = stream_plan (&c->streams, s, c->unit, share, c->backend.size, now_ns);
+  if (c->streams.wants_more)
+    limit_hit (&c->device->read_limit);
+  return r;
 }
 
 void

@@ -240,6 +240,7 @@ grow (struct streams *t, uint32_t unit, uint32_t share)
     t->window = WINDOW_MIN;
   t->failed = false;
   was = t->window;
+  t->wants_more = t->waited && t->window >= share;
   while (t->waited && t->window < share && t->window < 4 * was
          && t->answered / unit >= t->window / 4)
     t->window *= 2;
@@ -255,6 +256,7 @@ stream_plan (struct streams *t, struct stream *s, uint32_t unit, uint32_t share,
   struct stream_range r;
   uint64_t to;
 
+  t->wants_more = false;
   if (share == 0 || !s->is_sequential
       || (t->failed && t->answered < WINDOW_MIN * (uint64_t) unit))
     return (struct stream_range) { 0 };

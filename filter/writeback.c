@@ -171,6 +171,10 @@ reserve (const struct writer *w, uint64_t now_ns)
 
   if (b)
     stats_add (e->stats, STATS_COALESCED, 1);
+  else if (!buffers_have_room (c->device)) {
+    limit_hit (&c->device->write_limit);
+    return NULL;
+  }
   else if ((b = buffers_take_for_write (e)) == NULL)
     return NULL;
   /* Older data that it overlaps must not wait for more. */

@@ -399,6 +399,62 @@ test_writer_first (struct world *w)
   task_ends (write, 0);
 }
 
+/* The limits of a device. */
+
+/* A device has no more dirty buffers than its limit.  Its writers wait while
+ * other buffers are free, and writers of another device do not.
+ */
+static void
+test_limit_writes (struct world *w)
+{
+  struct engine_config c = config (16, 8, WRITE_BEHIND, READ_DIRECT);
+  struct task *write[2];
+  int hold[2];
+
+  c.adapts_to = 3;
+  open_names (w, 32 * U, c);
+  hold[0] = gate_hold (w->gate, GATE_WRITE, 0, 10 * U);
+  hold[1] = gate_hold (w->gate, GATE_WRITE, 20 * U, 0);
+  make_very_slow (w);
+  for (unsigned i = 0; i < 2; i++) {
+    write_units (w, i, 20 * i, 3, 1);
+    gate_wait_held (w->gate, hold[i], 3);
+    write[i] = start_blocked (w, i, WRITE, 4096, (20 * i + 5) * U, 2);
+  }
+  assert_states (w, BUF_WRITING, 0, 32 * U, 6);
+  g_assert_true (atomic_load (&w->c[0]->device->write_limit.hit));
+  gate_pass (w->gate, hold[1], 1);
+  task_ends (write[1], 0);
+  task_wait_blocked (write[0]);
+  gate_pass (w->gate, hold[0], 1);
+  task_ends (write[0], 0);
+  for (unsigned i = 0; i < 2; i++)
+    gate_release (w->gate, hold[i]);
+  do_flush (w, 0);
+  do_flush (w, 1);
+}
+
+/* Nor does it have more prefetched buffers. */
+static void
+test_limit_reads (struct world *w)
+{
+  struct engine_config c = config (16, 8, WRITE_BEHIND, READ_AHEAD);
+  int hold;
+
+  c.adapts_to = 3;
+  world_init (w, 64 * U, c);
+  hold = start_held_stream (w, 0);
+  gate_wait_held (w->gate, hold, 3);
+  assert_states (w, BUF_READING, 0, 64 * U, 3);
+  gate_release (w->gate, hold);
+  wait_state (w, BUF_CLEAN, 0, 64 * U, 3);
+  for (unsigned i = 2; i < 30; i++) {
+    do_read (w, 0, U, i * U, OLD);
+    LOCK_IN_SCOPE (&w->e->lock);
+    g_assert_cmpuint (w->e->buffers.n_ahead, <=, 3);
+  }
+}
+
 static void
 wait_without_memory (struct world *w)
 {
@@ -450,6 +506,8 @@ static const struct test tests[] = {
   { "slab/evict-reading", test_evict_reading, .on = POOL_ONLY },
   { "slab/half", test_half },
   { "slab/writer-first", test_writer_first },
+  { "slab/limit-writes", test_limit_writes },
+  { "slab/limit-reads", test_limit_reads },
   { "slab/give-back", test_give_back },
 };
 

@@ -11,6 +11,7 @@
 #include "fake.h"
 #include "fanout.h"
 #include "hub.h"
+#include "limit.h"
 #include "split.h"
 
 #define UNIT UINT64_C (65536)
@@ -23,6 +24,7 @@ struct scene {
   struct gate *gate;            /* the device's */
   struct backend b;
   struct speed pace;
+  struct limit limit;
   struct pool *p;
   struct hub h;
   struct work busy[16];
@@ -54,6 +56,8 @@ scene_start (struct scene *s, bool is_write, unsigned threads, unsigned busy)
     fake_data (s->f)[i] = byte_at (i, false);
   s->b = fake_backend (s->f, 0);
   s->b.read_speed = s->b.write_speed = &s->pace;
+  limit_init (&s->limit, false, 1000, UNIT);
+  s->b.read_limit = s->b.write_limit = &s->limit;
   s->b.stats = stats_new ();
   s->p = start_pool (threads, HUB_IDLE_NS);
   hub_init (&s->h);
@@ -71,6 +75,7 @@ scene_end (struct scene *s)
   hub_allow (&s->h, s->n_busy);
   hub_wait (&s->h, 0, s->n_busy);
   pool_free (s->p);
+  limit_destroy (&s->limit);
   hub_destroy (&s->h);
   stats_free (s->b.stats);
   fake_free (s->f);

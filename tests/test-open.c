@@ -85,7 +85,8 @@ next_backend (nbdkit_next *next G_GNUC_UNUSED, bool readonly G_GNUC_UNUSED,
 UNEXPECTED
 void next_set_lower (nbdkit_backend *b G_GNUC_UNUSED) UNEXPECTED
 unsigned next_flags (uint32_t flags G_GNUC_UNUSED) UNEXPECTED
-void config_complete (struct config *c G_GNUC_UNUSED) UNEXPECTED
+int config_complete (struct config *c G_GNUC_UNUSED) UNEXPECTED
+bool config_try_less (struct config *c G_GNUC_UNUSED) UNEXPECTED
 void config_free (struct config *c G_GNUC_UNUSED) UNEXPECTED
 
 /* The handle is allocated first, then its copy of the name.  Without either the

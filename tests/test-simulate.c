@@ -159,6 +159,7 @@ make_plan (struct plan *p, uint64_t seed)
   p->device.hang_one_in = draw (rand, 0, 1) ? 0 : 200;
   p->config = (struct engine_config) {
     .buffers = draw (rand, 2, draw (rand, 0, 1) ? 6 : 24),
+    .adapts_to = draw (rand, 0, 1) ? draw (rand, 1, 24) : 0,
     .buffer_size = UNIT, .threads = draw (rand, 1, 6),
     .write = draw (rand, 0, 4) ? WRITE_BEHIND : draw (rand, 0, 1)
       ? WRITE_AUTO : WRITE_THROUGH,
