@@ -322,12 +322,21 @@ enable_writeback (struct conn *c)
 
 /* Reads. */
 
+/* The device may wait: that is known, or this is the only request so far. */
+static bool
+may_wait (struct conn *c)
+{
+  struct speed *s = c->backend.read_speed;
+
+  return speed_wait_ns (s) > 0
+    || (!speed_is_known (s) && depth_peak (&c->depth) == 1);
+}
+
 static bool
 may_prefetch (struct conn *c, uint32_t count, uint64_t offset)
 {
-  return c->engine->config.read == READ_AHEAD && c->shares
-    && speed_wait_ns (c->backend.read_speed) > 0 && has_hands (c)
-    && !conn_is_refusable (c, count, offset);
+  return c->engine->config.read == READ_AHEAD && c->shares && may_wait (c)
+    && has_hands (c) && !conn_is_refusable (c, count, offset);
 }
 
 int

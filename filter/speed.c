@@ -35,6 +35,12 @@ speed_wait_ns (struct speed *s)
   return load (&s->score) >= SPEED_WAITS ? load (&s->wait_ns) : 0;
 }
 
+bool
+speed_is_known (struct speed *s)
+{
+  return load (&s->known);
+}
+
 void
 depth_begin (struct depth *d, unsigned more, uint64_t now_ns,
              uint64_t epoch_ns)

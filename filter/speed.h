@@ -49,6 +49,8 @@ struct speed {
 extern void speed_note (struct speed *, uint64_t took_ns, uint32_t count);
 /* How long the device waits, in ns; 0: it copies, or that is unknown. */
 extern uint64_t speed_wait_ns (struct speed *);
+/* Whether the first operation has completed. */
+extern bool speed_is_known (struct speed *);
 
 struct depth {
   atomic_uint in_flight;

@@ -242,7 +242,7 @@ grow (struct streams *t, uint32_t unit, uint32_t share)
   was = t->window;
   t->wants_more = t->waited && t->window >= share;
   while (t->waited && t->window < share && t->window < 4 * was
-         && t->answered / unit >= t->window / 4)
+         && t->answered / unit >= t->window / 8)
     t->window *= 2;
   if (t->window > was)
     t->answered = 0;

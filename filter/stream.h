@@ -16,7 +16,7 @@
  * Window: how many units all streams of the connection may be ahead of their
  * reads.  It starts at WINDOW_MIN, and doubles up to the share that the caller
  * allows.  It doubles when a read had to wait for the plugin, and the client
- * has read a quarter of the window since it last doubled.  It doubles at most
+ * has read an eighth of the window since it last doubled.  It doubles at most
  * twice for one wait.  So a slow reader has a small window.  The window belongs
  * to the connection: the next file is read as fast as the last one.
  *

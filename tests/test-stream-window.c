@@ -3,7 +3,7 @@
  * The read-ahead window: how many units a connection may be ahead of its reads.
  *
  * It starts at 4 units.  It doubles, up to the caller's share, when a read had
- * to wait for the plugin and a quarter of the window was read meanwhile.
+ * to wait for the plugin and an eighth of the window was read meanwhile.
  * Streams that are read side by side divide the share.
  */
 #include "reader.h"
@@ -25,7 +25,7 @@ test_doubles (unsigned share)
     g_assert_cmpuint (s->ahead, <=, (s->end / U + share) * U);
     if (c.t.window != last) {
       g_assert_true (c.t.window == 2 * last || c.t.window == 4 * last);
-      g_assert_cmpuint (quarters_read, >=, c.t.window / 8 * 4);
+      g_assert_cmpuint (quarters_read, >=, c.t.window / 16 * 4);
       quarters_read = 0;
     }
     last = c.t.window;
