@@ -116,9 +116,9 @@ elif ! have setpriv; then
 else
   as_user="setpriv --reuid=54321 --regid=54321 --clear-groups"
   if $as_user test -r "$FILTER" -a -r "$GATE"; then
-    sweep "processes" nproc 1 66 70 90
+    sweep "processes" nproc 1 3 5 20 90
     arguments=(thread_model=serialize_requests asyncpool-contexts=4)
-    sweep "processes, contexts" nproc 3 4 20
+    sweep "processes, contexts" nproc 2 4 20
     # Enough for the client, but not for contexts.
     LIMITED="$as_user prlimit --nproc=4:"
     name="no threads for contexts"

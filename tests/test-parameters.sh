@@ -30,7 +30,8 @@ refuses ()
   diag <refused.out
 }
 
-all='asyncpool-buffers.*asyncpool-buffer-size.*asyncpool-threads'
+all='asyncpool-memory.*asyncpool-buffers.*asyncpool-buffer-size'
+all+='.*asyncpool-threads'
 all+='.*asyncpool-write.*asyncpool-read.*asyncpool-stats'
 refuses asyncpool-foo=bar "$all"
 for n in 0 -1 abc 1000000000 1.5 '' 10x ' 5' 99999999999999999999999; do
@@ -42,6 +43,12 @@ for size in 100000 4096 32k 1T 0 -1 abc 64kk 3M 128M 18446744073709551616 64k5 \
 do
   refuses "asyncpool-buffer-size=$size" 'power of two from 64K to'
 done
+for size in 0 -1 abc 1023K 1048575 2000G 1T 1MM '' 99999999999999999999; do
+  refuses "asyncpool-memory=$size" 'from 1M to 1024G'
+done
+refuses asyncpool-memory=8M asyncpool-buffers=65 'enough for 65 buffers of 128K'
+refuses asyncpool-memory=7M asyncpool-buffer-size=2M \
+  'enough for 4 buffers of 2M'
 for word in maybe Behind '' 1; do
   refuses "asyncpool-write=$word" 'auto, behind or through'
   refuses "asyncpool-read=$word" 'ahead or direct'
@@ -76,6 +83,14 @@ else
     "this machine has more memory than a slab can have"
 fi
 
+n=$((memory_mib / 1024 * 2 + 1))
+if [ $n -le 1024 ]; then
+  refuses "asyncpool-memory=${n}G" asyncpool-buffer-size=64M 'must fit'
+else
+  skip "a slab larger than memory is refused" \
+    "this machine has more memory than a slab can have"
+fi
+
 # More threads than can start.
 
 # refuses_threads NAME MESSAGE [PARAMETER...]: nbdkit ends before it runs the
@@ -93,6 +108,10 @@ refuses_threads ()
        s/\(system allows\|65 threads\): .*/\1/' refused.out)" \
     "nbdkit: error: $message"
 }
+start_with_little ()
+{
+  (ulimit -s 8192 -v 450000; start)
+}
 if [ "$slow" ]; then
   skip "too many threads are refused" \
     "sanitizers and valgrind need more address space"
@@ -104,7 +123,8 @@ else
     asyncpool-buffers=300 asyncpool-buffer-size=64k
   refuses_threads "both given" "asyncpool-threads=300: $most" \
     asyncpool-buffers=200 asyncpool-buffer-size=64k asyncpool-threads=300
-  refuses_threads "none given" "asyncpool: cannot start 65 threads"
+  # Memory and threads as there are, if none are given.
+  check "little memory: nbdkit starts" start_with_little
 fi
 
 # Good parameters.
@@ -129,6 +149,9 @@ accepts asyncpool-threads=200
 for size in 64k 64K 65536 128k 1M 1m 64M; do
   accepts asyncpool-buffer-size=$size asyncpool-buffers=2
 done
+for size in 1M 1m 1048576 1024k 1G 1g; do accepts asyncpool-memory=$size; done
+accepts asyncpool-memory=8M asyncpool-buffers=64
+accepts asyncpool-memory=8M asyncpool-buffer-size=2M
 for word in auto behind through; do accepts asyncpool-write=$word; done
 for word in ahead direct; do accepts asyncpool-read=$word; done
 accepts "asyncpool-stats=$TEST_DIR/stats"
@@ -139,7 +162,7 @@ accepts asyncpool-buffers=5 asyncpool-buffers=7
 
 "$NBDKIT" "--filter=$FILTER" memory --help >help.out 2>&1
 ok $? "--help succeeds"
-for parameter in buffers buffer-size threads write read stats; do
+for parameter in memory buffers buffer-size threads write read stats; do
   check "--help has asyncpool-$parameter" \
     grep -q "asyncpool-$parameter=" help.out
 done
