@@ -12,6 +12,7 @@
  *   --buffer=N     bytes on their way, for each connection and direction (256M)
  *   --stats=FILE   at the end, write the numbers of connections and bytes
  *                  (- is stderr)
+ *   --changes=FILE   lines rtt=TIME and rate=N, which SIGHUP reads
  *
  * N may end with k, M or G, the powers of 1000.
  *
@@ -22,6 +23,8 @@
  *             prints "cut" and their number.
  *   SIGUSR2   refuses new connections, and prints "refuse".  The next SIGUSR2
  *             accepts them again, and prints "accept".
+ *   SIGHUP    reads --changes=FILE, and prints "change".  The new numbers are
+ *             for bytes that the proxy has not read yet.
  *   SIGTERM, SIGINT   cuts all connections, and ends at once.
  *
  * The model is a link with a queue.  A byte enters the queue when the proxy
@@ -123,7 +126,7 @@ struct address {
 
 static uint64_t rtt_ns = NEVER, rate, max_bytes = 256000000;
 static size_t max_packet = MAX_PACKET;
-static const char *stats_file;
+static const char *stats_file, *changes_file;
 static struct address listen_to, connect_to;
 static int epoll_fd, listener = -1;
 static bool is_refusing;
@@ -514,6 +517,63 @@ close_listener (void)
     unlink (listen_to.un.sun_path);
 }
 
+/* The link's numbers. */
+
+struct unit { const char *suffix; double factor; };
+static const struct unit time_units[] = {
+  { "us", 1e3 }, { "ms", 1e6 }, { "s", 1e9 }, { NULL, 0 }
+};
+static const struct unit byte_units[] = {
+  { "", 1 }, { "k", 1e3 }, { "M", 1e6 }, { "G", 1e9 }, { NULL, 0 }
+};
+
+static uint64_t
+parse (const char *name, const char *text, const struct unit *u, double min)
+{
+  char *end;
+  double value = strtod (text, &end);
+
+  for (; u->suffix; u++)
+    if (end != text && strcmp (end, u->suffix) == 0
+        && value * u->factor >= min && value * u->factor <= 1e18)
+      return (uint64_t) (value * u->factor);
+  errx (1, "%s=%s: not a time such as 20ms, or a number such as 1 or 2.5M",
+        name, text);
+}
+
+/* Return false if NAME is neither rtt nor rate. */
+static bool
+set_link (const char *name, const char *value)
+{
+  if (strcmp (name, "rtt") == 0)
+    rtt_ns = parse ("--rtt", value, time_units, 0);
+  else if (strcmp (name, "rate") == 0)
+    rate = parse ("--rate", value, byte_units, 1);
+  else
+    return false;
+  max_packet = MAX_PACKET;
+  if (rate && rate / 1000 < MAX_PACKET)
+    max_packet = rate / 1000 < MIN_PACKET ? MIN_PACKET : rate / 1000;
+  return true;
+}
+
+static void
+read_changes (void)
+{
+  FILE *f = changes_file ? fopen (changes_file, "r") : NULL;
+  char name[8], value[32];
+  int n;
+
+  if (f == NULL)
+    err (1, "--changes=%s", changes_file ? changes_file : "");
+  while ((n = fscanf (f, " %7[^= \n]=%31s", name, value)) == 2)
+    if (!set_link (name, value))
+      errx (1, "--changes=%s: %s: neither rtt nor rate", changes_file, name);
+  if (n != EOF)
+    errx (1, "--changes=%s: a line is not NAME=VALUE", changes_file);
+  fclose (f);
+}
+
 /* Signals. */
 
 static unsigned
@@ -574,6 +634,10 @@ handle_signal (int signal_fd)
     return;
   if (info.ssi_signo == SIGUSR1)
     printf ("cut %u\n", cut_all ());
+  else if (info.ssi_signo == SIGHUP) {
+    read_changes ();
+    puts ("change");
+  }
   else if (info.ssi_signo == SIGUSR2) {
     toggle_refusing ();
     puts (is_refusing ? "refuse" : "accept");
@@ -620,28 +684,6 @@ parse_address (const char *text)
   errx (1, "%s: neither IPV4:PORT nor a path with a slash", text);
 }
 
-struct unit { const char *suffix; double factor; };
-static const struct unit time_units[] = {
-  { "us", 1e3 }, { "ms", 1e6 }, { "s", 1e9 }, { NULL, 0 }
-};
-static const struct unit byte_units[] = {
-  { "", 1 }, { "k", 1e3 }, { "M", 1e6 }, { "G", 1e9 }, { NULL, 0 }
-};
-
-static uint64_t
-parse (const char *name, const char *text, const struct unit *u, double min)
-{
-  char *end;
-  double value = strtod (text, &end);
-
-  for (; u->suffix; u++)
-    if (end != text && strcmp (end, u->suffix) == 0
-        && value * u->factor >= min && value * u->factor <= 1e18)
-      return (uint64_t) (value * u->factor);
-  errx (1, "%s=%s: not a time such as 20ms, or a number such as 1 or 2.5M",
-        name, text);
-}
-
 static void
 parse_options (int argc, char **argv)
 {
@@ -650,25 +692,25 @@ parse_options (int argc, char **argv)
     { "rate", required_argument, NULL, 'r' },
     { "buffer", required_argument, NULL, 'b' },
     { "stats", required_argument, NULL, 's' },
+    { "changes", required_argument, NULL, 'c' },
     { NULL, 0, NULL, 0 }
   };
   int c;
 
   while ((c = getopt_long (argc, argv, "", options, NULL)) != -1)
     switch (c) {
-    case 't': rtt_ns = parse ("--rtt", optarg, time_units, 0); break;
-    case 'r': rate = parse ("--rate", optarg, byte_units, 1); break;
+    case 't': set_link ("rtt", optarg); break;
+    case 'r': set_link ("rate", optarg); break;
     case 'b': max_bytes = parse ("--buffer", optarg, byte_units, 1); break;
     case 's': stats_file = optarg; break;
+    case 'c': changes_file = optarg; break;
     default: exit (1);
     }
   if (argc - optind != 2 || rtt_ns == NEVER)
     errx (1, "usage: delay-proxy --rtt=TIME [--rate=N] [--buffer=N]"
-          " [--stats=FILE] LISTEN CONNECT");
+          " [--stats=FILE] [--changes=FILE] LISTEN CONNECT");
   listen_to = parse_address (argv[optind]);
   connect_to = parse_address (argv[optind + 1]);
-  if (rate && rate / 1000 < MAX_PACKET)
-    max_packet = rate / 1000 < MIN_PACKET ? MIN_PACKET : rate / 1000;
 }
 
 static int
@@ -680,6 +722,7 @@ watch_signals (void)
   sigemptyset (&set);
   sigaddset (&set, SIGTERM);
   sigaddset (&set, SIGINT);
+  sigaddset (&set, SIGHUP);
   sigaddset (&set, SIGUSR1);
   sigaddset (&set, SIGUSR2);
   sigprocmask (SIG_BLOCK, &set, NULL);

@@ -397,6 +397,34 @@ def refuse(family):
     proxy.end()
 
 
+def change():
+    """The round trip and the rate of a connection that stays."""
+    proxy = Proxy('--rtt=20ms', '--changes=changes')
+    client, server = proxy.pair()
+
+    def link(lines):
+        with open('changes', 'w') as f:
+            f.write(lines)
+        assert proxy.signal(signal.SIGHUP) == 'change'
+
+    def there_and_back():
+        start = time.monotonic()
+        client.sendall(b'x')
+        read_exactly(server, 1)
+        server.sendall(b'x')
+        read_exactly(client, 1)
+        return 1000 * (time.monotonic() - start)
+    for ms in 60, 10:
+        link('rtt=%dms\n' % ms)
+        until_right(there_and_back, lambda t: within(t, ms))
+    link('rtt=1ms\nrate=5M\n')
+    for wanted in 5, 20:
+        link('rate=%dM\n' % wanted)
+        until_right(lambda: transfer(client, server, wanted * MB // 2),
+                    lambda s: 0.9 * wanted <= s <= 1.05 * wanted, times=5)
+    proxy.end()
+
+
 def terminate():
     proxy = Proxy('--rtt=1ms')
     pair = proxy.pair()
@@ -431,7 +459,7 @@ cases = {
     'round-trip': round_trip, 'first-byte': first_byte, 'speed': speed,
     'rate': rate, 'rate-each': rate_each, 'unchanged': unchanged, 'many': many,
     'half-close': half_close, 'reset': reset_, 'no-server': no_server,
-    'bound': bound, 'cut': cut, 'refuse': refuse, 'terminate': terminate,
-    'stats': stats,
+    'bound': bound, 'cut': cut, 'refuse': refuse, 'change': change,
+    'terminate': terminate, 'stats': stats,
 }
 cases[sys.argv[2]](*sys.argv[3:])

@@ -43,6 +43,7 @@ peers "SIGUSR1 cuts all connections, and no later one" cut tcp
 peers "SIGUSR1 cuts all connections on unix sockets" cut unix
 peers "SIGUSR2 refuses new connections, then accepts again" refuse tcp
 peers "SIGUSR2 refuses new connections on unix sockets" refuse unix
+peers "SIGHUP changes the round trip and the rate" change
 peers "SIGTERM ends at once" terminate
 peers "--stats counts connections and bytes" stats
 
@@ -63,4 +64,23 @@ fails_with "--rate=1T: " --rtt=1s --rate=1T "${to[@]}"
 fails_with "localhost: " --rtt=1s localhost "${to[1]}"
 fails_with "127.0.0.1:65536: " --rtt=1s 127.0.0.1:65536 "${to[1]}"
 fails_with "bind: " --rtt=1s /nowhere/socket "${to[1]}"
+
+# refuses_change MESSAGE LINES: SIGHUP ends the proxy with this message.
+refuses_change ()
+{
+  local pid rc=0
+  printf '%s\n' "$2" >changes
+  rm -f ready
+  mkfifo ready
+  "$PROXY" --rtt=1ms --changes=changes "${to[@]}" >ready 2>refused.out &
+  pid=$!
+  read -r _ <ready
+  kill -HUP $pid
+  wait $pid || rc=$?
+  is "$1 SIGHUP ends the proxy" $rc 1
+  check "$1 this begins the message" grep -qF -- "delay-proxy: $1" refused.out
+}
+refuses_change "--rtt=20: " rtt=20
+refuses_change "--changes=changes: delay: " delay=20ms
+refuses_change "--changes=changes: a line " rtt
 done_testing
