@@ -11,21 +11,23 @@
 #                    compared stand next to each other
 #   measure_NAME ROUND PLANNED
 #                    (optional) performs a planned run in its own way and
-#                    leaves rows for the CSV in $row
+#                    leaves rows for the CSV in $row, or nothing.  It may add
+#                    to $tmp/samples, which becomes CASE.samples.
 #   rows_NAME        (in place of plan_NAME) prints rows for the CSV
 #   extra_NAME       (optional) prints rows that are not measured
 #   notes_NAME       prints the text below the table
 #   summary_NAME     (optional) prints the text above the table
 #   table_NAME       (optional) prints a table in place of the usual one
+#   commands_NAME    (optional) prints the commands in place of the usual list
 #   plot_NAME        (optional) prints a gnuplot script, or nothing
 #   end_NAME         (optional) ends what the case has started, also after an
 #                    error
-# benchmarks/report calls notes, summary, table and plot.  $csv and $medians are
-# its files.
+# benchmarks/report calls notes, summary, table, commands and plot.  $csv,
+# $medians and $samples are its files.
 
 columns=round,client,contestant,workload,limit_mbs,mbs,pct_limit,cpu_s_per_gb
 columns+=,threads,mem_above_mb,switches_per_op,lat_mean_ms,lat_p99_ms,ops,bytes
-columns+=,runtime_s,server,command,connections,backend_bytes
+columns+=,runtime_s,server,command,connections,backend_bytes,to_90_s
 
 die () {
   progress_end
@@ -42,6 +44,28 @@ load_case () { # NAME
 }
 
 defined () { [ "$(type -t "$1")" = function ]; }
+
+# Arithmetic in awk, for the report and for cases.
+
+# Of v[1..n], which it sorts.
+awk_median='
+  function median (v, n,    i, j, x) {
+    for (i = 2; i <= n; i++) {
+      x = v[i]
+      for (j = i - 1; j >= 1 && v[j] > x; j--) v[j + 1] = v[j]
+      v[j + 1] = x
+    }
+    return n == 0 ? "" : n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2
+  }'
+
+# Three significant digits, as the noise allows no more; "-" for no figure.
+awk_number='
+  function number (x) {
+    if (x == "") return "-"
+    if (x >= 99.95) return sprintf ("%.0f", x)
+    if (x >= 9.995) return sprintf ("%.1f", x)
+    return sprintf ("%.2f", x)
+  }'
 
 # The plan.
 
