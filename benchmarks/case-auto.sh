@@ -227,6 +227,7 @@ auto_job () { # SHAPE MS LIMIT
 # Devices.
 
 auto_tmp="" auto_inner="" auto_inner_key="" auto_link="" auto_changer=""
+auto_served=""                  # KIND and direction of the last real server
 
 # The command, with the variables that choose.
 auto_run_command () {
@@ -320,9 +321,16 @@ auto_device_start () { # WORKLOAD SHAPE
     delaymem*) ;;
     *)
       backends_begin
-      backends_server "$kind" "$(auto_direction "$2")" "$backends_mib"
+      auto_serve "$kind" "$(auto_direction "$2")"
       backends_proxy_start "$kind" "$ms";;
   esac
+}
+
+# Readers change nothing, so the next one finds the server as it is.
+auto_serve () { # KIND WORKLOAD
+  [ "$auto_served $2" != "$* read" ] || return 0
+  backends_server "$1" "$2" "$backends_mib"
+  auto_served=$*
 }
 
 auto_direction () { # SHAPE
