@@ -15,7 +15,7 @@
 enum {
   MAX_BUFFERS = 65536,
   DEFAULT_BUFFER_SIZE = 128 * 1024,
-  DEFAULT_CONTEXTS = 4, MAX_CONTEXTS = 128,
+  DEFAULT_CONTEXTS = 16, MAX_CONTEXTS = 128,
   /* The largest minimum block that a plugin may have: so no buffer is ever
    * smaller than a block.
    */

@@ -45,7 +45,7 @@ extern void config_free (struct config *);
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
-  "                            at a time for each (default: 4 if the plugin\n" \
+  "                            at a time for each (default: 16 if the plugin\n" \
   "                            says multi-conn, else no further ones).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
   "                            first flush; behind: from the start;\n" \

@@ -12,7 +12,7 @@
 #include "read.h"
 #include "readahead.h"
 
-enum { PER_CONTEXT = 16 };
+enum { PER_CONTEXT = 4 };
 
 /* The life of a connection. */
 

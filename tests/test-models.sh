@@ -63,7 +63,7 @@ check "serialize_requests: up to five contexts more" has_contexts 4 7
 copies "noparallel above" --filter=noparallel "${logged[@]}" "$GATE" \
   serialize=requests
 says_nothing "noparallel above" pool.log
-check "noparallel above: up to three contexts more" has_contexts 4 5
+check "noparallel above: up to fifteen contexts more" has_contexts 4 17
 
 copies "no multi-conn" "${logged[@]}" "$GATE" multi_conn=0 \
   thread_model=serialize_requests
