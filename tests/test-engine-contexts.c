@@ -412,16 +412,16 @@ test_hidden_stream (struct world *w)
   open_contexts (w, contexts_config ());
   fake_hide (w->f);
   prefetch (w, 0, 4);
-  do_fua (w, 0, 4096, 12 * U, 1);
-  do_write (w, 0, U, 14 * U, 2);
-  gate_wait_ended (w->gate, GATE_WRITE, 14 * U, U, 1);
-  for (unsigned i = 2; i < 12; i++)
+  do_fua (w, 0, 4096, 40 * U, 1);
+  do_write (w, 0, U, 42 * U, 2);
+  gate_wait_ended (w->gate, GATE_WRITE, 42 * U, U, 1);
+  for (unsigned i = 2; i < 40; i++)
     do_read (w, 0, U, i * U, OLD);
-  assert_started (w, GATE_READ, 12 * U, U, 0);  /* no prefetch, as of no use */
-  assert_reads (w, 0, PARTS ({ 12 * U, 4096, 1 },
-                             { 12 * U + 4096, U - 4096, OLD }));
-  do_read (w, 0, U, 13 * U, OLD);
-  do_read (w, 0, U, 14 * U, 2);
+  assert_started (w, GATE_READ, 40 * U, U, 0);  /* no prefetch, as of no use */
+  assert_reads (w, 0, PARTS ({ 40 * U, 4096, 1 },
+                             { 40 * U + 4096, U - 4096, OLD }));
+  do_read (w, 0, U, 41 * U, OLD);
+  do_read (w, 0, U, 42 * U, 2);
 }
 
 /* Without multi-conn the connection's own context does all writes, and the
