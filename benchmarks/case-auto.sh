@@ -30,6 +30,7 @@ auto_threads=${AUTO_THREADS:-16}
 auto_rate=${AUTO_RATE:-100}     # MB/s
 auto_servers=${AUTO_SERVERS:-16}
 auto_parameters=${AUTO_PARAMETERS:-} # of the contestant without parameters
+auto_size=${AUTO_SIZE:-1G}
 auto_only=${AUTO_ONLY:-.}
 backends_mib=${AUTO_MIB:-512}
 
@@ -175,7 +176,7 @@ auto_plugin () { # KIND MS LIMIT SHAPE
 # in the client's buffer.  So a stream never comes to the end of it.
 auto_device () { # SHAPE
   case $1 in
-    *write | mixed) echo "size=1G populate=true";;
+    *write | mixed) echo "size=$auto_size populate=true";;
     *) echo "size=64G";;
   esac
 }
