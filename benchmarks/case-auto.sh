@@ -237,8 +237,16 @@ auto_run_command () {
   echo "command: ${text}benchmarks/run -r $rounds -s $seconds auto"
 }
 
+# Other work on the machine makes ratios wrong.
+auto_load () { # WHEN
+  local load
+  read -r load _ </proc/loadavg
+  echo "load average $1: $load"
+}
+
 auto_begin () {
   auto_run_command >>"$tmp/machine"
+  auto_load "at the start" >>"$tmp/machine"
   auto_tmp=$tmp/auto
   mkdir -p "$auto_tmp"
   [ -e "$auto_tmp/ready" ] || mkfifo "$auto_tmp/ready"
@@ -252,6 +260,7 @@ auto_begin () {
 }
 
 end_auto () {
+  auto_load "at the end" >>"$tmp/machine"
   auto_link_stop
   auto_inner_stop
   end_backends
