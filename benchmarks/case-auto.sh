@@ -669,8 +669,8 @@ table_auto () {
 none: no filter.  auto: asyncpool with no parameter.  16 ...: asyncpool with
 that number of buffers, or 16x128: that many contexts with buffers of 128 KiB.
 /best: auto over the best of these numbers.  /none: auto over no filter.  !: the
-goal is missed: $auto_goal_best of the best, and $auto_goal_none of no filter.  to90: seconds until
-auto, and the best, reach 90 % of their final rate.
+goal is missed: $auto_goal_best of the best, and $auto_goal_none of no filter.
+to90: seconds until auto, and the best, reach 90 % of their final rate.
 END
 }
 
