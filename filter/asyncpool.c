@@ -24,6 +24,7 @@
 #include "hooks.h"
 #include "lock.h"
 #include "next.h"
+#include "report.h"
 
 static struct config config;
 static struct engine *engine;
@@ -194,14 +195,29 @@ close_stats (void)
 }
 
 static void
+print_stats (FILE *fp)
+{
+  bool is_prom = report_is_prom (config.stats_file);
+  struct stats_now now;
+
+  if (engine == NULL) {
+    fprintf (fp, "%sasyncpool: all requests were passed through\n",
+             is_prom ? "# " : "");
+    return;
+  }
+  engine_now (engine, &now);
+  if (is_prom)
+    report_prom (engine->stats, &now, config.stats_file, fp);
+  else
+    report_text (engine->stats, &now, fp);
+}
+
+static void
 write_stats (void)
 {
   if (stats_fp == NULL)
     return;
-  if (engine)
-    stats_print (engine->stats, stats_fp);
-  else
-    fprintf (stats_fp, "asyncpool: all requests were passed through\n");
+  print_stats (stats_fp);
   if (close_stats () != 0)
     nbdkit_error ("asyncpool-stats=%s: cannot be written: %m",
                   config.stats_file);

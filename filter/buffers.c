@@ -336,9 +336,25 @@ is_ahead (const struct buf *b)
   return b->state == BUF_READING || b->state == BUF_CLEAN;
 }
 
+/* Prefetched data leaves. */
+static void
+note_waste (const struct buf *b)
+{
+  struct stats *stats = b->engine->stats;
+  uint32_t n_read = b->used - b->skipped;
+
+  if (b->state != BUF_CLEAN || b->err)
+    return;
+  if (n_read < b->hi)
+    stats_add (stats, STATS_AHEAD_WASTED, b->hi - n_read);
+  if (n_read == 0)
+    stats_add (stats, STATS_AHEAD_UNREAD, 1);
+}
+
 void
 buffers_remove (struct buf *b)
 {
+  note_waste (b);
   if (is_ahead (b)) {
     b->engine->buffers.n_ahead--;
     if (--b->conn->n_ahead == 0) {
@@ -431,8 +447,12 @@ buffers_drop_conn (struct conn *c, uint64_t offset, uint64_t end)
   BUFFERS_FOREACH (b, c->engine, offset, end) {
     if (b->conn != c || !is_ahead (b))
       continue;
-    if (buf_first_end (b) > end)
-      b->used += end - MAX (buf_start (b), offset);
+    if (buf_first_end (b) > end) {
+      uint32_t skipped = end - MAX (buf_start (b), offset);
+
+      b->used += skipped;
+      b->skipped += skipped;
+    }
     if (buf_first_end (b) <= end || (b->state == BUF_CLEAN && b->used >= b->hi))
       buffers_remove (b);
   }
@@ -581,7 +601,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   b->lo = lo;
   b->hi = hi;
   b->seq = buffers_next_seq (e);
-  b->used = 0;
+  b->used = b->skipped = 0;
   b->err = 0;
   b->failed_seq = 0;
   b->reported = false;

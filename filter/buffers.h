@@ -103,6 +103,7 @@ struct buf {
   uint64_t memory_of;           /* device.id of its latest use; 0: it has no
                                  * memory */
   uint32_t used;                /* prefetched bytes that were read or skipped */
+  uint32_t skipped;             /* the latter of them */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
   int err;                      /* the plugin's last answer about it */

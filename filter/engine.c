@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The birth and the end of the engine: see engine.h.
+ * The birth and the end of the engine, and what it does now: see engine.h.
  */
 #include <errno.h>
 
@@ -79,6 +79,60 @@ engine_stop (struct engine *e)
   e->pool = NULL;
   while ((s = take_contexts (e)) != NULL)
     contexts_free (s);
+}
+
+/* engine_now looks at so many buffers before it releases the lock for a moment.
+ * So a request waits for some 20 us at most, however large the slab is.
+ */
+enum { BUFFERS_AT_ONCE = 256 };
+
+static void
+count_buf (const struct buf *b, struct stats_now *now)
+{
+  double bytes = 0;
+
+  if (buf_is_waiting (b) && !b->dropped)
+    for (unsigned i = 0; i < buf_n_pieces (b); i++)
+      bytes += buf_piece (b, i).hi - buf_piece (b, i).lo;
+  switch (b->state) {
+  case BUF_FREE: now->buffers_free++; break;
+  case BUF_READING: now->buffers_reading++; break;
+  case BUF_CLEAN: now->buffers_clean++; break;
+  case BUF_FAILED:
+    now->buffers_failed++;
+    now->failed_bytes += bytes;
+    break;
+  case BUF_OPEN: case BUF_READY: case BUF_WRITING:
+    now->buffers_dirty++;
+    now->dirty_bytes += bytes;
+    break;
+  default: now->buffers_taken++;
+  }
+}
+
+void
+engine_now (struct engine *e, struct stats_now *now)
+{
+  *now = (struct stats_now) {
+    .buffers = e->buffers.n, .threads = e->config.threads
+  };
+  for (unsigned i = 0; i < e->buffers.n;) {
+    ENGINE_LOCK_THEN_DISPATCH (e);
+    for (unsigned n = 0; n < BUFFERS_AT_ONCE && i < e->buffers.n; n++)
+      count_buf (&e->buffers.all[i++], now);
+  }
+
+  ENGINE_LOCK_THEN_DISPATCH (e);
+  now->writers = e->buffers.writers.length;
+  now->connections = e->conns.length;
+  if (!e->stopping && e->pool)  /* in this order: engine_stop frees it */
+    now->threads_busy = e->config.threads - pool_idle (e->pool);
+  QUEUE_FOREACH (struct contexts, s, &e->contexts, link) {
+    now->threads += s->max;
+    now->threads_busy += s->max - pool_idle (s->pool);
+    now->contexts += atomic_load (&s->n_open);
+  }
+  stats_fill (e->stats, now);
 }
 
 void

@@ -105,6 +105,10 @@ extern int engine_new (const struct engine_config *, struct engine **);
 extern int engine_start (struct engine *);
 /* Ends the connections that are still open, then the threads. */
 extern void engine_stop (struct engine *);
+/* What the engine does at this moment, for the statistics.  From engine_new to
+ * engine_free.
+ */
+extern void engine_now (struct engine *, struct stats_now *);
 /* After engine_stop, when all connections are freed. */
 extern void engine_free (struct engine *);
 

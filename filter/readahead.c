@@ -36,6 +36,10 @@ prefetched (struct backend_io *io, int err)
   b->hooked = false;
   b->err = err;
   b->since_ns = io->end_ns;
+  if (err == 0 && b->dropped) {
+    stats_add (e->stats, STATS_AHEAD_WASTED, b->hi);
+    stats_add (e->stats, STATS_AHEAD_UNREAD, 1);
+  }
   buffers_set_state (b, b->dropped ? BUF_TAKEN : BUF_CLEAN);
   if (b->pins > 0)
     cond_broadcast (&b->changed);

@@ -2,14 +2,13 @@
  *
  * Statistics: see stats.h.
  */
-#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
 #include "clock.h"
 #include "stats.h"
 
-enum { SHARDS = 8, STEPS = 8, POWERS = 40, BUCKETS = STEPS * POWERS };
+enum { SHARDS = 8, STEPS = STATS_STEPS, BUCKETS = STATS_BUCKETS };
 
 struct kind {
   atomic_uint_fast64_t bucket[BUCKETS]; /* operations by latency */
@@ -155,16 +154,10 @@ stats_counter (const struct stats *s, enum stats_counter c)
   return n;
 }
 
-/* One kind over all shards. */
-struct sum {
-  uint64_t bucket[BUCKETS];
-  uint64_t count, bytes, ns, min_ns, max_ns, min_bytes, max_bytes;
-};
-
-static void
-sum_up (const struct stats *s, enum stats_kind kind, struct sum *t)
+void
+stats_sum_up (const struct stats *s, enum stats_kind kind, struct stats_sum *t)
 {
-  *t = (struct sum) { 0 };
+  *t = (struct stats_sum) { 0 };
   for (unsigned i = 0; i < SHARDS; i++) {
     const struct kind *k = &s->shard[i].kind[kind];
     uint64_t min_ns = load (&k->min_ns), max_ns = load (&k->max_ns);
@@ -190,15 +183,15 @@ sum_up (const struct stats *s, enum stats_kind kind, struct sum *t)
 uint64_t
 stats_count (const struct stats *s, enum stats_kind kind)
 {
-  struct sum t;
+  struct stats_sum t;
 
-  sum_up (s, kind, &t);
+  stats_sum_up (s, kind, &t);
   return t.count;
 }
 
 /* The operations of a bucket count as spread evenly over it. */
-static double
-quantile_ms (const struct sum *t, double q)
+double
+stats_quantile_ms (const struct stats_sum *t, double q)
 {
   uint64_t seen = 0, want = q * t->count;
 
@@ -213,77 +206,40 @@ quantile_ms (const struct sum *t, double q)
   return t->max_ns / 1e6;
 }
 
-static void
-print_kind (const struct stats *s, enum stats_kind kind, const char *name,
-            FILE *fp)
+uint64_t
+stats_below (const struct stats_sum *t, unsigned power)
 {
-  struct sum t;
+  uint64_t n = 0;
 
-  sum_up (s, kind, &t);
-  fprintf (fp, "%-14s %10" PRIu64 " %14" PRIu64, name, t.count, t.bytes);
-  if (t.count > 0)
-    fprintf (fp, " %9.3f %9.3f %9.3f %9.3f %9.3f", t.min_ns / 1e6,
-             t.ns / 1e6 / t.count, quantile_ms (&t, 0.5),
-             quantile_ms (&t, 0.99), t.max_ns / 1e6);
-  else
-    fprintf (fp, " %9s %9s %9s %9s %9s", "-", "-", "-", "-", "-");
-  if (kind == STATS_DEVICE_READ || kind == STATS_DEVICE_WRITE) {
-    if (t.count > 0)
-      fprintf (fp, "  %" PRIu64 "..%" PRIu64 ", mean %" PRIu64, t.min_bytes,
-               t.max_bytes, t.bytes / t.count);
-    else
-      fprintf (fp, "  -");
+  for (unsigned b = 0; b < (power - 2) * STEPS; b++)
+    n += t->bucket[b];
+  return n;
+}
+
+/* The time that operations of this kind have taken, or the bytes of them. */
+static void
+add_up (const struct stats *s, enum stats_kind kind, uint64_t *ns,
+        uint64_t *bytes)
+{
+  for (unsigned i = 0; i < SHARDS; i++) {
+    *ns += load (&s->shard[i].kind[kind].ns);
+    *bytes += load (&s->shard[i].kind[kind].bytes);
   }
-  fputc ('\n', fp);
 }
 
 void
-stats_print (const struct stats *s, FILE *fp)
+stats_fill (const struct stats *s, struct stats_now *now)
 {
-  static const char *const names[STATS_KINDS] = {
-    [STATS_READ] = "read", [STATS_WRITE] = "write", [STATS_ZERO] = "zero",
-    [STATS_TRIM] = "trim", [STATS_FLUSH] = "flush", [STATS_EXTENTS] = "extents",
-    [STATS_CACHE] = "cache", [STATS_DEVICE_READ] = "plugin read",
-    [STATS_DEVICE_WRITE] = "plugin write",
-    [STATS_DEVICE_EXTENTS] = "plugin extents",
-    [STATS_SPACE_WAIT] = "buffer wait",
-  };
-  uint64_t span = load (&s->last_ns) - load (&s->first_ns), busy = 0;
-  uint64_t ahead = stats_counter (s, STATS_AHEAD_BYTES);
+  uint64_t first = load (&s->first_ns), last = load (&s->last_ns);
+  uint64_t busy = 0, device_bytes = 0, read_ns = 0, read_bytes = 0;
   uint64_t used = stats_counter (s, STATS_AHEAD_USED);
 
-  fprintf (fp, "asyncpool statistics (latency in ms)\n");
-  fprintf (fp, "%-14s %10s %14s %9s %9s %9s %9s %9s  %s\n", "operation",
-           "count", "bytes", "min", "mean", "p50", "p99", "max",
-           "size in bytes");
-  for (unsigned k = 0; k < STATS_KINDS; k++)
-    print_kind (s, k, names[k], fp);
-  for (unsigned i = 0; i < SHARDS; i++)
-    busy += load (&s->shard[i].kind[STATS_DEVICE_READ].ns)
-      + load (&s->shard[i].kind[STATS_DEVICE_WRITE].ns);
-  fprintf (fp, "in the plugin: peak %u, mean %.1f operations in flight\n",
-           load (&s->peak), span > 0 ? (double) busy / span : 0.0);
-  fprintf (fp, "read-ahead: %" PRIu64 " bytes issued, %" PRIu64 " used, %"
-           PRIu64 " wasted, %" PRIu64 " operations failed\n",
-           ahead, used, ahead > used ? ahead - used : 0,
-           stats_counter (s, STATS_AHEAD_FAILED));
-  fprintf (fp, "write-behind: %" PRIu64 " writes held, %" PRIu64
-           " of them combined, %" PRIu64 " deferred errors\n",
-           stats_counter (s, STATS_DEFERRED),
-           stats_counter (s, STATS_COALESCED),
-           stats_counter (s, STATS_DEFERRED_ERRORS));
-  fprintf (fp, "block status: %" PRIu64 " requests answered without the plugin,"
-           " %" PRIu64 " questions asked ahead\n",
-           stats_counter (s, STATS_EXTENTS_KEPT),
-           stats_counter (s, STATS_EXTENTS_AHEAD));
-  fprintf (fp, "zeroes: %" PRIu64 " reads, %" PRIu64
-           " bytes, answered without the plugin\n",
-           stats_counter (s, STATS_ZERO_READS),
-           stats_counter (s, STATS_ZERO_BYTES));
-  fprintf (fp, "async hooks: %" PRIu64
-           " operations in the plugin without a thread of the pool\n",
-           stats_counter (s, STATS_HOOKED));
-  fprintf (fp, "barriers: %" PRIu64
-           " operations waited for writes before them\n",
-           stats_counter (s, STATS_BARRIERS));
+  add_up (s, STATS_DEVICE_READ, &busy, &device_bytes);
+  add_up (s, STATS_DEVICE_WRITE, &busy, &device_bytes);
+  add_up (s, STATS_READ, &read_ns, &read_bytes);
+  now->in_flight = load (&s->in_flight);
+  now->peak = load (&s->peak);
+  now->mean = last > first ? (double) busy / (last - first) : 0;
+  /* Reads under way are not in read_bytes yet. */
+  now->hit_ratio = used < read_bytes ? (double) used / read_bytes : used > 0;
 }

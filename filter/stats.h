@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Statistics: always counted, and printed at shutdown if asyncpool-stats asks
- * for them.
+ * Statistics: always counted; printed (report.h) if asyncpool-stats asks for
+ * them.
  *
  * Counters are sharded by thread, so that counting costs no traffic between
  * CPUs.  Latencies go into a histogram with 8 steps per power of two, so that a
@@ -15,7 +15,6 @@
 #define ASYNCPOOL_STATS_H
 
 #include <stdint.h>
-#include <stdio.h>
 
 enum stats_kind {
   /* Requests. */
@@ -30,6 +29,8 @@ enum stats_kind {
 enum stats_counter {
   STATS_AHEAD_BYTES,            /* prefetched */
   STATS_AHEAD_USED,             /* prefetched bytes that a client then read */
+  STATS_AHEAD_WASTED,           /* those that were dropped before that */
+  STATS_AHEAD_UNREAD,           /* prefetches that no client read from */
   STATS_AHEAD_FAILED,           /* failed prefetches */
   STATS_DEFERRED,               /* client writes, or their parts in one unit */
   STATS_COALESCED,              /* deferred writes that joined an earlier one */
@@ -45,6 +46,31 @@ enum stats_counter {
 };
 
 struct stats;
+
+/* What holds at one moment.  engine_now fills it.  report.c has a row for each
+ * field.
+ */
+struct stats_now {
+  /* From the engine. */
+  double buffers, buffers_free, buffers_reading, buffers_clean, buffers_dirty,
+    buffers_failed, buffers_taken;
+  double dirty_bytes, failed_bytes;
+  double writers;               /* that wait for a buffer */
+  double threads, threads_busy;
+  double connections, contexts;
+  /* From the counters (stats_fill). */
+  double in_flight, peak, mean; /* operations */
+  double hit_ratio;             /* of the bytes that clients read */
+};
+
+/* 8 steps for each power of two, and 40 powers. */
+enum { STATS_STEPS = 8, STATS_BUCKETS = STATS_STEPS * 40 };
+
+/* One kind over all shards. */
+struct stats_sum {
+  uint64_t bucket[STATS_BUCKETS];       /* operations by latency */
+  uint64_t count, bytes, ns, min_ns, max_ns, min_bytes, max_bytes;
+};
 
 extern struct stats *stats_new (void);
 extern void stats_free (struct stats *);
@@ -65,6 +91,12 @@ extern uint64_t stats_end_device (struct stats *, enum stats_kind,
                                   uint64_t start_ns, uint64_t bytes);
 extern uint64_t stats_counter (const struct stats *, enum stats_counter);
 extern uint64_t stats_count (const struct stats *, enum stats_kind);
-extern void stats_print (const struct stats *, FILE *);
+extern void stats_sum_up (const struct stats *, enum stats_kind,
+                          struct stats_sum *);
+extern double stats_quantile_ms (const struct stats_sum *, double q);
+/* How many took less than 2^POWER ns; POWER is from 3 to 41. */
+extern uint64_t stats_below (const struct stats_sum *, unsigned power);
+/* Sets the fields that follow from the counters. */
+extern void stats_fill (const struct stats *, struct stats_now *);
 
 #endif

@@ -6,6 +6,7 @@
  * its own.  The process must abort, although no other thread takes a lock.
  * All other tests of the engine show that the allowed orders pass.
  */
+#include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Statistics (filter/stats.h), through the report that stats_print writes.
+ * Statistics (filter/stats.h), through the reports of report.h: the text, and
+ * Prometheus' format.
  *
- * Not its job: which operation of the filter counts as what (test-stats.sh).
+ * Not its job: which operation of the filter counts as what (test-stats.sh),
+ * and the grammar of Prometheus' format (tests/prometheus.py).
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -10,21 +12,34 @@
 #include <string.h>
 
 #include "clock.h"
-#include "stats.h"
+#include "report.h"
 #include "table.h"
+
+static struct stats_now now;     /* for the reports */
+
+/* As text, or for the file PROM. */
+static char *
+print (const struct stats *s, const char *prom)
+{
+  char *text = NULL;
+  size_t length;
+  FILE *fp = open_memstream (&text, &length);
+
+  if (prom)
+    report_prom (s, &now, prom, fp);
+  else
+    report_text (s, &now, fp);
+  fclose (fp);
+  return text;
+}
 
 /* The rest of the report's only line that begins with NAME. */
 static char *
-print_line (const struct stats *s, const char *name)
+line_of (char *text, const char *name)
 {
-  char *text = NULL, *line = NULL;
-  size_t length;
-  FILE *fp = open_memstream (&text, &length);
-  char **lines;
+  char **lines = g_strsplit (text, "\n", -1);
+  char *line = NULL;
 
-  stats_print (s, fp);
-  fclose (fp);
-  lines = g_strsplit (text, "\n", -1);
   for (unsigned i = 0; lines[i]; i++)
     if (g_str_has_prefix (lines[i], name)) {
       g_assert_null (line);
@@ -35,6 +50,23 @@ print_line (const struct stats *s, const char *name)
   if (line == NULL)
     g_error ("no line \"%s\"", name);
   return line;
+}
+
+static char *
+print_line (const struct stats *s, const char *name)
+{
+  return line_of (print (s, NULL), name);
+}
+
+/* The value of a metric of file a.prom. */
+static double
+metric (const struct stats *s, const char *name, const char *labels)
+{
+  g_autofree char *series = g_strdup_printf (
+    "nbdkit_asyncpool_%s{server=\"a\"%s} ", name, labels);
+  g_autofree char *value = line_of (print (s, "a.prom"), series);
+
+  return g_ascii_strtod (value, NULL);
 }
 
 /* A line of the report for one kind of operation. */
@@ -147,6 +179,7 @@ test_device (void)
   g_assert_cmpuint (l.min_bytes, ==, 1000);
   g_assert_cmpuint (l.max_bytes, ==, 5000);
   g_assert_cmpuint (l.mean_bytes, ==, 3000);
+  stats_fill (s, &now);
   in_flight = print_line (s, "in the plugin: ");
   g_assert_cmpint (sscanf (in_flight, "peak %u, mean %lf", &peak, &mean), ==,
                    2);
@@ -213,18 +246,227 @@ test_lines (void)
   /* Without operations there are no sizes. */
   assert_line_has (s, "plugin read ", "-  -");
   assert_line_has (s, "plugin write ", "-  -");
-  for (enum stats_counter c = 0; c < STATS_COUNTERS; c++)
-    stats_add (s, c, 1000000 >> c);
-  assert_line_has (s, "read-ahead: ", "1000000 bytes issued, "
-                   "500000 used, 500000 wasted, 250000 operations failed");
-  assert_line_has (s, "write-behind: ", "125000 writes held, "
-                   "62500 of them combined, 15625 deferred errors");
-  assert_line_has (s, "barriers: ", "31250 operations");
-  assert_line_has (s, "block status: ", "3906 requests answered without the "
-                   "plugin, 1953 questions asked ahead");
-  assert_line_has (s, "zeroes: ", "976 reads, 488 bytes, answered without "
-                   "the plugin");
   stats_free (s);
+}
+
+/* Every counter and every moment's value has its place in the text, and a
+ * metric with the same value.  None is listed twice.
+ */
+static const struct place {
+  const char *metric, *labels, *line, *text;
+} counters[STATS_COUNTERS] = {
+#define PLACE(c, metric, line, text) \
+  [STATS_##c] = { metric "_total", "", line, text }
+  PLACE (AHEAD_BYTES, "read_ahead_bytes", "read-ahead: ", "@ bytes issued"),
+  PLACE (AHEAD_USED, "read_ahead_used_bytes", "read-ahead: ", "@ used"),
+  PLACE (AHEAD_WASTED, "read_ahead_wasted_bytes", "read-ahead: ",
+         "@ wasted"),
+  PLACE (AHEAD_UNREAD, "read_ahead_wasted_operations", "read-ahead: ",
+         "@ operations wasted"),
+  PLACE (AHEAD_FAILED, "read_ahead_failures", "read-ahead: ",
+         "@ operations failed"),
+  PLACE (DEFERRED, "deferred_writes", "write-behind: ", "@ writes held"),
+  PLACE (COALESCED, "coalesced_writes", "write-behind: ",
+         "@ of them combined"),
+  PLACE (BARRIERS, "barriers", "barriers: ", "@ operations"),
+  PLACE (DEFERRED_ERRORS, "deferred_write_errors", "write-behind: ",
+         "@ deferred errors"),
+  PLACE (HOOKED, "hooked_operations", "async hooks: ", "@ operations"),
+  PLACE (EXTENTS_KEPT, "extents_kept_requests", "block status: ",
+         "@ requests answered without the plugin"),
+  PLACE (EXTENTS_AHEAD, "extents_ahead_operations", "block status: ",
+         "@ questions asked ahead"),
+  PLACE (ZERO_READS, "zero_reads", "zeroes: ", "@ reads"),
+  PLACE (ZERO_BYTES, "zero_read_bytes", "zeroes: ",
+         "@ bytes, answered without the plugin"),
+};
+
+static void
+check_place (const struct stats *s, const struct place *p, unsigned value)
+{
+  g_autofree char *number = g_strdup_printf ("%u", value);
+  g_auto (GStrv) parts = g_strsplit (p->text, "@", 2);
+  g_autofree char *text = g_strjoinv (number, parts);
+  g_autofree char *line = print_line (s, p->line);
+  g_autofree char *spaced = g_strconcat (" ", line, NULL);
+  g_autofree char *wanted = g_strconcat (" ", text, NULL);
+
+  if (strstr (spaced, wanted) == NULL)
+    g_error ("\"%s\" has no \"%s\"", line, text);
+  g_assert_cmpfloat (metric (s, p->metric, p->labels), ==, value);
+}
+
+static void
+test_counters (void)
+{
+  struct stats *s = stats_new ();
+
+  for (enum stats_counter c = 0; c < STATS_COUNTERS; c++)
+    stats_add (s, c, 1000 + c);
+  for (enum stats_counter c = 0; c < STATS_COUNTERS; c++)
+    check_place (s, &counters[c], 1000 + c);
+  stats_free (s);
+}
+
+static void
+test_now (void)
+{
+  static const struct {
+    double *value;
+    struct place place;
+  } values[] = {
+#define BUFFERS(field, state) \
+    { &now.buffers_##field, \
+      { "buffers_now", ",state=\"" state "\"", "buffers: ", "@ " state } }
+    BUFFERS (free, "free"), BUFFERS (reading, "reading"),
+    BUFFERS (clean, "clean"), BUFFERS (dirty, "dirty"),
+    BUFFERS (failed, "failed"), BUFFERS (taken, "taken"),
+    { &now.buffers, { "buffers", "", "buffers: ", "@ in all" } },
+    { &now.dirty_bytes, { "waiting_bytes", ",state=\"dirty\"",
+                          "waiting data: ", "@ bytes dirty" } },
+    { &now.failed_bytes, { "waiting_bytes", ",state=\"failed\"",
+                           "waiting data: ", "@ bytes failed" } },
+    { &now.writers, { "waiting_writers", "", "waiting data: ",
+                      "@ writers wait for a buffer" } },
+    { &now.threads, { "threads", "", "threads: ", "@ in all" } },
+    { &now.threads_busy, { "threads_busy", "", "threads: ", "@ at work" } },
+    { &now.connections, { "connections", "", "clients: ",
+                          "@ connections" } },
+    { &now.contexts, { "contexts", "", "clients: ", "@ further contexts" } },
+    { &now.in_flight, { "operations_in_flight", "", "in the plugin: ",
+                        "@ now" } },
+    { &now.peak, { "operations_in_flight_max", "", "in the plugin: peak ",
+                   "@" } },
+  };
+  struct stats *s = stats_new ();
+
+  /* With the mean and the hit rate, which follow, these are all. */
+  g_assert_cmpuint (sizeof now, ==,
+                    sizeof (double) * (G_N_ELEMENTS (values) + 2));
+  for (unsigned i = 0; i < G_N_ELEMENTS (values); i++)
+    *values[i].value = 2000 + i;
+  for (unsigned i = 0; i < G_N_ELEMENTS (values); i++)
+    check_place (s, &values[i].place, 2000 + i);
+  now = (struct stats_now) { .mean = 2.25, .hit_ratio = 0.75 };
+  assert_line_has (s, "in the plugin: ", "mean 2.2 operations");
+  g_assert_cmpfloat (metric (s, "operations_in_flight_mean", ""), ==, 2.25);
+  assert_line_has (s, "hit rate: ", "75.0 % of the bytes");
+  g_assert_cmpfloat (metric (s, "read_ahead_hit_ratio", ""), ==, 0.75);
+  now = (struct stats_now) { 0 };
+  stats_free (s);
+}
+
+static void
+test_hit_rate (void)
+{
+  struct stats *s = stats_new ();
+  struct stats_now filled;
+
+  stats_fill (s, &filled);
+  g_assert_cmpfloat (filled.hit_ratio, ==, 0);
+  stats_add (s, STATS_AHEAD_USED, 300);
+  stats_fill (s, &filled);      /* the read has not ended yet */
+  g_assert_cmpfloat (filled.hit_ratio, ==, 1);
+  stats_note (s, STATS_READ, 1, 1200);
+  stats_note (s, STATS_DEVICE_READ, 1, 5000);
+  stats_note (s, STATS_WRITE, 1, 5000);
+  stats_fill (s, &filled);
+  g_assert_cmpfloat (filled.hit_ratio, ==, 0.25);
+  stats_free (s);
+}
+
+/* The kinds of operations: the text and the histograms agree.  An operation
+ * counts in each bucket whose bound is not below its latency.
+ */
+static void
+check_kind (enum stats_kind kind, const char *line, const char *family,
+            const char *labels)
+{
+  static const uint64_t latencies_ns[] = {
+    1, (1 << 20) - 1, 1 << 20, (1 << 22) - 1, UINT64_C (1) << 34,
+    UINT64_C (1) << 40
+  };
+  static const struct { const char *le; unsigned n; } buckets[] = {
+    { "0.000065536", 1 }, { "0.000262144", 1 }, { "0.001048576", 2 },
+    { "0.004194304", 4 }, { "0.016777216", 4 }, { "0.067108864", 4 },
+    { "0.268435456", 4 }, { "1.073741824", 4 }, { "4.294967296", 4 },
+    { "17.179869184", 4 }, { "+Inf", 6 },
+  };
+  const unsigned n = G_N_ELEMENTS (latencies_ns);
+  g_autofree char *bytes = g_strconcat (family, "_bytes_total", NULL);
+  g_autofree char *count = g_strconcat (family, "_duration_seconds_count",
+                                        NULL);
+  g_autofree char *sum = g_strconcat (family, "_duration_seconds_sum", NULL);
+  g_autofree char *bucket = g_strconcat (family, "_duration_seconds_bucket",
+                                         NULL);
+  struct stats *s = stats_new ();
+  g_autofree char *text = NULL;
+  uint64_t ns = 0;
+
+  for (unsigned i = 0; i < n; i++) {
+    stats_note (s, kind, latencies_ns[i], 512);
+    ns += latencies_ns[i];
+  }
+  text = print_line (s, line);
+  g_assert_cmpuint (g_ascii_strtoull (text, NULL, 10), ==, n);
+  assert_line_has (s, line, " 3072 ");
+  g_assert_cmpfloat (metric (s, count, labels), ==, n);
+  g_assert_cmpfloat (metric (s, bytes, labels), ==, n * 512);
+  g_assert_cmpfloat_with_epsilon (metric (s, sum, labels), ns / 1e9, 1e-9);
+  for (unsigned i = 0; i < G_N_ELEMENTS (buckets); i++) {
+    g_autofree char *with_le = g_strdup_printf ("%s,le=\"%s\"", labels,
+                                                buckets[i].le);
+
+    g_assert_cmpfloat (metric (s, bucket, with_le), ==, buckets[i].n);
+  }
+  stats_free (s);
+}
+
+static void
+test_kinds (void)
+{
+  static const struct { const char *line, *family, *labels; } kinds[] = {
+#define REQUEST(name) { name " ", "request", ",kind=\"" name "\"" }
+#define OPERATION(name) \
+  { "plugin " name " ", "operation", ",kind=\"" name "\"" }
+    [STATS_READ] = REQUEST ("read"), [STATS_WRITE] = REQUEST ("write"),
+    [STATS_ZERO] = REQUEST ("zero"), [STATS_TRIM] = REQUEST ("trim"),
+    [STATS_FLUSH] = REQUEST ("flush"), [STATS_EXTENTS] = REQUEST ("extents"),
+    [STATS_CACHE] = REQUEST ("cache"),
+    [STATS_DEVICE_READ] = OPERATION ("read"),
+    [STATS_DEVICE_WRITE] = OPERATION ("write"),
+    [STATS_DEVICE_EXTENTS] = OPERATION ("extents"),
+    [STATS_SPACE_WAIT] = { "buffer wait ", "buffer_wait", "" },
+  };
+
+  g_assert_cmpuint (G_N_ELEMENTS (kinds), ==, STATS_KINDS);
+  for (unsigned k = 0; k < STATS_KINDS; k++)
+    check_kind (k, kinds[k].line, kinds[k].family, kinds[k].labels);
+}
+
+/* The label is the file's name. */
+static void
+check_label (const char *file, const char *label)
+{
+  struct stats *s = stats_new ();
+  g_autofree char *series = g_strdup_printf (
+    "nbdkit_asyncpool_buffers{server=\"%s\"} ", label);
+
+  g_free (line_of (print (s, file), series));
+  stats_free (s);
+}
+
+static void
+test_label (void)
+{
+  check_label ("a.prom", "a");
+  check_label ("/var/lib/x.d/disk-1.prom", "disk-1");
+  check_label ("a.prom.prom", "a.prom");
+  check_label ("q\"b\\n\n.prom", "q\\\"b\\\\n\\n");
+  check_label ("latin\xe9.prom", "latin\xef\xbf\xbd");
+  g_assert_true (report_is_prom ("x/a.prom"));
+  g_assert_false (report_is_prom ("a.prometheus"));
+  g_assert_false (report_is_prom ("prom"));
 }
 
 static const struct test tests[] = {
@@ -233,6 +475,11 @@ static const struct test tests[] = {
   { "/statistics/operations-in-flight", .run = test_device },
   { "/statistics/no-thread's-count-is-lost", .run = test_threads },
   { "/statistics/the-report-has-all-lines", .run = test_lines },
+  { "/statistics/both-formats/counters", .run = test_counters },
+  { "/statistics/both-formats/now", .run = test_now },
+  { "/statistics/both-formats/kinds", .run = test_kinds },
+  { "/statistics/hit-rate", .run = test_hit_rate },
+  { "/statistics/label", .run = test_label },
 };
 
 TABLE_MAIN (tests)
