@@ -25,6 +25,7 @@
 #include "lock.h"
 #include "next.h"
 #include "report.h"
+#include "statsfile.h"
 
 static struct config config;
 static struct engine *engine;
@@ -32,7 +33,7 @@ static bool pass_through;       /* the thread model allows no call into the
                                  * plugin beside the server's own */
 static bool is_serial;          /* it allows one call at a time per context */
 static const struct nbdkit_async_driver *hooks; /* NULL: do not drive hooks */
-static FILE *stats_fp;          /* asyncpool-stats after get_ready, or NULL */
+static struct statsfile *stats_file;    /* from get_ready to cleanup, or NULL */
 static int early_stderr = -1;   /* for asyncpool-stats=-, until after_fork */
 
 /* With hooks for reads and writes, the pool only starts those hooks that the
@@ -44,6 +45,15 @@ enum { HOOKED_THREADS = 1 };
  * contexts, and write where there is the connection's own context only.
  */
 enum { SERIAL_THREADS = 2 };
+
+/* For a person who watches the file, and less than what Prometheus commonly
+ * waits between two looks (15 s or more).  One rewrite takes about 1 ms.
+ */
+#define STATS_PERIOD_NS UINT64_C (5000000000)
+/* A file system that has not written a few KiB by then hangs.  What stops a
+ * server waits longer (systemd: 90 s).
+ */
+#define STATS_END_NS UINT64_C (10000000000)
 
 struct handle {
   char *export_name;
@@ -139,61 +149,6 @@ log_overdue (const char *export_name)
                 (unsigned) (config.engine.others_ns / 1000000000));
 }
 
-/* Opens the file of the statistics while relative paths, /dev/stdout and the
- * user are still those of the command line.  Opens it only once: it may be a
- * FIFO.
- */
-static int
-open_stats (void)
-{
-  bool is_device;
-
-  if (config.stats_file == NULL)
-    return 0;
-  if (strcmp (config.stats_file, "-") == 0) {
-    stats_fp = stderr;
-    early_stderr = fcntl (STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
-    return 0;
-  }
-  /* /dev/stdout may be a log: append to it. */
-  is_device = g_str_has_prefix (config.stats_file, "/dev/");
-  stats_fp = fopen (config.stats_file, is_device ? "ae" : "we");
-  if (stats_fp == NULL) {
-    nbdkit_error ("asyncpool-stats=%s: cannot be opened: %m: must be a file, "
-                  "or - for standard error", config.stats_file);
-    return -1;
-  }
-  return 0;
-}
-
-/* In the background nbdkit has replaced standard error, unless -v is given.
- * Says so where the user still sees it.
- */
-static void
-check_stderr (void)
-{
-  struct stat was, is;
-
-  if (early_stderr == -1)
-    return;
-  if (fstat (early_stderr, &was) == 0 && fstat (STDERR_FILENO, &is) == 0
-      && (was.st_dev != is.st_dev || was.st_ino != is.st_ino))
-    dprintf (early_stderr, "nbdkit: warning: asyncpool-stats=-: nothing is "
-             "written, because nbdkit in the background has no standard error: "
-             "must be a file\n");
-  close (early_stderr);
-  early_stderr = -1;
-}
-
-static int
-close_stats (void)
-{
-  FILE *fp = stats_fp;
-
-  stats_fp = NULL;
-  return fp == NULL ? 0 : fp == stderr ? fflush (fp) : fclose (fp);
-}
-
 static void
 print_stats (FILE *fp)
 {
@@ -213,14 +168,65 @@ print_stats (FILE *fp)
 }
 
 static void
-write_stats (void)
+log_stats (enum statsfile_event event, int err)
 {
-  if (stats_fp == NULL)
+  const char *name = config.stats_file;
+
+  switch (event) {
+  case STATSFILE_ONLY_AT_END:
+    nbdkit_error ("asyncpool-stats=%s: warning: it is written at the end only: "
+                  "%s: to be rewritten while the server runs, must be in a "
+                  "directory where its user can replace files", name,
+                  strerror (err));
+    break;
+  case STATSFILE_FAILED:
+    nbdkit_error ("asyncpool-stats=%s: cannot be written: %s: further errors "
+                  "are not logged", name, strerror (err));
+    break;
+  case STATSFILE_HANGS:
+    nbdkit_error ("asyncpool-stats=%s: was not written at the end: its file "
+                  "system does not answer", name);
+  }
+}
+
+/* Opens the file of the statistics while relative paths, /dev/stdout and the
+ * user are still those of the command line.
+ */
+static int
+open_stats (void)
+{
+  static const struct statsfile_calls calls = { print_stats, log_stats };
+  int err;
+
+  if (config.stats_file == NULL || stats_file)
+    return 0;
+  if (strcmp (config.stats_file, "-") == 0)
+    early_stderr = fcntl (STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
+  err = statsfile_open (config.stats_file, &calls, &stats_file);
+  if (err)
+    nbdkit_error ("asyncpool-stats=%s: cannot be opened: %s: must be a file, "
+                  "or - for standard error", config.stats_file,
+                  strerror (err));
+  return err ? -1 : 0;
+}
+
+/* In the background nbdkit has replaced standard error, unless -v is given.
+ * Says so where the user still sees it.
+ */
+static void
+check_stderr (void)
+{
+  struct stat was, is;
+
+  if (early_stderr == -1)
     return;
-  print_stats (stats_fp);
-  if (close_stats () != 0)
-    nbdkit_error ("asyncpool-stats=%s: cannot be written: %m",
-                  config.stats_file);
+  if (fstat (early_stderr, &was) == 0 && fstat (STDERR_FILENO, &is) == 0
+      && (was.st_dev != is.st_dev || was.st_ino != is.st_ino))
+    dprintf (early_stderr, "nbdkit: warning: asyncpool-stats=-: nothing is "
+             "written, because nbdkit in the background has no standard error: "
+             "must be a file\n");
+  close (early_stderr);
+  early_stderr = -1;
 }
 
 static void
@@ -314,13 +320,10 @@ check_above (void)
 }
 
 static int
-asyncpool_get_ready (int thread_model)
+make_engine (int thread_model)
 {
   int err;
 
-  debug_sink = nbdkit_debug;
-  if (open_stats () == -1)
-    return -1;
   is_serial = thread_model == NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS;
   pass_through = thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
     || (is_serial && config.engine.contexts == 1);
@@ -362,6 +365,13 @@ asyncpool_get_ready (int thread_model)
 }
 
 static int
+asyncpool_get_ready (int thread_model)
+{
+  debug_sink = nbdkit_debug;
+  return make_engine (thread_model) == -1 || open_stats () == -1 ? -1 : 0;
+}
+
+static int
 asyncpool_after_fork (nbdkit_backend *backend)
 {
   int err;
@@ -371,7 +381,11 @@ asyncpool_after_fork (nbdkit_backend *backend)
     return 0;
   next_set_lower (backend);
   err = engine_start (engine);
-  return err ? threads_error (err) : 0;
+  if (err)
+    return threads_error (err);
+  if (stats_file)
+    statsfile_start (stats_file, STATS_PERIOD_NS, STATS_END_NS);
+  return 0;
 }
 
 static void
@@ -380,7 +394,9 @@ asyncpool_cleanup (nbdkit_backend *backend)
   (void) backend;
   if (engine)
     engine_stop (engine);
-  write_stats ();
+  if (stats_file)
+    statsfile_end (stats_file);
+  stats_file = NULL;
 }
 
 static void
@@ -402,7 +418,9 @@ asyncpool_unload (void)
   if (engine)
     engine_free (engine);
   engine = NULL;
-  close_stats ();
+  if (stats_file)
+    statsfile_free (stats_file);
+  stats_file = NULL;
   config_free (&config);
 }
 

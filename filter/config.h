@@ -52,7 +52,8 @@ extern void config_free (struct config *);
   "                            through: never.\n" \
   "asyncpool-read=MODE         ahead (default): prefetch for sequential\n" \
   "                            readers; direct: never.\n" \
-  "asyncpool-stats=FILE        Write statistics to FILE at the end; - is\n" \
-  "                            standard error.\n"
+  "asyncpool-stats=FILE        Write statistics to FILE every 5 seconds and\n" \
+  "                            at the end; - is standard error.  The name\n" \
+  "                            *.prom selects Prometheus' text format.\n"
 
 #endif
