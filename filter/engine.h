@@ -6,7 +6,8 @@
  *
  * Functions in filter/ return 0 or a positive errno unless they say otherwise.
  *
- * Locks, from the outside to the inside (ranks, see lock.h):
+ * Locks, from the outside to the inside (ranks, see lock.h; statsfile.lock has
+ * none, and is outside all of these):
  *   engine.lock         everything marked so; never held across a call into
  *                       the plugin, released by engine_unlock_and_dispatch
  *   conn.wrote_lock     leaf

@@ -104,7 +104,8 @@ backend_stop_all
 # The manuals.  Their `nbdkit' takes the modules under test, a small device in
 # place of the default one, and the other server in place of example.com.  A
 # server without --run is on ./sock, and has $alive open until it ends.  Its
-# pidfile is a FIFO, as it can write that after its parent has ended.
+# pidfile is a FIFO, as it can write that after its parent has ended.  Files of
+# statistics are in the current directory.  Their `watch' looks once.
 mkdir manuals
 alive=$TEST_DIR/alive
 mkfifo "$alive" pid
@@ -118,6 +119,7 @@ for arg; do
     delaymem) args+=("$DELAYMEM"); arg=size=16M ;;
     PLUGIN) args+=("$DELAYMEM" delay=20ms); arg=size=16M ;;
     uri=nbd*://example.com*) arg=uri=nbd+unix:///?socket=$socket ;;
+    asyncpool-stats=/var/lib/prometheus/*) arg=asyncpool-stats=${arg##*/} ;;
     --run) run=1 ;;
   esac
   args+=("$arg")
@@ -125,7 +127,11 @@ done
 [ "$run" ] || exec "$NBDKIT" -U sock -P pid "${args[@]}" 7>"$alive"
 exec "$NBDKIT" "${args[@]}"
 END
-chmod +x manuals/nbdkit
+cat >manuals/watch <<'END'
+#!/bin/bash
+[ "$1" = -n ] && [ "$2" -gt 0 ] && "${@:3}" | grep -q 'clients: 0 connections'
+END
+chmod +x manuals/nbdkit manuals/watch
 
 # manual_commands FILE...: the commands, with a NUL byte after each.
 manual_commands ()
@@ -184,5 +190,7 @@ while IFS= read -r -d '' command; do
   esac
 done < <(manual_commands "$TESTS_DIR"/../{,*/,*/*/}*.pod)
 check "the manuals have commands" test "$n" -ge 10
+check "the manual's file for node_exporter is correct" \
+  "$PYTHON" "$TESTS_DIR/prometheus.py" check disk1.prom
 stops "the other server" far
 done_testing

@@ -101,6 +101,10 @@ if have promtool; then
 else
   skip_missing "stats.prom: promtool finds nothing"
 fi
+while read -r _ _ name _; do
+  check "the manual has $name" grep -qE "^ ${name#nbdkit_asyncpool_}( |\$)" \
+    "$TESTS_DIR/../filter/nbdkit-asyncpool-filter.pod"
+done < <(grep '^# TYPE' stats.prom)
 # The requests were the same.
 for kind in read write zero trim flush extents cache; do
   is "stats.prom: $kind has as many requests as in stats.txt" \
