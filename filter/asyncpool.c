@@ -175,9 +175,9 @@ log_stats (enum statsfile_event event, int err)
   switch (event) {
   case STATSFILE_ONLY_AT_END:
     nbdkit_error ("asyncpool-stats=%s: warning: it is written at the end only: "
-                  "%s: to be rewritten while the server runs, must be in a "
-                  "directory where its user can replace files", name,
-                  strerror (err));
+                  "%s: to be rewritten while the server runs, it needs a "
+                  "thread, and a directory where the server's user can replace "
+                  "files", name, strerror (err));
     break;
   case STATSFILE_FAILED:
     nbdkit_error ("asyncpool-stats=%s: cannot be written: %s: further errors "

@@ -119,11 +119,14 @@ replace (const struct statsfile *s, const struct text *t)
   return err;
 }
 
-/* Whether another try cannot succeed: the file can only be written in place. */
+/* Whether another try cannot succeed: the file can only be written in place.
+ * EBUSY: the file itself is a mount point, as in some containers.
+ */
 static bool
 is_refused (int err)
 {
-  return err == EACCES || err == EPERM || err == EROFS || err == ENAMETOOLONG;
+  return err == EACCES || err == EPERM || err == EROFS || err == EBUSY
+    || err == ENAMETOOLONG;
 }
 
 static void

@@ -10,6 +10,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
@@ -68,6 +69,18 @@ renameat (int from_dir, const char *from, int to_dir, const char *to)
     return real (from_dir, from, to_dir, to);
   errno = rename_error;
   return -1;
+}
+
+static atomic_bool no_thread;
+
+__attribute__ ((visibility ("default"))) int
+pthread_create (pthread_t *id, const pthread_attr_t *attr,
+                void *(*run) (void *), void *arg)
+{
+  int (*real) (pthread_t *, const pthread_attr_t *, void *(*) (void *), void *);
+
+  *(void **) &real = dlsym (RTLD_NEXT, "pthread_create");
+  return no_thread ? EAGAIN : real (id, attr, run, arg);
 }
 
 /* The server. */
@@ -411,15 +424,15 @@ test_removed (void)
  * the end, through the handle of the first user.
  */
 static void
-test_refused (void)
+test_refused (unsigned err)
 {
   struct place p = begin ();
   struct statsfile *s = open_stats (p.file);
 
-  rename_error = EACCES;
+  rename_error = err;
   statsfile_start (s, MS_NS, MINUTE_NS);
   wait_for (&n_logged[STATSFILE_ONLY_AT_END], 1);
-  g_assert_cmpint (logged_error, ==, EACCES);
+  g_assert_cmpint (logged_error, ==, err);
   g_assert_cmpuint (read_report (p.file), ==, 1);
   n_lines = 1000;               /* nothing of the longer one is left */
   statsfile_end (s);
@@ -449,6 +462,23 @@ test_refused_at_start (void)
   statsfile_end (s);
   rename_error = 0;
   read_report (p.file);
+  assert_logged (1, 0, 0);
+  end (&p);
+}
+
+/* The system allows no thread more. */
+static void
+test_no_thread (void)
+{
+  struct place p = begin ();
+  struct statsfile *s = open_stats (p.file);
+
+  no_thread = true;
+  statsfile_start (s, MS_NS, MINUTE_NS);
+  no_thread = false;
+  g_assert_cmpint (logged_error, ==, EAGAIN);
+  statsfile_end (s);
+  g_assert_cmpuint (read_report (p.file), ==, 2);
   assert_logged (1, 0, 0);
   end (&p);
 }
@@ -579,9 +609,11 @@ static const struct test tests[] = {
   { "/statsfile/full/at-start", .run = test_full_at_start },
   { "/statsfile/full/at-end", .run = test_full_at_end },
   { "/statsfile/removed", .run = test_removed },
-  { "/statsfile/refused", .run = test_refused },
+  { "/statsfile/refused", .run_each = test_refused,
+    .values = { EACCES, EPERM, EROFS, EBUSY, ENAMETOOLONG } },
   { "/statsfile/refused/at-start", .run = test_refused_at_start },
   { "/statsfile/refused/later", .run = test_refused_later },
+  { "/statsfile/no-thread", .run = test_no_thread },
   { "/statsfile/hangs", .run = test_hangs },
   { "/statsfile/fifo", .run = test_fifo },
   { "/statsfile/dev", .run = test_dev },
