@@ -8,7 +8,7 @@
 
 #include "limit.h"
 
-enum { MIN_SAMPLES = 8, MAX_STREAK = 6 };
+enum { MIN_SAMPLES = 8 };
 /* Long enough that a delay of the scheduler changes no mean. */
 #define EPOCH_MIN_NS UINT64_C (5000000)
 #define CEILING_NS UINT64_C (60000000000)
@@ -19,9 +19,7 @@ enum { MIN_SAMPLES = 8, MAX_STREAK = 6 };
 void
 limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes)
 {
-  *l = (struct limit) {
-    .most = most, .whole_bytes = whole_bytes, .streak = MAX_STREAK
-  };
+  *l = (struct limit) { .most = most, .whole_bytes = whole_bytes };
   lock_init_ranked (&l->lock, LOCK_LEAF);
   store (&l->value, adapts ? MIN (LIMIT_START, most) : most);
   store (&l->reason, adapts ? LIMIT_STARTS : LIMIT_IS_FIXED);
@@ -58,8 +56,7 @@ set (struct limit *l, uint64_t value, enum limit_reason reason)
 static void
 grow (struct limit *l, uint64_t now_ns)
 {
-  unsigned eighths = 1u << MIN (l->streak, MAX_STREAK) / 2;
-  unsigned value = load (&l->value);
+  unsigned value = load (&l->value), eighths = 1u << MIN (l->streak / 2, 3);
   unsigned next = value + MAX (value * eighths / 8, 1);
 
   if (now_ns < l->ceiling_until_ns)

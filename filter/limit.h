@@ -62,7 +62,7 @@ struct limit {
   uint64_t epoch_ns;            /* when the epoch began */
   uint64_t sum_ns;              /* the time of its operations */
   unsigned n;                   /* their number */
-  unsigned streak;              /* growths since the last cut; many at first */
+  unsigned streak;              /* growths since the last cut */
   unsigned before;              /* the limit before the cut that is examined;
                                  * or 0 */
   uint64_t before_ns;           /* the mean time then */
