@@ -9,7 +9,11 @@
 #include "limit.h"
 
 enum { MIN_SAMPLES = 8 };
-/* Long enough that a delay of the scheduler changes no mean. */
+/* Epochs from one measurement of the base to the next: the first time, and
+ * later.
+ */
+enum { INTERVAL_FIRST = 6, INTERVAL_MOST = 50 };
+/* In this time, delays of the scheduler are the same in every epoch. */
 #define EPOCH_MIN_NS UINT64_C (5000000)
 #define CEILING_NS UINT64_C (60000000000)
 
@@ -19,9 +23,13 @@ enum { MIN_SAMPLES = 8 };
 void
 limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes)
 {
-  *l = (struct limit) { .most = most, .whole_bytes = whole_bytes };
+  unsigned value = adapts ? MIN (LIMIT_START, most) : most;
+
+  *l = (struct limit) { .most = most, .whole_bytes = whole_bytes,
+                        .skip = value * 3 / 4, .streak = 6,
+                        .age = INTERVAL_FIRST, .interval = INTERVAL_FIRST };
   lock_init_ranked (&l->lock, LOCK_LEAF);
-  store (&l->value, adapts ? MIN (LIMIT_START, most) : most);
+  store (&l->value, value);
   store (&l->reason, adapts ? LIMIT_STARTS : LIMIT_IS_FIXED);
 }
 
@@ -47,7 +55,10 @@ limit_hit (struct limit *l)
 static void
 set (struct limit *l, uint64_t value, enum limit_reason reason)
 {
+  unsigned old = load (&l->value);
+
   value = CLAMP (value, MIN (LIMIT_LEAST, l->most), l->most);
+  l->skip = MAX (value / 4, value - MIN (old, value));
   store (&l->value, value);
   store (&l->reason, value == l->most ? LIMIT_IS_MOST : reason);
 }
@@ -65,63 +76,82 @@ grow (struct limit *l, uint64_t now_ns)
   set (l, next, LIMIT_GROWS);
 }
 
+/* The next epoch has TO, which is fewer. */
 static void
-cut (struct limit *l, uint64_t mean_ns)
+begin_test (struct limit *l, uint64_t to, uint64_t mean_ns)
 {
-  unsigned value = load (&l->value);
-  uint64_t served = value * l->base_ns / mean_ns;
-
-  l->streak = 0;
-  l->before = value;
+  l->before = load (&l->value);
   l->before_ns = mean_ns;
-  set (l, served + served / 8 + 1, LIMIT_WAS_CUT);
+  set (l, to, LIMIT_TESTS);
 }
 
-/* The epoch after a cut has ended.  A queue: a third of the time above the base
- * has gone, at least.
- */
+/* The epoch of a test has ended. */
 static void
-judge_cut (struct limit *l, uint64_t mean_ns)
+judge_test (struct limit *l, uint64_t mean_ns)
 {
-  if (mean_ns + (l->before_ns - l->base_ns) / 3 > l->before_ns) {
-    l->base_ns = MIN (mean_ns, l->before_ns);
-    set (l, l->before, LIMIT_STAYS);
+  uint64_t served = l->before * mean_ns / l->before_ns;
+  bool is_base = mean_ns * 5 > l->base_ns * 4 && mean_ns * 3 < l->base_ns * 4;
+
+  if (!is_base)
+    l->age = l->interval;
+  if (l->age == l->interval)
+    l->base_ns = mean_ns;
+  if (!is_base && load (&l->value) > LIMIT_LEAST) {
+    set (l, load (&l->value) / 2, LIMIT_TESTS);
+    return;
   }
+  if (l->age == l->interval) {
+    l->age = 0;
+    l->interval = MIN (2 * l->interval, INTERVAL_MOST);
+  }
+  served += served / 8 + 1;
+  if (served < l->before)
+    l->streak = 0;
+  set (l, MIN (served, l->before),
+       served < l->before ? LIMIT_WAS_CUT : LIMIT_STAYS);
   l->before = 0;
 }
 
 static void
-note_base (struct limit *l, uint64_t mean_ns)
+change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 {
-  if (l->base_ns == 0)
-    l->base_ns = mean_ns;
-  else if (mean_ns < l->base_ns)
-    l->base_ns -= (l->base_ns - mean_ns + 3) / 4;
+  unsigned value = load (&l->value);
+
+  l->good = MAX (l->good, value);
+  if (l->age == l->interval)
+    begin_test (l, value / 2, mean_ns);
+  else if (mean_ns * 20 > l->base_ns * 27)
+    begin_test (l, (value * l->base_ns + mean_ns / 2) / mean_ns, mean_ns);
+  else if (mean_ns * 20 <= l->base_ns * 23)
+    grow (l, now_ns);
+  else
+    set (l, value, LIMIT_STAYS);
 }
 
 static void
 begin_epoch (struct limit *l, uint64_t now_ns)
 {
   l->epoch_ns = now_ns;
-  l->sum_ns = l->n = 0;
+  l->sum_ns = l->squares = 0;
+  l->n = l->begun = 0;
   store (&l->hit, false);
 }
 
 static void
 end_epoch (struct limit *l, uint64_t now_ns)
 {
-  uint64_t mean_ns = l->sum_ns / l->n;
+  uint64_t mean_ns = MAX (l->sum_ns / l->n, 1);
 
-  note_base (l, mean_ns);
+  if (l->base_ns == 0)
+    l->base_ns = mean_ns;
   if (l->before)
-    judge_cut (l, mean_ns);
-  else if (load (&l->hit)) {
-    if (mean_ns * 20 <= l->base_ns * 23)
-      grow (l, now_ns);
-    else if (mean_ns * 10 > l->base_ns * 13)
-      cut (l, mean_ns);
-    else
-      set (l, load (&l->value), LIMIT_STAYS);
+    judge_test (l, mean_ns);
+  else {
+    if (mean_ns < l->base_ns)
+      l->base_ns -= (l->base_ns - mean_ns + 1) / 2;
+    if (load (&l->hit))
+      change (l, mean_ns, now_ns);
+    l->age = MIN (l->age + 1, l->interval);
   }
   begin_epoch (l, now_ns);
 }
@@ -139,11 +169,38 @@ back_off (struct limit *l, uint64_t now_ns)
 {
   unsigned value = load (&l->value);
 
-  l->ceiling = MAX (value - value / 4, LIMIT_LEAST);
+  if (l->good < value / 2 || l->good >= value)
+    l->good = value / 2;
+  l->ceiling = MAX ((l->good + value) / 2, LIMIT_LEAST);
   l->ceiling_until_ns = now_ns + CEILING_NS;
   l->streak = l->before = 0;
   set (l, value / 2, LIMIT_HAD_ERROR);
   begin_epoch (l, now_ns);
+}
+
+/* Whether the mean time is known: its standard error is a sixteenth, or the
+ * epoch has become too long.
+ */
+static bool
+is_known (const struct limit *l, uint64_t elapsed_ns)
+{
+  double n = l->n, mean = l->sum_ns / n;
+  unsigned value = load (&l->value);
+
+  if (n < MAX (value - l->skip, MIN_SAMPLES) || elapsed_ns < EPOCH_MIN_NS)
+    return false;
+  return (l->squares / n - mean * mean) * 256 <= mean * mean * n
+    || (n >= 8 * value + 128 && elapsed_ns >= 4 * EPOCH_MIN_NS);
+}
+
+static void
+note (struct limit *l, uint64_t time_ns)
+{
+  if (l->base_ns)
+    time_ns = MIN (time_ns, 8 * l->base_ns);
+  l->sum_ns += time_ns;
+  l->squares += (double) time_ns * time_ns;
+  l->n++;
 }
 
 void
@@ -156,15 +213,16 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
       : count < l->whole_bytes / 2 || count > l->whole_bytes)
     return;
   LOCK_IN_SCOPE (&l->lock);
-  if (start_ns < l->epoch_ns)
-    return;
-  if (err) {
-    back_off (l, end_ns);
-    return;
+  if (start_ns >= l->epoch_ns) {
+    if (err) {
+      back_off (l, end_ns);
+      return;
+    }
+    l->begun++;
   }
-  l->sum_ns += end_ns - start_ns;
-  l->n++;
-  if (l->n >= MAX (load (&l->value) / 2, MIN_SAMPLES)
-      && end_ns >= l->epoch_ns + EPOCH_MIN_NS)
+  if (err || l->begun < l->skip)
+    return;
+  note (l, end_ns - start_ns);
+  if (is_known (l, end_ns - l->epoch_ns))
     end_epoch (l, end_ns);
 }

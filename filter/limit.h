@@ -8,26 +8,43 @@
  * A device that serves more operations at a time takes no longer for each.  One
  * that does not queues them, and each takes longer.  So the limit looks only at
  * how long operations take, against BASE: what they take without a queue.  It
- * changes once per epoch.  An epoch has some operations that all began in it,
- * so that they show the effect of the latest change.
+ * changes once per epoch.
  *
- *   mean time            the limit, if it was in the way
- *   to 1.15 x base       grows: by an eighth, then by more and more, at last to
- *                        the double, until it is cut
- *   to 1.3 x base        stays
- *   above                is cut to what the device served without a queue
- *                        (Little's law: limit x base / mean), and 1/8 more
+ *   mean time of the epoch    the limit, if it was in the way
+ *   to 1.15 x base            grows: by an eighth, and faster from the third
+ *                             growth on, until it doubles; at the start it
+ *                             doubles at once
+ *   to 1.35 x base            stays: reads and writes that share a queue would
+ *                             otherwise take turns to grow it
+ *   above                     test of what the device served without a queue
+ *                             (Little's law: limit x base / mean)
+ *   any, when the base is     test of a half
+ *   50 epochs old
  *
- * The epoch after a cut tells a queue from a device that became slower.  If the
- * operations are quicker now, it was a queue.  If not, the cut is taken back,
- * and the base is what they take now.
+ * A test is an experiment: one epoch with fewer operations in flight.  If these
+ * take as long as the base says, about, that is confirmed.  Otherwise the base
+ * was wrong, or the device has changed: the next epoch has half as many, and so
+ * on, until one mean time is like the one before it.  That time is the base.
+ * The limit becomes what the device served before the test in that time, by
+ * Little's law, and 1/8 more.  So no time is taken as the base because it came
+ * first or because it was the shortest.  At the start there may be a queue, and
+ * the base may be a queue of the other direction, so the first tests follow
+ * after 0, 6, 12 and 24 epochs.
+ *
+ * An epoch first waits for operations that show the latest change of the limit.
+ * It lasts until the mean time is known to a sixteenth, so it is longer on a
+ * device whose times vary.  One operation counts as 8 x base at most: one that
+ * hangs says nothing about a queue.
  *
  * An error that may come from too much load halves the limit.  For a minute it
- * then stays below the number at which the error came.
+ * then stays below the middle between that limit and the highest good one.
+ *
+ * Reads and writes have a limit each, and may share a device's queue.  A test
+ * of one shows its own part of the queue only, so the larger one gives way.
  *
  * Sources: Vegas and Netflix's concurrency-limits compare times in this way;
- * BBR estimates the product of rate and delay.  tests/test-limit.c has these
- * rules and this one over models of devices.
+ * BBR measures the time without a queue by having fewer in flight.
+ * tests/test-limit.c has these rules and this one over models of devices.
  *
  * All functions may be called by any thread, with or without engine.lock.
  */
@@ -43,8 +60,8 @@
 enum { LIMIT_LEAST = 4, LIMIT_START = 64 };
 
 enum limit_reason {
-  LIMIT_IS_FIXED, LIMIT_STARTS, LIMIT_GROWS, LIMIT_STAYS, LIMIT_WAS_CUT,
-  LIMIT_HAD_ERROR, LIMIT_IS_MOST,
+  LIMIT_IS_FIXED, LIMIT_STARTS, LIMIT_GROWS, LIMIT_STAYS, LIMIT_TESTS,
+  LIMIT_WAS_CUT, LIMIT_HAD_ERROR, LIMIT_IS_MOST,
   LIMIT_REASONS
 };
 
@@ -59,15 +76,21 @@ struct limit {
   /* Under the lock, a leaf. */
   struct lock lock;
   uint64_t base_ns;             /* 0: not known yet */
-  uint64_t epoch_ns;            /* when the epoch began */
-  uint64_t sum_ns;              /* the time of its operations */
-  unsigned n;                   /* their number */
+  unsigned age;                 /* epochs since it was measured */
+  unsigned interval;            /* the age at which it is measured again */
   unsigned streak;              /* growths since the last cut */
-  unsigned before;              /* the limit before the cut that is examined;
-                                 * or 0 */
-  uint64_t before_ns;           /* the mean time then */
+  unsigned good;                /* the latest limit without errors */
   unsigned ceiling;             /* until ceiling_until_ns */
   uint64_t ceiling_until_ns;
+  unsigned before;              /* the limit before the test; 0: no test */
+  uint64_t before_ns;           /* the mean time then */
+  /* The epoch: */
+  uint64_t epoch_ns;            /* when it began */
+  unsigned begun;               /* operations that began and ended in it */
+  unsigned skip;                /* how many of those it waits for */
+  uint64_t sum_ns;              /* the time of operations after these */
+  double squares;
+  unsigned n;                   /* their number */
 };
 
 /* ADAPTS: the limit follows the device, from LIMIT_START on and up to MOST.  If
