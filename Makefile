@@ -21,6 +21,7 @@
 #   make analyze      static analysis of the sources: tests/analyze
 #   make coverage     lines and branches that the tests run (TESTS=...)
 #   make bench        the whole benchmark, see benchmarks/README
+#   make plot-limit   table and plot of rules for the number in flight: seconds
 #   make bench-kernel Linux's own NBD client as the client, in a guest; minutes
 #   make install      into nbdkit's own directories, or prefix; DESTDIR
 #
@@ -110,7 +111,7 @@ TEST_LIB := $(patsubst %.c,$(B)/%.o,$(filter-out tests/libworld.c,\
   $(wildcard tests/lib*.c)))
 
 $(B)/tests/test-%: $(B)/tests/test-%.o $(TEST_LIB) $(CORE_OBJ)
-	$(CC) $(LDFLAGS) $(SAN) -pthread $^ -o $@ $(GLIB_LIBS) $(NBD_LIBS)
+	$(CC) $(LDFLAGS) $(SAN) -pthread $^ -o $@ $(GLIB_LIBS) $(NBD_LIBS) -lm
 
 $(B)/tests/%.so: $(B)/tests/plugin-%.o $(TEST_LIB) $(ASYNC_LIB)
 	$(if $(filter $@,$(TEST_PLUGINS_CXX)),$(CXX),$(CC)) $(LDFLAGS) $(SAN) \
@@ -216,6 +217,14 @@ $(B)/benchmarks/interleave: $(B)/benchmarks/interleave.o
 $(B)/benchmarks/delay-proxy: $(B)/benchmarks/delay-proxy.o
 	$(CC) $(LDFLAGS) $(SAN) $^ -o $@
 
+# How filter/limit.c and well-known rules follow models of devices: a table and
+# a plot, which depend on no machine.
+LIMIT := benchmarks/reference/limit
+plot-limit: $(B)/tests/test-limit
+	mkdir -p $(B)/limit
+	$< --data $(B)/limit --table >$(LIMIT).txt
+	gnuplot -e "dir='$(B)/limit'" benchmarks/limit.gnuplot >$(LIMIT).svg
+
 demo: all
 	benchmarks/run demo
 bench: all
@@ -309,5 +318,5 @@ clean:
 
 .PHONY: all tests-build check check-asan check-tsan check-valgrind \
   check-trixie check-32 simulate analyze coverage fuzz soak crash-long peers \
-  demo bench bench-kernel install deps deps-peers clean
+  plot-limit demo bench bench-kernel install deps deps-peers clean
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -1,0 +1,601 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The rule for the number of operations in flight (filter/limit.c), and
+ * well-known ones, over models of devices in virtual time.
+ *
+ *     test-limit --table [--model NAME]    compares all rules
+ *     test-limit --data DIR                the limits over time, for the plot
+ *     test-limit --random-seed N           the test with another seed
+ *
+ * A client always wants more: it keeps as many operations in flight as the
+ * limit allows.  Without an argument, the program tests that the filter's rule
+ * reaches its marks.
+ *
+ * Not its job: the engine, which asks for the limit.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "limit-device.h"
+#include "limit-rules.h"
+
+enum { PHASES = 3, CLIENTS = 2, MOST = 2048, BINS = 400 };
+
+/* What the filter's rule has to reach, beside the best fixed number. */
+struct marks {
+  double rate;                  /* in the second half of each phase */
+  double wait;                  /* the time of a demand read / alone */
+  double worst_wait;            /* of all runs; 0: no mark */
+  unsigned latencies;           /* until 0.9 of that rate, with that wait */
+  double errors;                /* per operation */
+};
+
+struct model {
+  const char *name;
+  struct device phase[PHASES];  /* ends at the first without a latency */
+  struct marks marks;
+  unsigned wants[PHASES];       /* 0: as many as it gets */
+  unsigned clients;             /* 0: one */
+};
+
+/* What one client is, or both together. */
+struct bin {
+  unsigned done, errors, probes;
+  double wait;                  /* sum of time / time alone */
+  double limit;                 /* at its end */
+};
+
+struct run {
+  const struct model *model;
+  unsigned phases;
+  unsigned n_bins;              /* of each phase */
+  uint64_t bin_ns[PHASES];
+  struct bin bins[PHASES][BINS];
+};
+
+struct operation {
+  uint64_t end_ns, start_ns;
+  unsigned client;
+  int err;
+};
+
+struct client {
+  struct rule rule;
+  unsigned in_flight;
+};
+
+static uint64_t random_seed = 7;
+
+struct simulation {
+  uint64_t now_ns;
+  struct device_state state;
+  struct client client[CLIENTS];
+  struct operation *heap;       /* the first to end is heap[0] */
+  unsigned n;
+};
+
+static void
+heap_push (struct simulation *s, struct operation op)
+{
+  unsigned i = s->n++;
+
+  for (; i && s->heap[(i - 1) / 2].end_ns > op.end_ns; i = (i - 1) / 2)
+    s->heap[i] = s->heap[(i - 1) / 2];
+  s->heap[i] = op;
+}
+
+static struct operation
+heap_pop (struct simulation *s)
+{
+  struct operation first = s->heap[0], last = s->heap[--s->n];
+  unsigned i = 0, child;
+
+  while ((child = 2 * i + 1) < s->n) {
+    if (child + 1 < s->n && s->heap[child + 1].end_ns < s->heap[child].end_ns)
+      child++;
+    if (last.end_ns <= s->heap[child].end_ns)
+      break;
+    s->heap[i] = s->heap[child];
+    i = child;
+  }
+  s->heap[i] = last;
+  return first;
+}
+
+static unsigned
+model_clients (const struct model *m)
+{
+  return MAX (m->clients, 1);
+}
+
+/* Begins what the client wants, as far as its limit allows. */
+static void
+fill (struct simulation *s, const struct device *d, unsigned client,
+      unsigned wants)
+{
+  struct client *c = &s->client[client];
+
+  if (!wants)
+    wants = UINT_MAX;
+  while (c->in_flight < MIN (wants, rule_value (&c->rule))) {
+    struct operation op = { .start_ns = s->now_ns, .client = client };
+
+    op.end_ns = device_begin (d, &s->state, s->now_ns, &op.err);
+    heap_push (s, op);
+    c->in_flight++;
+  }
+  if (c->in_flight < wants)
+    rule_hit (&c->rule);
+}
+
+static void
+end_first (struct simulation *s, struct bin *bin)
+{
+  struct operation op = heap_pop (s);
+  struct client *c = &s->client[op.client];
+
+  s->now_ns = op.end_ns;
+  device_end (&s->state);
+  rule_note (&c->rule, op.start_ns, s->now_ns, op.err);
+  c->in_flight--;
+  if (op.err)
+    bin->errors++;
+  else
+    bin->done++;
+}
+
+static void
+probe (struct simulation *s, const struct device *d, uint64_t at_ns,
+       struct bin *bin)
+{
+  double alone_ns = device_alone_ns (d);
+
+  bin->wait += 1 + device_wait_ns (d, &s->state, at_ns) / alone_ns;
+  bin->probes++;
+}
+
+static void
+run_phase (struct simulation *s, struct run *run, unsigned phase)
+{
+  const struct model *m = run->model;
+  const struct device *d = &m->phase[phase];
+  uint64_t start_ns = s->now_ns, bin_ns = run->bin_ns[phase];
+  uint64_t probe_ns = device_alone_ns (d) * 0.37, probe_at_ns = start_ns;
+
+  if (phase && d->servers != m->phase[phase - 1].servers)
+    for (unsigned i = 0; i < SERVERS_MAX; i++)
+      s->state.server_free_ns[i] = s->now_ns;
+  for (unsigned b = 0; b < run->n_bins; b++) {
+    struct bin *bin = &run->bins[phase][b];
+    uint64_t end_ns = start_ns + (b + 1) * bin_ns;
+
+    do {
+      for (unsigned i = 0; i < model_clients (m); i++)
+        fill (s, d, i, m->wants[phase]);
+      for (; probe_at_ns < MIN (s->heap[0].end_ns, end_ns);
+           probe_at_ns += probe_ns)
+        probe (s, d, probe_at_ns, bin);
+      if (s->heap[0].end_ns < end_ns)
+        end_first (s, bin);
+    } while (s->heap[0].end_ns < end_ns);
+    s->now_ns = end_ns;
+    for (unsigned i = 0; i < model_clients (m); i++)
+      bin->limit += rule_value (&s->client[i].rule);
+  }
+}
+
+/* OPS: NULL for a fixed number, MOST. */
+static struct run *
+run_model (const struct model *m, const struct rule_ops *ops, unsigned most,
+           unsigned n_bins)
+{
+  struct run *run = g_new0 (struct run, 1);
+  struct simulation s = { .state.seed = random_seed };
+
+  run->model = m;
+  run->n_bins = n_bins;
+  s.heap = g_new (struct operation, CLIENTS * (MOST + 1));
+  for (unsigned i = 0; i < CLIENTS; i++)
+    rule_init (&s.client[i].rule, ops, most);
+  for (; run->phases < PHASES && m->phase[run->phases].latency_ms;
+       run->phases++) {
+    uint64_t alone_ns = device_alone_ns (&m->phase[run->phases]);
+
+    run->bin_ns[run->phases] = MAX (2 * alone_ns, 2 * MS_NS);
+    run_phase (&s, run, run->phases);
+  }
+  g_free (s.heap);
+  return run;
+}
+
+/* Figures of a run. */
+
+/* Operations per second in bins FROM to BINS. */
+static double
+phase_rate (const struct run *run, unsigned phase, unsigned from)
+{
+  double done = 0;
+
+  for (unsigned b = from; b < BINS; b++)
+    done += run->bins[phase][b].done;
+  return done * S_NS / (run->bin_ns[phase] * (BINS - from));
+}
+
+static double
+phase_wait (const struct run *run, unsigned phase)
+{
+  double wait = 0, probes = 0;
+
+  for (unsigned b = BINS / 2; b < BINS; b++) {
+    wait += run->bins[phase][b].wait;
+    probes += run->bins[phase][b].probes;
+  }
+  return wait / MAX (probes, 1);
+}
+
+static double
+phase_errors (const struct run *run, unsigned phase)
+{
+  double errors = 0, done = 0;
+
+  for (unsigned b = 0; b < BINS; b++) {
+    errors += run->bins[phase][b].errors;
+    done += run->bins[phase][b].done;
+  }
+  return errors / MAX (errors + done, 1);
+}
+
+/* Time alone until two bins have that rate at least and that wait at most. */
+static unsigned
+phase_reach (const struct run *run, unsigned phase, double rate, double wait)
+{
+  uint64_t alone_ns = device_alone_ns (&run->model->phase[phase]);
+
+  for (unsigned b = 0; b + 1 < BINS; b++) {
+    const struct bin *bin = &run->bins[phase][b];
+
+    if ((double) (bin[0].done + bin[1].done) * S_NS
+        >= 2 * rate * run->bin_ns[phase]
+        && bin[0].wait + bin[1].wait <= wait * (bin[0].probes + bin[1].probes))
+      return (b + 1) * run->bin_ns[phase] / alone_ns;
+  }
+  return 2 * BINS;
+}
+
+struct best {
+  double rate[PHASES];
+  unsigned number[PHASES];
+};
+
+/* The best fixed number of each phase. */
+static struct best
+find_best (const struct model *m)
+{
+  struct best best = { 0 };
+  unsigned worse = 0;
+
+  for (unsigned n = 1, step = 1; n <= MOST && worse < 8; n += step) {
+    g_autofree struct run *run = run_model (m, NULL, n, BINS);
+
+    step = n >= 64 ? n : n == 8 * step ? 2 * step : step;
+    worse++;
+    for (unsigned p = 0; p < run->phases; p++) {
+      double rate = phase_rate (run, p, BINS / 2);
+
+      if (rate > best.rate[p] * 1.005) {
+        best.rate[p] = rate;
+        best.number[p] = n;
+        worse = 0;
+      }
+    }
+  }
+  return best;
+}
+
+/* Marks of models with a queue, without one, and with a long tail.  An epoch
+ * lasts 5 ms at least, so the first models take more latencies.
+ */
+#define QUEUE .marks = { .rate = 0.95, .wait = 1.5, .latencies = 80 }
+#define NO_QUEUE(n) .marks = { .rate = 0.95, .wait = 1.01, .latencies = n }
+#define TAIL .marks = { .rate = 0.9, .wait = 1.6, .latencies = 120 }
+/* Reads and writes, of which each limit sees only its own part of the queue. */
+#define SHARED \
+  .marks = { .rate = 0.95, .wait = 1.6, .worst_wait = 2.5, .latencies = 80 }
+/* Less than LIMIT_LEAST: three operations wait, and the demand read. */
+#define FEWER(w) .marks = { .rate = 0.95, .wait = w, .latencies = 300 }
+
+static const struct model models[] = {
+  { "0.2 ms", { { .latency_ms = 0.2 } }, NO_QUEUE (250) },
+  { "1 ms", { { .latency_ms = 1 } }, NO_QUEUE (50) },
+  { "20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25) },
+  { "64 ms", { { .latency_ms = 64 } }, NO_QUEUE (25) },
+  { "300 ms", { { .latency_ms = 300 } }, NO_QUEUE (25) },
+  { "100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } }, QUEUE },
+  { "1000 per s", { { .latency_ms = 20, .per_s = 1000, .burst = 500 } },
+    QUEUE },
+  { "1 server", { { .latency_ms = 20, .servers = 1 } }, FEWER (6) },
+  { "2 servers", { { .latency_ms = 20, .servers = 2 } }, FEWER (3) },
+  { "4 servers", { { .latency_ms = 20, .servers = 4 } }, QUEUE },
+  { "16 servers", { { .latency_ms = 20, .servers = 16 } }, QUEUE },
+  { "64 servers", { { .latency_ms = 20, .servers = 64 } }, QUEUE },
+  { "tail", { { .latency_ms = 20, .cv = 1 } }, TAIL },
+  { "tail, 4 servers",
+    { { .latency_ms = 20, .cv = 1, .servers = 4 } }, TAIL },
+  { "tail, 16 servers",
+    { { .latency_ms = 20, .cv = 1, .servers = 16 } }, TAIL },
+  { "late, 0.2 ms", { { .latency_ms = 0.2, .late = 0.01 } }, NO_QUEUE (250) },
+  { "late, 20 ms", { { .latency_ms = 20, .late = 0.05 } }, NO_QUEUE (25) },
+  { "late, 16 servers",
+    { { .latency_ms = 20, .late = 0.05, .servers = 16 } }, QUEUE },
+  { "32, then errors", { { .latency_ms = 20, .refuses_above = 32 } },
+    .marks = { .rate = 0.95, .wait = 1.01, .latencies = 40,
+               .errors = 0.005 } },
+  { "20, 100, 20 ms",
+    { { .latency_ms = 20, .servers = 64 },
+      { .latency_ms = 100, .servers = 64 },
+      { .latency_ms = 20, .servers = 64 } }, QUEUE },
+  { "64, 8, 64 servers",
+    { { .latency_ms = 20, .servers = 64 },
+      { .latency_ms = 20, .servers = 8 },
+      { .latency_ms = 20, .servers = 64 } }, QUEUE },
+  { "200, 50, 200 MB/s",
+    { { .latency_ms = 20, .mb_per_s = 200 },
+      { .latency_ms = 20, .mb_per_s = 50 },
+      { .latency_ms = 20, .mb_per_s = 200 } }, QUEUE },
+  { "10 wanted, then all",
+    { { .latency_ms = 20, .servers = 64 },
+      { .latency_ms = 20, .servers = 64 } }, QUEUE, .wants = { 10 } },
+  { "two, 16 servers", { { .latency_ms = 20, .servers = 16 } }, SHARED,
+    .clients = 2 },
+  { "two, 64 servers", { { .latency_ms = 20, .servers = 64 } }, SHARED,
+    .clients = 2 },
+};
+
+/* Figures of one phase in several runs; the median counts. */
+enum { RUNS = 3 };
+
+static int
+compare_doubles (const void *a, const void *b)
+{
+  double x = *(const double *) a, y = *(const double *) b;
+
+  return (x > y) - (x < y);
+}
+
+static double
+median (double v[RUNS])
+{
+  qsort (v, RUNS, sizeof v[0], compare_doubles);
+  return v[RUNS / 2];
+}
+
+static void
+check_phase (struct run **runs, unsigned phase, double best)
+{
+  const struct marks *marks = &runs[0]->model->marks;
+  double rate[RUNS], wait[RUNS], errors[RUNS], reach[RUNS];
+
+  for (unsigned i = 0; i < RUNS; i++) {
+    rate[i] = phase_rate (runs[i], phase, BINS / 2) / best;
+    wait[i] = phase_wait (runs[i], phase);
+    errors[i] = phase_errors (runs[i], phase);
+    reach[i] = phase_reach (runs[i], phase, 0.9 * best, 1.1 * marks->wait);
+  }
+  g_test_message ("phase %u: rate %.3f wait %.2f errors %.4f reach %.0f", phase,
+                  median (rate), median (wait), median (errors),
+                  median (reach));
+  g_assert_cmpfloat (median (rate), >=, marks->rate);
+  g_assert_cmpfloat (median (wait), <=, marks->wait);
+  if (marks->worst_wait)
+    g_assert_cmpfloat (wait[RUNS - 1], <=, marks->worst_wait);
+  g_assert_cmpfloat (median (errors), <=, marks->errors);
+  g_assert_cmpfloat (median (reach), <=, marks->latencies);
+}
+
+/* The filter's rule reaches the model's marks. */
+static void
+check_model (gconstpointer data)
+{
+  const struct model *m = data;
+  struct best best = find_best (m);
+  struct run *runs[RUNS];
+  uint64_t seed = random_seed;
+
+  for (unsigned i = 0; i < RUNS; i++) {
+    random_seed = seed + i * 1000;
+    runs[i] = run_model (m, &rule_ops[RULE_OURS], MOST, BINS);
+  }
+  random_seed = seed;
+  for (unsigned p = 0; p < runs[0]->phases; p++)
+    check_phase (runs, p, best.rate[p]);
+  for (unsigned i = 0; i < RUNS; i++)
+    g_free (runs[i]);
+}
+
+/* All rules. */
+
+static struct run *
+run_rule (const struct model *m, unsigned rule, unsigned n_bins)
+{
+  const struct rule_ops *ops = &rule_ops[rule];
+  bool is_fixed = rule != RULE_OURS && !ops->round;
+
+  return run_model (m, is_fixed ? NULL : ops,
+                    is_fixed ? (unsigned) ops->start : MOST, n_bins);
+}
+
+/* Of the phase with the worst one. */
+struct figures {
+  double rate, whole, wait, errors;
+  unsigned reach;
+};
+
+static struct figures
+get_figures (const struct model *m, const struct best *best, unsigned rule)
+{
+  g_autofree struct run *run = run_rule (m, rule, BINS);
+  struct figures f = { .rate = INFINITY, .whole = INFINITY };
+
+  for (unsigned p = 0; p < run->phases; p++) {
+    unsigned reach = phase_reach (run, p, 0.9 * best->rate[p], INFINITY);
+
+    f.rate = MIN (f.rate, phase_rate (run, p, BINS / 2) / best->rate[p]);
+    f.whole = MIN (f.whole, phase_rate (run, p, 0) / best->rate[p]);
+    f.wait = MAX (f.wait, phase_wait (run, p));
+    f.errors = MAX (f.errors, phase_errors (run, p));
+    f.reach = MAX (f.reach, reach);
+  }
+  return f;
+}
+
+static void
+print_head (const char *text)
+{
+  printf ("%s\n\n%-20s", text, "");
+  for (unsigned r = 0; r < RULES; r++)
+    printf ("%8.7s", rule_ops[r].name);
+  printf ("\n");
+}
+
+static void
+print_steady (const struct figures *f)
+{
+  printf ("%4.0f %3.*f", 100 * f->rate, f->wait < 9.95, MIN (f->wait, 999));
+}
+
+static void
+print_whole (const struct figures *f)
+{
+  if (f->reach < 2 * BINS)
+    printf ("%4.0f %3u", 100 * f->whole, f->reach);
+  else
+    printf ("%4.0f   -", 100 * f->whole);
+}
+
+static void
+print_errors (const struct figures *f)
+{
+  printf ("%8.2f", 100 * f->errors);
+}
+
+static void
+print_table (const char *name)
+{
+  static struct figures f[G_N_ELEMENTS (models)][RULES];
+  static const struct {
+    const char *head;
+    void (*print) (const struct figures *);
+  } parts[] = {
+    { "Rate in % of the best fixed number in flight, and a demand read's time "
+      "/ its\ntime alone, in the second half of each phase; the worst phase.",
+      print_steady },
+    { "Rate in % over whole phases, and latencies until 90 % of the best rate "
+      "(-:\nmore than 800); the worst phase.", print_whole },
+    { "Errors in % of the operations.", print_errors },
+  };
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (models); i++)
+    if (!name || strstr (models[i].name, name)) {
+      struct best best = find_best (&models[i]);
+
+      for (unsigned r = 0; r < RULES; r++)
+        f[i][r] = get_figures (&models[i], &best, r);
+    }
+  for (unsigned part = 0; part < G_N_ELEMENTS (parts); part++) {
+    print_head (parts[part].head);
+    for (unsigned i = 0; i < G_N_ELEMENTS (models); i++) {
+      if ((name && !strstr (models[i].name, name))
+          || (part == 2 && f[i][0].errors == 0))
+        continue;
+      printf ("%-20s", models[i].name);
+      for (unsigned r = 0; r < RULES; r++)
+        parts[part].print (&f[i][r]);
+      printf ("\n");
+    }
+    printf ("\n");
+  }
+}
+
+/* The limits over time: a line has the time in latencies of the first phase,
+ * and the limit of each rule.
+ */
+static void
+write_data (const char *dir, const char *file, const char *model)
+{
+  enum { DATA_BINS = 75 };
+  g_autofree char *path = g_strconcat (dir, "/", file, NULL);
+  FILE *out = fopen (path, "w");
+  struct run *runs[RULES];
+  unsigned i = 0;
+  double at_ns = 0;
+
+  g_assert_nonnull (out);
+  while (strcmp (models[i].name, model) != 0)
+    i++;
+  for (unsigned r = 0; r < RULES; r++)
+    runs[r] = run_rule (&models[i], r, DATA_BINS);
+  for (unsigned p = 0; p < runs[0]->phases; p++)
+    for (unsigned b = 0; b < DATA_BINS; b++) {
+      at_ns += runs[0]->bin_ns[p];
+      fprintf (out, "%.0f", at_ns / device_alone_ns (&models[i].phase[0]));
+      for (unsigned r = 0; r < RULES; r++)
+        fprintf (out, "\t%.0f", runs[r]->bins[p][b].limit);
+      fprintf (out, "\n");
+    }
+  for (unsigned r = 0; r < RULES; r++)
+    g_free (runs[r]);
+  fclose (out);
+}
+
+static void
+write_all_data (const char *dir)
+{
+  write_data (dir, "latency.tsv", "64 ms");
+  write_data (dir, "bandwidth.tsv", "100 MB/s");
+  write_data (dir, "tail.tsv", "tail, 16 servers");
+  write_data (dir, "changes.tsv", "64, 8, 64 servers");
+}
+
+static void
+add_tests (void)
+{
+  for (unsigned i = 0; i < G_N_ELEMENTS (models); i++) {
+    g_autofree char *name = g_strdelimit (g_strdup (models[i].name), "/", 'p');
+    g_autofree char *path = g_strconcat ("/limit/", name, NULL);
+
+    g_test_add_data_func (path, &models[i], check_model);
+  }
+}
+
+int
+main (int argc, char **argv)
+{
+  g_autofree char *dir = NULL, *name = NULL;
+  gboolean table = FALSE;
+  gint64 seed = 0;
+  GOptionEntry entries[] = {
+    { "table", 0, 0, G_OPTION_ARG_NONE, &table, NULL, NULL },
+    { "model", 0, 0, G_OPTION_ARG_STRING, &name, NULL, NULL },
+    { "data", 0, 0, G_OPTION_ARG_FILENAME, &dir, NULL, NULL },
+    { "random-seed", 0, 0, G_OPTION_ARG_INT64, &seed, NULL, NULL },
+    { NULL }
+  };
+  g_autoptr (GOptionContext) context = g_option_context_new (NULL);
+
+  g_option_context_add_main_entries (context, entries, NULL);
+  g_option_context_set_ignore_unknown_options (context, TRUE);
+  if (!g_option_context_parse (context, &argc, &argv, NULL))
+    return 2;
+  if (seed)
+    random_seed = seed;
+  if (dir)
+    write_all_data (dir);
+  if (table)
+    print_table (name);
+  if (dir || table)
+    return 0;
+  g_test_init (&argc, &argv, NULL);
+  add_tests ();
+  return g_test_run ();
+}
