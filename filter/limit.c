@@ -12,7 +12,7 @@ enum { MIN_SAMPLES = 8 };
 /* Epochs from one measurement of the base to the next: the first time, and
  * later.
  */
-enum { INTERVAL_FIRST = 6, INTERVAL_MOST = 50 };
+enum { INTERVAL_FIRST = 8, INTERVAL_MOST = 50 };
 /* In this time, delays of the scheduler are the same in every epoch. */
 #define EPOCH_MIN_NS UINT64_C (5000000)
 #define CEILING_NS UINT64_C (60000000000)
@@ -27,7 +27,7 @@ limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes)
 
   *l = (struct limit) { .most = most, .whole_bytes = whole_bytes,
                         .skip = value * 3 / 4, .streak = 6,
-                        .age = INTERVAL_FIRST, .interval = INTERVAL_FIRST };
+                        .least_ns = UINT64_MAX, .interval = INTERVAL_FIRST };
   lock_init_ranked (&l->lock, LOCK_LEAF);
   store (&l->value, value);
   store (&l->reason, adapts ? LIMIT_STARTS : LIMIT_IS_FIXED);
@@ -143,7 +143,7 @@ end_epoch (struct limit *l, uint64_t now_ns)
   uint64_t mean_ns = MAX (l->sum_ns / l->n, 1);
 
   if (l->base_ns == 0)
-    l->base_ns = mean_ns;
+    l->base_ns = l->least_ns;
   if (l->before)
     judge_test (l, mean_ns);
   else {
@@ -220,7 +220,10 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
     }
     l->begun++;
   }
-  if (err || l->begun < l->skip)
+  if (err)
+    return;
+  l->least_ns = MIN (l->least_ns, MAX (end_ns - start_ns, 1));
+  if (l->begun < l->skip)
     return;
   note (l, end_ns - start_ns);
   if (is_known (l, end_ns - l->epoch_ns))

@@ -26,10 +26,10 @@
  * was wrong, or the device has changed: the next epoch has half as many, and so
  * on, until one mean time is like the one before it.  That time is the base.
  * The limit becomes what the device served before the test in that time, by
- * Little's law, and 1/8 more.  So no time is taken as the base because it came
- * first or because it was the shortest.  At the start there may be a queue, and
- * the base may be a queue of the other direction, so the first tests follow
- * after 0, 6, 12 and 24 epochs.
+ * Little's law, and 1/8 more.  So the base may be wrong for a while only.  The
+ * first base is the shortest time in the first epoch.  It may be too short, or
+ * have a queue of the other direction in it, so the first tests follow after 8,
+ * 16 and 32 epochs.
  *
  * An epoch first waits for operations that show the latest change of the limit.
  * It lasts until the mean time is known to a sixteenth, so it is longer on a
@@ -90,6 +90,7 @@ struct limit {
   unsigned skip;                /* how many of those it waits for */
   uint64_t sum_ns;              /* the time of operations after these */
   double squares;
+  uint64_t least_ns;            /* the shortest time, of all that ended */
   unsigned n;                   /* their number */
 };
 
