@@ -248,7 +248,8 @@ log_no_contexts (const char *export_name, int err)
                 "without read-ahead and write-back", name, strerror (err));
 }
 
-/* Those that a parameter says, or only the first one; and that of write-back. */
+/* Those that a parameter says, or only the first one; and that of write-back.
+ */
 static unsigned
 threads_to_try (void)
 {

@@ -282,10 +282,6 @@ put (struct buf *b)
   b->conn = NULL;
   b->since_ns = clock_ns ();
   buffers_set_state (b, BUF_FREE);
-  if (e->buffers.give_back_ns == UINT64_MAX) {
-    e->buffers.give_back_ns = b->since_ns + e->config.idle_ns;
-    writeback_wake (e);
-  }
   buffers_call_writer (e);
 }
 
@@ -295,7 +291,7 @@ buffers_give_back (struct engine *e, uint64_t now_ns)
   struct buffers *s = &e->buffers;
   unsigned left = GIVE_BACK_AT_ONCE;
 
-  s->give_back_ns = UINT64_MAX;
+  buffers_evict_idle (e, now_ns);
   for (GList *l = s->free.tail; l; l = l->prev) {
     struct buf *b = l->data;
 
@@ -306,8 +302,9 @@ buffers_give_back (struct engine *e, uint64_t now_ns)
       return;
     slab_give_back (&s->slab, b->data);
     b->memory_of = 0;
-    s->give_back_ns = UINT64_MAX;
   }
+  s->give_back_ns =
+    s->free.length < s->n ? now_ns + e->config.idle_ns : UINT64_MAX;
 }
 
 void
@@ -609,6 +606,10 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   if (b->memory_of != 0 && b->memory_of != c->device->id)
     b->io.clear_bytes = e->buffers.slab.size;
   b->memory_of = c->device->id;
+  if (e->buffers.give_back_ns == UINT64_MAX) {
+    e->buffers.give_back_ns = clock_ns () + e->config.idle_ns;
+    writeback_wake (e);
+  }
   buffers_set_state (b, state);
   if (state == BUF_READING) {
     c->n_reading++;

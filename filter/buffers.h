@@ -317,9 +317,9 @@ extern void buffers_drop_others (struct engine *, const struct conn *but,
  */
 extern void buffers_drop_conn (struct conn *, uint64_t offset, uint64_t end);
 
-/* Gives back the memory of some buffers that are FREE for config.idle_ns, and
- * sets give_back_ns.  It makes a system call for each: release the lock before
- * the next call.
+/* Gives back the memory of some buffers that are FREE for config.idle_ns, frees
+ * those that buffers_evict_idle would, and sets give_back_ns.  It makes a system
+ * call for each: release the lock before the next call.
  */
 extern void buffers_give_back (struct engine *, uint64_t now_ns);
 

@@ -35,8 +35,8 @@ enum {
  */
 #define IDLE_NS UINT64_C (10000000000)
 
-/* 2048 buffers: 64 ms at 4 GB/s.  A filter is one of many programs on a machine:
- * it takes at most a sixteenth.
+/* 2048 buffers: 64 ms at 4 GB/s.  A filter is one of many programs on a
+ * machine: it takes at most a sixteenth.
  */
 #define DEFAULT_MEMORY UINT64_C (268435456)
 enum { DEFAULT_PART = 16 };

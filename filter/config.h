@@ -37,16 +37,17 @@ extern bool config_try_less (struct config *);
 extern void config_free (struct config *);
 
 #define CONFIG_HELP \
-  "asyncpool-memory=SIZE       Memory for data, at most (default: 256M, or a\n" \
-  "                            sixteenth of the machine's if that is less).\n" \
-  "asyncpool-buffers=N         A fixed number of buffers, and of operations\n" \
-  "                            in flight (default: both follow the device).\n" \
+  "asyncpool-memory=SIZE       Memory for data, at most (default: 256M, or\n" \
+  "                            a sixteenth of the machine's if that is less).\n" \
+  "asyncpool-buffers=N         A fixed number of buffers, all of them in\n" \
+  "                            flight (default: what fits into the memory;\n" \
+  "                            those in flight follow the device).\n" \
   "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K).\n" \
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
-  "                            at a time for each (default: 16 if the plugin\n" \
-  "                            says multi-conn, else no further ones).\n" \
+  "                            at a time for each (default: 16 if the\n" \
+  "                            plugin says multi-conn, else no further ones).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
   "                            first flush; behind: from the start;\n" \
   "                            through: never.\n" \

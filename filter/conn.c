@@ -29,8 +29,8 @@ unit_of (const struct engine *e, const struct backend *b)
   return unit;
 }
 
-/* A context has one operation in flight.  Those that wait for it are not seen in
- * the time that operations take, so the limit does not find their number.
+/* A context has one operation in flight.  A wait for it is not in the time that
+ * operations take, so the limit does not see that queue.
  */
 static unsigned
 most_in_flight (const struct engine *e, const struct backend *b)

@@ -154,6 +154,9 @@ device_put (struct device *d)
     g_queue_unlink (&e->exports, &d->export->link);
     g_queue_push_tail_link (&e->exports, &d->export->link);
   }
+  e->last_read_limit = e->last_write_limit = (struct stats_limit) { 0 };
+  limit_show (&d->read_limit, &e->last_read_limit);
+  limit_show (&d->write_limit, &e->last_write_limit);
   extents_forget (d);
   free_device (d);
   forget_exports (e);

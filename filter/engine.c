@@ -110,12 +110,17 @@ count_buf (const struct buf *b, struct stats_now *now)
   }
 }
 
+static void
+count_threads (struct pool *p, struct stats_now *now)
+{
+  now->threads += pool_threads (p);
+  now->threads_busy += pool_busy (p);
+}
+
 void
 engine_now (struct engine *e, struct stats_now *now)
 {
-  *now = (struct stats_now) {
-    .buffers = e->buffers.n, .threads = e->config.threads
-  };
+  *now = (struct stats_now) { .buffers = e->buffers.n };
   for (unsigned i = 0; i < e->buffers.n;) {
     ENGINE_LOCK_THEN_DISPATCH (e);
     for (unsigned n = 0; n < BUFFERS_AT_ONCE && i < e->buffers.n; n++)
@@ -126,10 +131,17 @@ engine_now (struct engine *e, struct stats_now *now)
   now->writers = e->buffers.writers.length;
   now->connections = e->conns.length;
   if (!e->stopping && e->pool)  /* in this order: engine_stop frees it */
-    now->threads_busy = e->config.threads - pool_idle (e->pool);
+    count_threads (e->pool, now);
+  if (e->devices.length == 0) {
+    now->read_limit = e->last_read_limit;
+    now->write_limit = e->last_write_limit;
+  }
+  QUEUE_FOREACH (struct device, d, &e->devices, link) {
+    limit_show (&d->read_limit, &now->read_limit);
+    limit_show (&d->write_limit, &now->write_limit);
+  }
   QUEUE_FOREACH (struct contexts, s, &e->contexts, link) {
-    now->threads += s->max;
-    now->threads_busy += s->max - pool_idle (s->pool);
+    count_threads (s->pool, now);
     now->contexts += atomic_load (&s->n_open);
   }
   stats_fill (e->stats, now);

@@ -13,6 +13,7 @@
  *   conn.wrote_lock     leaf
  *   extents.lock        then leaves only, see extents.h
  *   contexts.lock       leaf
+ *   limit.lock          leaf
  *   pool's lock         leaf; fanout.c's and asyncpool.c's locks, too
  *   conn.streams_lock   then extents.lock at most; never held together with
  *                       engine.lock
@@ -46,8 +47,8 @@ struct engine_config {
                                  * to this; 0: they are BUFFERS */
   uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
   unsigned threads;             /* at most */
-  uint64_t idle_ns;             /* unused threads and memory are given back after
-                                 * this */
+  uint64_t idle_ns;             /* after this, unused threads end and unused
+                                 * memory is given back */
   enum write_mode write;
   enum read_mode read;
   unsigned contexts;            /* of a serialized plugin, for one connection,
@@ -92,6 +93,8 @@ struct engine {
   struct extents extents;
   /* Under the lock. */
   GQueue conns, devices, exports, contexts;
+  struct stats_limit last_read_limit, last_write_limit; /* of the device that
+                                 * ended last */
   bool forgot_changes;          /* see forget_exports in device.c */
   uint64_t contexts_check_ns;   /* when to look for idle ones */
   GQueue starts;                /* see dispatch.h */

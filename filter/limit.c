@@ -46,6 +46,16 @@ limit_value (struct limit *l)
 }
 
 void
+limit_show (struct limit *l, struct stats_limit *shown)
+{
+  LOCK_IN_SCOPE (&l->lock);
+  if (load (&l->value) > shown->value)
+    *shown = (struct stats_limit) {
+      load (&l->value), load (&l->reason), l->base_ns / 1e9
+    };
+}
+
+void
 limit_hit (struct limit *l)
 {
   if (!load (&l->hit))

@@ -56,6 +56,7 @@
 #include <stdint.h>
 
 #include "lock.h"
+#include "stats.h"
 
 enum { LIMIT_LEAST = 4, LIMIT_START = 64 };
 
@@ -102,6 +103,8 @@ extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t whole_bytes);
 extern void limit_destroy (struct limit *);
 extern unsigned limit_value (struct limit *);
+/* Sets *SHOWN to the limit if it is larger than that. */
+extern void limit_show (struct limit *, struct stats_limit *shown);
 /* The filter wanted to have more in flight. */
 extern void limit_hit (struct limit *);
 /* An operation of COUNT bytes began at START_NS and has ended at END_NS. */

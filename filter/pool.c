@@ -334,3 +334,10 @@ pool_threads (struct pool *p)
   LOCK_IN_SCOPE (&p->lock);
   return p->started;
 }
+
+unsigned
+pool_busy (struct pool *p)
+{
+  LOCK_IN_SCOPE (&p->lock);
+  return p->workers;
+}

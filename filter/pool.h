@@ -83,7 +83,8 @@ extern bool pool_has_queued (struct pool *, enum pool_queue);
  * not started: advice, it may have changed already.
  */
 extern unsigned pool_idle (struct pool *);
-/* How many threads there are. */
+/* How many threads there are, and how many of them are called or work. */
 extern unsigned pool_threads (struct pool *);
+extern unsigned pool_busy (struct pool *);
 
 #endif

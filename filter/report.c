@@ -8,6 +8,7 @@
 
 #include <glib.h>
 
+#include "limit.h"
 #include "report.h"
 
 #define PREFIX "nbdkit_asyncpool_"
@@ -53,6 +54,18 @@ static const struct kind_row {
   [STATS_SPACE_WAIT] = { &waits, NULL, "buffer wait" },
 };
 
+/* Why a limit is what it is. */
+static const char *const reasons[LIMIT_REASONS] = {
+  [LIMIT_IS_FIXED] = "asyncpool-buffers fixes it",
+  [LIMIT_STARTS] = "it is the first one",
+  [LIMIT_GROWS] = "it grew, as operations took no longer",
+  [LIMIT_STAYS] = "operations queue a little",
+  [LIMIT_TESTS] = "a test of fewer",
+  [LIMIT_WAS_CUT] = "it was cut, as operations queued",
+  [LIMIT_HAD_ERROR] = "it was halved after an error",
+  [LIMIT_IS_MOST] = "there are no more buffers",
+};
+
 /* All other values.  A counter only grows; any other value is a gauge. */
 static const struct row {
   const char *name;             /* without PREFIX; a counter also gets _total */
@@ -65,7 +78,8 @@ static const struct row {
   enum stats_counter counter;
   size_t now;                   /* the field of struct stats_now */
   unsigned decimals;            /* in the text */
-  bool is_percent;              /* in the text */
+  double scale;                 /* of the text; 0: 1 */
+  const char *const *words;     /* the text has the word of this number */
 } rows[] = {
 #define COUNTER(c) .is_counter = true, .counter = STATS_##c
 #define NOW(field) .now = offsetof (struct stats_now, field)
@@ -93,7 +107,7 @@ static const struct row {
   { "read_ahead_hit_ratio", NULL,
     "Part of the bytes read by clients that was prefetched.",
     "hit rate", "@ % of the bytes that clients read were prefetched",
-    NOW (hit_ratio), .decimals = 1, .is_percent = true },
+    NOW (hit_ratio), .decimals = 1, .scale = 100 },
 
   { "deferred_writes", NULL,
     "Deferred writes, counted once for each buffer that a write needs.",
@@ -146,6 +160,24 @@ static const struct row {
     NULL, "@ failed", NOW (buffers_failed) },
   { "buffers_now", "state=\"taken\"", NULL,
     NULL, "@ taken", NOW (buffers_taken) },
+  { "limit", "kind=\"read\"",
+    "Most prefetched or dirty buffers of the device with the largest limit.",
+    "limit", "@ reads", NOW (read_limit.value) },
+  { "limit", "kind=\"write\"", NULL, NULL, "@ writes", NOW (write_limit.value) },
+  { "limit_reason", "kind=\"read\"",
+    "Why: 0 fixed, 1 the first one, 2 it grew, 3 operations queue a little, 4 a "
+    "test of fewer, 5 operations queued, 6 an error, 7 there are no more "
+    "buffers.",
+    NULL, "reads: @", NOW (read_limit.reason), .words = reasons },
+  { "limit_reason", "kind=\"write\"", NULL, NULL, "writes: @",
+    NOW (write_limit.reason), .words = reasons },
+  { "limit_base_seconds", "kind=\"read\"",
+    "What an operation takes without a queue; 0: not known.",
+    NULL, "@ ms for a read without a queue", NOW (read_limit.base), .decimals = 3,
+    .scale = 1000 },
+  { "limit_base_seconds", "kind=\"write\"", NULL, NULL,
+    "@ ms for a write without a queue", NOW (write_limit.base), .decimals = 3,
+    .scale = 1000 },
   { "threads", NULL, "Threads that call the plugin for the filter.",
     "threads", "@ in all", NOW (threads) },
   { "threads_busy", NULL, "Those of the threads that are at work now.",
@@ -204,14 +236,18 @@ report_text (const struct stats *s, const struct stats_now *now, FILE *fp)
     print_kind (s, k, fp);
   for (const struct row *r = rows; r < rows + G_N_ELEMENTS (rows); r++) {
     const char *at = strchr (r->text, '@');
+    double value = row_value (r, s, now);
 
     if (r->line)
       fprintf (fp, "%s%s: ", r > rows ? "\n" : "", r->line);
     else
       fprintf (fp, ", ");
-    fprintf (fp, "%.*s%.*f%s", (int) (at - r->text), r->text,
-             (int) r->decimals,
-             row_value (r, s, now) * (r->is_percent ? 100 : 1), at + 1);
+    fprintf (fp, "%.*s", (int) (at - r->text), r->text);
+    if (r->words)
+      fprintf (fp, "%s%s", r->words[(unsigned) value], at + 1);
+    else
+      fprintf (fp, "%.*f%s", (int) r->decimals,
+               value * (r->scale ? r->scale : 1), at + 1);
   }
   fputc ('\n', fp);
 }

@@ -15,8 +15,9 @@ struct slab {
   size_t count, size;
 };
 
-/* Maps the slab, which takes memory at first use.  Returns 0 or an errno.  ENOMEM also if it is larger than the
- * machine's memory, which the kernel might promise and could not keep.
+/* Maps the slab, which takes memory at first use.  Returns 0 or an errno.
+ * ENOMEM also if it is larger than the machine's memory, which the kernel might
+ * promise and could not keep.
  */
 extern int slab_init (struct slab *, size_t count, size_t size);
 /* Gives the memory of a buffer back to the system.  The buffer is zeroes then,

@@ -47,6 +47,13 @@ enum stats_counter {
 
 struct stats;
 
+/* The limit of a device, see limit.h. */
+struct stats_limit {
+  double value;                 /* buffers */
+  double reason;                /* enum limit_reason */
+  double base;                  /* seconds; 0: not known */
+};
+
 /* What holds at one moment.  engine_now fills it.  report.c has a row for each
  * field.
  */
@@ -58,6 +65,7 @@ struct stats_now {
   double writers;               /* that wait for a buffer */
   double threads, threads_busy;
   double connections, contexts;
+  struct stats_limit read_limit, write_limit;
   /* From the counters (stats_fill). */
   double in_flight, peak, mean; /* operations */
   double hit_ratio;             /* of the bytes that clients read */

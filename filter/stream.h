@@ -66,8 +66,8 @@ struct streams {
   uint32_t window;              /* units; 0 = WINDOW_MIN */
   uint64_t answered;            /* bytes read since the window doubled */
   bool waited;                  /* a read had to wait since then */
-  bool wants_more;              /* stream_plan: it had to wait, but the window is
-                                 * as large as the share */
+  bool wants_more;              /* set by stream_plan: it had to wait, and the
+                                 * window was as large as the share */
   bool failed;                  /* a prefetch failed, and too little was read
                                  * since */
 };

@@ -490,6 +490,22 @@ test_give_back (struct world *w)
   do_read (w, 0, U, 0, 3);
 }
 
+/* So does prefetched data of a client that has stopped to read. */
+static void
+test_give_back_clean (struct world *w)
+{
+  struct engine_config c = config (8, 4, WRITE_BEHIND, READ_AHEAD);
+
+  c.idle_ns = 1000000;
+  world_init (w, 64 * U, c);
+  prefetch (w, 0, 4);
+  make_older (w, STREAM_IDLE_NS);
+  stop_reading (w, STREAM_IDLE_NS);
+  wait_without_memory (w);
+  assert_states (w, BUF_CLEAN, 0, 64 * U, 0);
+  do_read (w, 0, U, 2 * U, OLD);
+}
+
 static const struct test tests[] = {
   { "slab/reuse", test_reuse },
   { "slab/filling", test_filling },
@@ -509,6 +525,7 @@ static const struct test tests[] = {
   { "slab/limit-writes", test_limit_writes },
   { "slab/limit-reads", test_limit_reads },
   { "slab/give-back", test_give_back },
+  { "slab/give-back-clean", test_give_back_clean },
 };
 
 int

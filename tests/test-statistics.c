@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "limit.h"
 #include "report.h"
 #include "table.h"
 
@@ -330,6 +331,9 @@ test_now (void)
                       "@ writers wait for a buffer" } },
     { &now.threads, { "threads", "", "threads: ", "@ in all" } },
     { &now.threads_busy, { "threads_busy", "", "threads: ", "@ at work" } },
+    { &now.read_limit.value, { "limit", ",kind=\"read\"", "limit: ", "@ reads" } },
+    { &now.write_limit.value, { "limit", ",kind=\"write\"", "limit: ",
+                          "@ writes" } },
     { &now.connections, { "connections", "", "clients: ",
                           "@ connections" } },
     { &now.contexts, { "contexts", "", "clients: ", "@ further contexts" } },
@@ -340,9 +344,11 @@ test_now (void)
   };
   struct stats *s = stats_new ();
 
-  /* With the mean and the hit rate, which follow, these are all. */
+  /* With the mean, the hit rate, and two reasons and bases of limits, which
+   * follow, these are all.
+   */
   g_assert_cmpuint (sizeof now, ==,
-                    sizeof (double) * (G_N_ELEMENTS (values) + 2));
+                    sizeof (double) * (G_N_ELEMENTS (values) + 6));
   for (unsigned i = 0; i < G_N_ELEMENTS (values); i++)
     *values[i].value = 2000 + i;
   for (unsigned i = 0; i < G_N_ELEMENTS (values); i++)
@@ -352,6 +358,22 @@ test_now (void)
   g_assert_cmpfloat (metric (s, "operations_in_flight_mean", ""), ==, 2.25);
   assert_line_has (s, "hit rate: ", "75.0 % of the bytes");
   g_assert_cmpfloat (metric (s, "read_ahead_hit_ratio", ""), ==, 0.75);
+  now = (struct stats_now) {
+    .read_limit = { .reason = LIMIT_GROWS, .base = 0.0125 },
+    .write_limit = { .reason = LIMIT_HAD_ERROR, .base = 0.003 }
+  };
+  assert_line_has (s, "limit: ", "reads: it grew, as operations took no longer");
+  assert_line_has (s, "limit: ", "writes: it was halved after an error");
+  assert_line_has (s, "limit: ", "12.500 ms for a read without a queue");
+  assert_line_has (s, "limit: ", "3.000 ms for a write without a queue");
+  g_assert_cmpfloat (metric (s, "limit_reason", ",kind=\"read\""), ==,
+                     LIMIT_GROWS);
+  g_assert_cmpfloat (metric (s, "limit_reason", ",kind=\"write\""), ==,
+                     LIMIT_HAD_ERROR);
+  g_assert_cmpfloat (metric (s, "limit_base_seconds", ",kind=\"read\""), ==,
+                     0.0125);
+  g_assert_cmpfloat (metric (s, "limit_base_seconds", ",kind=\"write\""), ==,
+                     0.003);
   now = (struct stats_now) { 0 };
   stats_free (s);
 }
