@@ -138,6 +138,7 @@ record () # KIND FILE-SYSTEM CONNECTIONS [witness]
 choose ()
 {
   awk -v from="$from" -v points="$points" -v seed="$seed" '
+    BEGIN { n = 0 }
     $1 >= from { before[n] = $1; after[n++] = $2 }
     END {
       if (points == "all") points = 4 * n
