@@ -106,6 +106,22 @@ as_user='' arguments=()
 mib=$((1 << 20))
 sweep "address space" as $((200 * mib)) $((500 * mib)) $((850 * mib)) \
   $((1500 * mib))
+
+# The sweep has stacks of 65 threads, which need more than the slab.
+name="no memory for the buffers"
+LIMITED="prlimit --as=$((850 * mib)):"
+refuses ()
+{
+  server_start pool "$@" || { ended_cleanly; return; }
+  server_stop pool
+  return 1
+}
+check "$name: nbdkit ends, and says why" \
+  refuses "${gate[@]}" asyncpool-buffers=16384 asyncpool-threads=1
+check "$name: the message has the parameters and the bytes" grep -q \
+  'asyncpool-buffers=16384 asyncpool-buffer-size=64k: .* 1073741824 bytes' \
+  pool.log
+
 sweep "files" nofile 5 9 20
 
 # Processes.  The limit counts those of one user, and root has none.
