@@ -311,6 +311,14 @@ n_failed (const struct run *r, unsigned kinds)
   return gate_failed (r->w->gate, kinds, ANYWHERE);
 }
 
+/* The plugin's flushes that have succeeded. */
+static unsigned
+n_flushed (const struct run *r)
+{
+  return gate_started (r->w->gate, GATE_FLUSH, ANYWHERE)
+    - n_failed (r, GATE_FLUSH);
+}
+
 static unsigned
 deferred_errors (const struct run *r)
 {
@@ -447,6 +455,7 @@ send (struct run *r, const struct step *s, unsigned tag)
   g_autofree char *buf = g_malloc (s->count + 1);
   unsigned kinds = kinds_for (r, s->kind), before = n_failed (r, kinds);
   unsigned flushes = n_failed (r, GATE_FLUSH), lost = r->n_lost;
+  unsigned flushed = n_flushed (r);
   bool is_failing = r->is_settled && deferred_errors (r) > r->forgiven;
   int err;
 
@@ -465,7 +474,9 @@ send (struct run *r, const struct step *s, unsigned tag)
     fail ("the flush has lost data, and returns no error");
   if (s->kind == FLUSH && err == 0 && r->shows[s->conn])
     fail ("the flush returns no error of an earlier one");
-  if (s->kind == FLUSH && n_failed (r, kinds) == before) {
+  /* A write may have failed and then succeeded: the plugin's flush is last. */
+  if (s->kind == FLUSH
+      && (n_failed (r, kinds) == before || n_flushed (r) > flushed)) {
     if (r->shows[s->conn])      /* it has succeeded but for that */
       r->forgiven = deferred_errors (r);
     r->shows[s->conn] = false;
