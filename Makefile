@@ -293,7 +293,7 @@ S3RVER := s3rver@3.7.1
 DEPS_PEERS := dpkg-dev autoconf automake libtool bison flex socat iproute2 \
   expect bsdextrautils xorriso libcurl4-gnutls-dev libext2fs-dev \
   libgnutls28-dev liblzma-dev zlib1g-dev libzstd-dev libssh-dev \
-  libselinux1-dev libxml2-dev python3-dev
+  libselinux1-dev libxml2-dev python3-dev python3-packaging
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 deps:
 	@if command -v apt-get >/dev/null; then \
