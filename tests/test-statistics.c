@@ -331,9 +331,10 @@ test_now (void)
                       "@ writers wait for a buffer" } },
     { &now.threads, { "threads", "", "threads: ", "@ in all" } },
     { &now.threads_busy, { "threads_busy", "", "threads: ", "@ at work" } },
-    { &now.read_limit.value, { "limit", ",kind=\"read\"", "limit: ", "@ reads" } },
+    { &now.read_limit.value, { "limit", ",kind=\"read\"", "limit: ",
+                               "@ reads" } },
     { &now.write_limit.value, { "limit", ",kind=\"write\"", "limit: ",
-                          "@ writes" } },
+                                "@ writes" } },
     { &now.connections, { "connections", "", "clients: ",
                           "@ connections" } },
     { &now.contexts, { "contexts", "", "clients: ", "@ further contexts" } },
@@ -362,7 +363,8 @@ test_now (void)
     .read_limit = { .reason = LIMIT_GROWS, .base = 0.0125 },
     .write_limit = { .reason = LIMIT_HAD_ERROR, .base = 0.003 }
   };
-  assert_line_has (s, "limit: ", "reads: it grew, as operations took no longer");
+  assert_line_has (s, "limit: ",
+                   "reads: it grew, as operations took no longer");
   assert_line_has (s, "limit: ", "writes: it was halved after an error");
   assert_line_has (s, "limit: ", "12.500 ms for a read without a queue");
   assert_line_has (s, "limit: ", "3.000 ms for a write without a queue");
