@@ -256,8 +256,9 @@ extern bool buffers_others_have (const struct device *, unsigned states,
  */
 extern struct buf *buffers_take_for_write (struct engine *);
 extern struct buf *buffers_take_for_ahead (struct conn *);
-/* How many buffers the connection may prefetch into: of the slab, and of the
- * device's limit, an equal part for each connection that reads.
+/* How many buffers the connection may prefetch into.  The connections that read
+ * have equal parts of the slab, and those of a device have equal parts of its
+ * limit.  The smaller part counts.
  */
 extern unsigned buffers_share (const struct conn *);
 /* Removes prefetched data of connections that follow no stream any more. */
@@ -317,9 +318,9 @@ extern void buffers_drop_others (struct engine *, const struct conn *but,
  */
 extern void buffers_drop_conn (struct conn *, uint64_t offset, uint64_t end);
 
-/* Gives back the memory of some buffers that are FREE for config.idle_ns, frees
- * those that buffers_evict_idle would, and sets give_back_ns.  It makes a system
- * call for each: release the lock before the next call.
+/* Calls buffers_evict_idle, gives back the memory of some buffers that have
+ * been FREE for config.idle_ns, and sets give_back_ns.  It makes a system call
+ * for each buffer, so release the lock before the next call.
  */
 extern void buffers_give_back (struct engine *, uint64_t now_ns);
 

@@ -30,8 +30,8 @@ enum {
   LINGER_NS = 100000000,
 };
 
-/* To start a thread takes about 50 us, and to touch a buffer again 10 us: next
- * to nothing once in ten seconds.
+/* A thread takes about 50 us to start, and a buffer 10 us to get memory again:
+ * next to nothing once in ten seconds.
  */
 #define IDLE_NS UINT64_C (10000000000)
 
@@ -42,8 +42,8 @@ enum {
 enum { DEFAULT_PART = 16 };
 #define MIN_MEMORY UINT64_C (1048576)
 #define MAX_MEMORY (UINT64_C (1) << 40)
-/* Less would not keep a prefetch and a write in flight beside those that are
- * being filled and read.
+/* With fewer, no prefetch and no write would be in flight beside the buffers
+ * that clients fill and read.
  */
 enum { MIN_BUFFERS = 4 };
 

@@ -30,15 +30,16 @@ extern int config_set (struct config *, const char *key, const char *value);
  * called.
  */
 extern int config_complete (struct config *);
-/* The slab cannot be mapped: halves it, if no parameter says how large it is.
- * Returns whether it did.
+/* After the slab could not be mapped: halves its size, if no parameter says how
+ * large it is.  Returns whether it did.
  */
 extern bool config_try_less (struct config *);
 extern void config_free (struct config *);
 
 #define CONFIG_HELP \
-  "asyncpool-memory=SIZE       Memory for data, at most (default: 256M, or\n" \
-  "                            a sixteenth of the machine's if that is less).\n" \
+  "asyncpool-memory=SIZE       Memory for data, at most (default: 256M,\n" \
+  "                            or a sixteenth of the machine's memory if\n" \
+  "                            that is less).\n" \
   "asyncpool-buffers=N         A fixed number of buffers, all of them in\n" \
   "                            flight (default: what fits into the memory;\n" \
   "                            those in flight follow the device).\n" \
@@ -46,8 +47,9 @@ extern void config_free (struct config *);
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
-  "                            at a time for each (default: 16 if the\n" \
-  "                            plugin says multi-conn, else no further ones).\n" \
+  "                            at a time in each (default: 16 if the\n" \
+  "                            plugin says multi-conn, else no further\n" \
+  "                            ones).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
   "                            first flush; behind: from the start;\n" \
   "                            through: never.\n" \

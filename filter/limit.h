@@ -5,10 +5,10 @@
  *
  * Not its job: which operations those are (readahead.c, writeback.c).
  *
- * A device that serves more operations at a time takes no longer for each.  One
- * that does not queues them, and each takes longer.  So the limit looks only at
- * how long operations take, against BASE: what they take without a queue.  It
- * changes once per epoch.
+ * If a device serves more operations at a time, each takes no longer.  If it
+ * does not, they wait in a queue, and each takes longer.  So the limit follows
+ * the time that operations take, compared with BASE: their time without a
+ * queue.  The limit changes once per epoch.
  *
  *   mean time of the epoch    the limit, if it was in the way
  *   to 1.15 x base            grows: by an eighth, and faster from the third
@@ -16,35 +16,38 @@
  *                             doubles at once
  *   to 1.35 x base            stays: reads and writes that share a queue would
  *                             otherwise take turns to grow it
- *   above                     test of what the device served without a queue
- *                             (Little's law: limit x base / mean)
- *   any, when the base is     test of a half
+ *   above                     test with as many as the device serves without a
+ *                             queue (Little's law: limit x base / mean)
+ *   any, when the base is     test with half as many
  *   50 epochs old
  *
- * A test is an experiment: one epoch with fewer operations in flight.  If these
- * take as long as the base says, about, that is confirmed.  Otherwise the base
- * was wrong, or the device has changed: the next epoch has half as many, and so
- * on, until one mean time is like the one before it.  That time is the base.
- * The limit becomes what the device served before the test in that time, by
- * Little's law, and 1/8 more.  So the base may be wrong for a while only.  The
- * first base is the shortest time in the first epoch.  It may be too short, or
- * have a queue of the other direction in it, so the first tests follow after 8,
- * 16 and 32 epochs.
+ * A test is one epoch with fewer operations in flight.  If these take about as
+ * long as the base, the base is confirmed.  Otherwise the base was wrong, or
+ * the device has changed.  Then the next epoch has half as many, and so on,
+ * until one mean time is like the one before it.  That time is the new base.
+ * After a test, the limit becomes the number of operations that the device
+ * served before the test in the time of the base, and 1/8 more.
+ *
+ * So a wrong base lasts for a while only.  The first base is the shortest time
+ * in the first epoch.  It may be too short, or include a queue of the other
+ * direction, so the first tests follow after 8, 16 and 32 epochs.
  *
  * An epoch first waits for operations that show the latest change of the limit.
  * It lasts until the mean time is known to a sixteenth, so it is longer on a
- * device whose times vary.  One operation counts as 8 x base at most: one that
- * hangs says nothing about a queue.
+ * device whose times vary.  One operation counts as 8 x base at most, because
+ * one that hangs says nothing about a queue.
  *
- * An error that may come from too much load halves the limit.  For a minute it
- * then stays below the middle between that limit and the highest good one.
+ * An error that may come from too much load halves the limit.  For a minute the
+ * limit then grows at most to the middle between the one that had the error and
+ * the highest one without errors.
  *
  * Reads and writes have a limit each, and may share a device's queue.  A test
- * of one shows its own part of the queue only, so the larger one gives way.
+ * of one limit shows only its own part of the queue, so the larger limit gives
+ * way.
  *
- * Sources: Vegas and Netflix's concurrency-limits compare times in this way;
+ * Sources: Vegas and Netflix's concurrency-limits compare times in this way.
  * BBR measures the time without a queue by having fewer in flight.
- * tests/test-limit.c has these rules and this one over models of devices.
+ * tests/test-limit.c compares these rules with this one over models of devices.
  *
  * All functions may be called by any thread, with or without engine.lock.
  */
@@ -73,7 +76,7 @@ struct limit {
   /* Atomic, written under the lock. */
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
-  atomic_bool hit;              /* it was in the way in this epoch */
+  atomic_bool hit;              /* the limit was in the way in this epoch */
   /* Under the lock, a leaf. */
   struct lock lock;
   uint64_t base_ns;             /* 0: not known yet */

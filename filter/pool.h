@@ -8,9 +8,10 @@
  * take a queued job back: a demand read never waits behind background work.
  * All that a job publishes passes through pool.lock, which thread checkers see.
  *
- * A thread is started for a job if all others are at work.  Threads that were
- * not needed for idle_ns end, but for one.  If the system refuses a thread, the
- * job waits for the others, and the pool starts none for idle_ns.
+ * The pool starts a thread for a job if all others are at work.  A thread that
+ * was not needed for idle_ns ends, unless it is the last one.  If the system
+ * refuses a thread, the job waits for the others, and the pool starts none for
+ * idle_ns.
  *
  * To wake a thread costs more than anything else here.  If many threads are at
  * work, one of them ends its job soon and takes the next one without a wake-up.

@@ -4,7 +4,7 @@
  *
  * Two tables have each value once: its name, its help, its place in the text.
  * To add a value, add a field to struct stats_now or a stats_counter, and a row
- * to the table.  Nothing else lists the values but the manual.
+ * to the table.  Only the manual also lists the values.
  *
  * Not its job: counting (stats.h), files (statsfile.h).
  */

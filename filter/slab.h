@@ -15,13 +15,13 @@ struct slab {
   size_t count, size;
 };
 
-/* Maps the slab, which takes memory at first use.  Returns 0 or an errno.
- * ENOMEM also if it is larger than the machine's memory, which the kernel might
- * promise and could not keep.
+/* Maps the slab.  Each page takes memory at its first use.  Returns 0 or an
+ * errno.  If the slab is larger than the machine's memory, it returns ENOMEM:
+ * the kernel might map it, but could not provide the memory later.
  */
 extern int slab_init (struct slab *, size_t count, size_t size);
-/* Gives the memory of a buffer back to the system.  The buffer is zeroes then,
- * and takes memory at its next use.
+/* Gives the memory of a buffer back to the system.  The buffer then reads as
+ * zeroes, and takes memory at its next use.
  */
 extern void slab_give_back (struct slab *, char *buffer);
 extern void slab_destroy (struct slab *);

@@ -2,24 +2,27 @@
  *
  * The file that asyncpool-stats names.
  *
- * A regular file is rewritten periodically: a thread writes a new file beside
- * it (FILE.new), and renames that.  So a reader, and the disk after the server
- * was killed, have a complete file at any time.  The directory is opened
- * before the server changes its directory and its user.
+ * A thread rewrites a regular file periodically: it writes a new file beside it
+ * (FILE.new), and renames that.  So the file is complete at any time, also
+ * after the server was killed.  statsfile_open opens the directory before the
+ * server changes its directory and its user.
  *
  *   how the file is written       when
  *   replaced, by the thread       it is a regular file, and its directory lets
  *                                 the server's user make files
  *   in place, at the end only     anything else: standard error, a FIFO, all
- *                                 names in /dev, a directory without rights
+ *                                 names in /dev, a mount point, a directory
+ *                                 without rights
  *
- * No request and no other thread ever waits for the file system.  The end of
- * the server waits for a limited time: after that the thread is left to itself.
+ * No request and no other thread ever waits for the file system.  When the
+ * server ends, it waits for the last write for a limited time.  After that it
+ * leaves the thread alone, and the thread frees the struct.
  *
  * Not its job: what is printed.  Nothing here knows nbdkit.
  *
- * Lock: statsfile.lock.  PRINT is called with it, so it is outside all locks of
- * the engine.  It is never held while the file system is used.
+ * Lock: statsfile.lock.  The thread holds it while it calls PRINT, so this lock
+ * is outside all locks of the engine.  The thread never holds it while it uses
+ * the file system.
  */
 #ifndef ASYNCPOOL_STATSFILE_H
 #define ASYNCPOOL_STATSFILE_H

@@ -84,7 +84,7 @@ device_pipe_ns (const struct device *d)
   return d->mb_per_s ? OPERATION_BYTES * 1000 / d->mb_per_s : 0;
 }
 
-/* How long an operation takes that has the device for itself, on average. */
+/* The mean time of an operation that has the device to itself. */
 static inline uint64_t
 device_alone_ns (const struct device *d)
 {

@@ -5,8 +5,9 @@
  *
  * The well-known ones are small versions for a client that counts operations:
  *   AIMD       one more per round, half after an error
- *   Vegas      Brakmo and Peterson 1995; numbers of Netflix concurrency-limits
- *   Gradient2  Netflix concurrency-limits, with a window of a round
+ *   Vegas      Brakmo and Peterson 1995; parameters of Netflix's
+ *              concurrency-limits
+ *   Gradient2  Netflix's concurrency-limits, with a window of a round
  *   BBR        Cardwell et al. 2016, without pacing: in flight is twice the
  *              product of the largest rate and the least time
  * A round has as many completions as the limit.

@@ -11,8 +11,8 @@
 #                                 most, until it was replaced N times: each time
 #                                 it is correct, and counters only grow
 #
-# It is stricter than Prometheus is: HELP and TYPE come before all series of a
-# metric, these are neighbours, and a counter has a name in _total.
+# It is stricter than Prometheus: HELP and TYPE come before all series of a
+# metric, these series follow one another, and a counter's name ends in _total.
 import os
 import re
 import sys

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * What the statistics say of one moment (engine_now): each buffer, thread and
- * operation is counted once, by what it does.  And prefetched data that no
- * client has read, when it leaves.
+ * The statistics of one moment (engine_now): each buffer, thread and operation
+ * is counted once, by what it does.  Prefetched data that no client has read is
+ * counted when it leaves.
  *
  * Not here: how the values are printed (test-statistics.c).
  */

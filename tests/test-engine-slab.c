@@ -3,9 +3,10 @@
  * The slab: which request gets a buffer, and which one waits.
  *
  * The number of buffers is fixed.  Prefetched data gives way to writers until
- * both have half of the buffers.  When no buffer is free, a writer waits
- * (back-pressure).  When all buffers hold failed data, no request waits: it
- * gets an error, or goes to the plugin.
+ * both have half of the buffers.  When no buffer is free, or the device is at
+ * its limit, a writer waits (back-pressure).  When all buffers hold failed
+ * data, no request waits: it gets an error, or goes to the plugin.  A buffer
+ * that is not used for a while gives its memory back.
  */
 #include "buffers.h"
 #include "world.h"
@@ -490,7 +491,7 @@ test_give_back (struct world *w)
   do_read (w, 0, U, 0, 3);
 }
 
-/* So does prefetched data of a client that has stopped to read. */
+/* So does prefetched data of a client that has stopped reading. */
 static void
 test_give_back_clean (struct world *w)
 {

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The rule for the number of operations in flight (filter/limit.c), and
- * well-known ones, over models of devices in virtual time.
+ * The filter's rule for the number of operations in flight (filter/limit.c) and
+ * well-known rules, over models of devices in virtual time.
  *
  *     test-limit --table [--model NAME]    compares all rules
  *     test-limit --data DIR                the limits over time, for the plot
  *     test-limit --random-seed N           the test with another seed
  *
- * A client always wants more: it keeps as many operations in flight as the
- * limit allows.  Without an argument, the program tests that the filter's rule
- * reaches its marks.
+ * A client keeps as many operations in flight as the limit allows.  Without an
+ * argument, the program tests that the filter's rule reaches its marks.
  *
  * Not its job: the engine, which asks for the limit.
  */

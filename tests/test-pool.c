@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* Unit tests of the pool of workers, see pool.h: the order of jobs, taking them
- * back, and which jobs stay queued.
+ * back, which jobs stay queued, and when threads start and end.
  *
  * A job of these tests says in the hub that it runs, and waits there.
  */

@@ -2,8 +2,8 @@
 #
 # asyncpool-stats: the statistics have all lines, agree with the requests, and
 # go to any kind of file.  A regular file is rewritten while the server runs, as
-# text or in Prometheus' format, whatever becomes of its directory.  The lines
-# of the debug flags.
+# text or in Prometheus' format, whatever becomes of its directory.  The debug
+# flags show their lines.
 #
 # Not here: each value in both formats (test-statistics.c), and file systems
 # that fail or hang (test-statsfile.c).

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The file that asyncpool-stats names (filter/statsfile.h): rewritten, complete
- * at any time, and no trouble for the server when that fails.
+ * The file that asyncpool-stats names (filter/statsfile.h).  The filter
+ * rewrites it, and it is complete at any time.  The server goes on when a write
+ * fails.
  *
  * Functions of this file take the place of the C library's, and let a file
- * system fail or hang.  What is printed is not its job.
+ * system fail or hang.  The contents of the file are not its job.
  */
 #include <dirent.h>
 #include <dlfcn.h>
