@@ -38,13 +38,13 @@ backends_parameters () { # KIND N KIB
   local n=$2 list=()
   [ "$3" = 128 ] || list+=("asyncpool-buffer-size=$(($3 / 1024))M")
   case $1 in
-    ssh) [ "$n" = 4 ] || list+=("asyncpool-contexts=$n");;
+    ssh) list+=("asyncpool-contexts=$n");;
     http*)
       if backends_is_parallel "$1"
       then list+=("asyncpool-threads=$n" "connections=$n")
       else list+=("asyncpool-contexts=$n")
       fi;;
-    *) [ "$n" = 64 ] || list+=("asyncpool-buffers=$n");;
+    *) list+=("asyncpool-buffers=$n");;
   esac
   echo "${list[*]}"
 }

@@ -67,7 +67,7 @@ run_of (const struct stream *s)
 static bool
 has_ended (const struct stream *o, const struct stream *s)
 {
-  return o->used && o != s
+  return o->used && o != s && (o->is_sequential || !o->is_first)
     && o->last_ns < s->began_ns + (s->last_ns - s->began_ns) / 2;
 }
 
@@ -109,9 +109,10 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
     if (s->used && s->ahead > s->end)
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
     *s = (struct stream) {
-      .used = true, .start = offset, .end = end, .began_ns = now_ns,
-      .last_ns = now_ns
+      .used = true, .is_first = !t->has_begun, .start = offset, .end = end,
+      .began_ns = now_ns, .last_ns = now_ns
     };
+    t->has_begun = true;
     return NULL;
   }
   if (end > s->end)

@@ -59,10 +59,13 @@ struct stream {
   uint64_t began_ns, last_ns;   /* time of the first and of the last read */
   bool used;
   bool is_sequential;           /* a second read has continued it */
+  bool is_first;                /* it is the connection's first read: often a
+                                 * look at the format, and no stream */
 };
 
 struct streams {
   struct stream s[STREAMS];
+  bool has_begun;               /* there was a read */
   uint32_t window;              /* units; 0 = WINDOW_MIN */
   uint64_t answered;            /* bytes read since the window doubled */
   bool waited;                  /* a read had to wait since then */

@@ -28,7 +28,7 @@ manual=$(perl -00 -ne 'print if /^ nbdkit .* S3 /' \
   "$TESTS_DIR/../nbdkit-async.pod")
 read -r -d '' -a parameters < <(grep -o 'asyncpool-[a-z-]*=[^ ]*' \
   <<<"$manual") || :
-is "the manual's command sets buffers and their size" "${#parameters[@]}" 2
+is "the manual's command sets the size of buffers" "${#parameters[@]}" 1
 check "the manual's parameters read the object" \
   "$NBDKIT" -r -U - "--filter=$FILTER" "${backend_plugin[@]}" \
   "${parameters[@]}" --run 'nbdcopy --synchronous "$uri" copy'
