@@ -209,8 +209,10 @@ filled (struct buf *b)
   }
   if (b->hi == b->conn->unit || buf_first_end (b) == b->conn->backend.size)
     order_submit_locked (b);
-  else if (e->buffers.writers.length > 0)
-    order_submit_locked (oldest_open (e));
+  else if (e->buffers.writers.length > 0
+           && (e->buffers.free.length == 0
+               || !buffers_have_room (b->device)))
+    order_submit_locked (b);
   if (oldest_open (e))
     wake_thread (e);
 }
@@ -242,6 +244,20 @@ others_wait_ns (struct conn *c)
   return MAX (2 * wait_ns, 1000000);
 }
 
+/* Has the OPEN buffers written that a writer of C waits for: those of its device
+ * if that is at its limit, or all.
+ */
+static void
+submit_open (struct conn *c)
+{
+  bool has_room = buffers_have_room (c->device);
+
+  QUEUE_FOREACH (struct buf, b, &c->engine->buffers.open, link) {
+    if (has_room || b->device == c->device)
+      order_submit_locked (b);
+  }
+}
+
 /* Waits until a buffer may have become free.  EAGAIN if there is nothing to
  * wait for.  Releases the lock meanwhile.
  */
@@ -251,11 +267,9 @@ wait_for_buffer (struct writer *w, uint64_t now_ns)
   struct conn *c = w->conn;
   struct engine *e = c->engine;
   uint64_t until_ns;
-  struct buf *open;
   int err;
 
-  while ((open = oldest_open (e)) != NULL)
-    order_submit_locked (open);
+  submit_open (c);
   if (!w->waits || c->device->n_dirty > 0)
     w->until_ns = now_ns + others_wait_ns (c);
   if (e->buffers.failed.length == e->buffers.n || now_ns >= w->until_ns)

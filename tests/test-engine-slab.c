@@ -435,6 +435,34 @@ test_limit_writes (struct world *w)
   do_flush (w, 1);
 }
 
+/* While a device is at its limit, small writes of another device still grow one
+ * buffer.  To write that one would make no room.
+ */
+static void
+test_limit_coalesce (struct world *w)
+{
+  struct engine_config c = config (16, 8, WRITE_BEHIND, READ_DIRECT);
+  struct task *write;
+  int hold;
+
+  c.adapts_to = 3;
+  open_names (w, 32 * U, c);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, 10 * U);
+  make_very_slow (w);
+  do_write (w, 1, 4096, 20 * U, 2);
+  write_units (w, 0, 0, 3, 1);
+  gate_wait_held (w->gate, hold, 3);
+  write = start_blocked (w, 0, WRITE, 4096, 5 * U, 1);
+  for (unsigned i = 1; i < 8; i++)
+    do_write (w, 1, 4096, 20 * U + i * 4096, 2);
+  assert_states (w, BUF_OPEN, 20 * U, U, 1);
+  gate_release (w->gate, hold);
+  task_ends (write, 0);
+  do_flush (w, 1);
+  assert_started (w, GATE_WRITE, 20 * U, U, 1);
+  do_flush (w, 0);
+}
+
 /* Nor does it have more prefetched buffers. */
 static void
 test_limit_reads (struct world *w)
@@ -525,6 +553,7 @@ static const struct test tests[] = {
   { "slab/writer-first", test_writer_first },
   { "slab/limit-writes", test_limit_writes },
   { "slab/limit-reads", test_limit_reads },
+  { "slab/limit-coalesce", test_limit_coalesce },
   { "slab/give-back", test_give_back },
   { "slab/give-back-clean", test_give_back_clean },
 };
