@@ -50,6 +50,27 @@ test_prefetches (struct world *w)
   do_read (w, 1, 2 * U, 2 * U, OLD);
 }
 
+/* All threads hang in the plugin for another device.  The end of a connection
+ * writes its queued data on its own thread.
+ */
+static void
+test_hanging_threads (struct world *w)
+{
+  struct engine_config c = config_impatient (READ_DIRECT);
+  int hold;
+
+  c.threads = 1;
+  open_names (w, 16 * U, c);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, U);
+  do_write (w, 0, U, 0, 1);
+  gate_wait_held (w->gate, hold, 1);
+  do_write (w, 1, U, 8 * U, 2);
+  world_close (w, 1);
+  assert_device (w->f, U, 8 * U, 2);
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+}
+
 /* The end waits for the calls under way.  Later calls fail. */
 static void
 test_late_calls (struct world *w)
@@ -395,6 +416,7 @@ test_stop_waits (struct world *w)
 }
 
 static const struct test tests[] = {
+  { "close/hanging-threads", test_hanging_threads, .on = POOL_ONLY },
   { "close/writes", test_writes },
   { "close/prefetches", test_prefetches },
   { "close/late-calls", test_late_calls },
