@@ -42,14 +42,21 @@ struct pool {
 
 /* Threads. */
 
+/* How many threads there can be now. */
+static unsigned
+capacity_locked (const struct pool *p)
+{
+  return p->retry_ns != 0 && clock_ns () < p->retry_ns ? p->started
+    : p->max_threads;
+}
+
 /* Returns whether it has started one. */
 static bool
 start_locked (struct pool *p)
 {
   g_autoptr (GError) error = NULL;
 
-  if (p->started == p->max_threads
-      || (p->retry_ns != 0 && clock_ns () < p->retry_ns))
+  if (p->started == capacity_locked (p))
     return false;
   g_thread_pool_set_max_threads (p->threads, p->started + 1, &error);
   if (error) {
@@ -251,13 +258,6 @@ call_locked (struct pool *p, unsigned leave)
 {
   while (p->queued > p->coming + leave && call_one_locked (p))
     ;
-}
-
-/* How many threads there can be now. */
-static unsigned
-capacity_locked (const struct pool *p)
-{
-  return p->retry_ns != 0 ? p->started : p->max_threads;
 }
 
 static void

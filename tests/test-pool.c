@@ -5,7 +5,22 @@
  *
  * A job of these tests says in the hub that it runs, and waits there.
  */
+#include <dlfcn.h>
+#include <stdatomic.h>
+
 #include "hub.h"
+
+static atomic_bool is_refused;  /* the system starts no thread */
+
+__attribute__ ((visibility ("default"))) int
+pthread_create (pthread_t *id, const pthread_attr_t *attr,
+                void *(*run) (void *), void *arg)
+{
+  int (*real) (pthread_t *, const pthread_attr_t *, void *(*) (void *), void *);
+
+  *(void **) &real = dlsym (RTLD_NEXT, "pthread_create");
+  return is_refused ? EAGAIN : real (id, attr, run, arg);
+}
 
 /* A pool of THREADS, and a hub. */
 struct scene {
@@ -274,6 +289,30 @@ test_idle (gconstpointer unused G_GNUC_UNUSED)
   scene_end (&s);
 }
 
+/* The system refuses a thread, once.  After idle_ns the pool says again that it
+ * has threads: a large request asks for no more than it says (fanout.c).
+ */
+static void
+test_refused (gconstpointer unused G_GNUC_UNUSED)
+{
+  struct work first, second;
+  struct scene s;
+
+  s.p = start_pool (20, 100000000);
+  hub_init (&s.h);
+  push (&s, &first, 1, true, POOL_WRITE);
+  hub_wait (&s.h, 1, 0);
+  is_refused = true;
+  push (&s, &second, 2, true, POOL_WRITE);
+  is_refused = false;
+  g_assert_cmpuint (pool_threads (s.p), ==, 1);
+  g_assert_cmpuint (pool_idle (s.p), ==, 0);
+  hub_allow (&s.h, 2);
+  hub_wait (&s.h, 0, 2);
+  wait_idle (s.p, 20);
+  scene_end (&s);
+}
+
 static const struct {
   const char *path;
   void (*test) (gconstpointer);
@@ -289,6 +328,7 @@ static const struct {
   { "/pool/hurry", test_hurry, 0 },
   { "/pool/on-demand", test_on_demand, 0 },
   { "/pool/idle", test_idle, 0 },
+  { "/pool/refused", test_refused, 0 },
 };
 
 int
