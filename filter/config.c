@@ -254,9 +254,9 @@ config_try_less (struct config *c)
   if (c->buffers_given || c->memory || c->engine.buffers <= LIMIT_START)
     return false;
   c->engine.buffers /= 2;
-  if (!c->threads_given)
-    c->engine.threads = c->engine.buffers;
-  c->engine.adapts_to = MIN (c->engine.buffers, c->engine.threads);
+  if (!c->threads_given)        /* it may be less, as hooks do the work */
+    c->engine.threads = MIN (c->engine.threads, c->engine.buffers);
+  c->engine.adapts_to = MIN (c->engine.adapts_to, c->engine.buffers);
   return true;
 }
 
