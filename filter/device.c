@@ -39,8 +39,8 @@ device_new (struct engine *e, const char *export_name, uint32_t unit,
   x->link.data = x;
   d->export = x;
   d->unit = unit;
-  limit_init (&d->read_limit, e->config.adapts_to > 0, most, unit);
-  limit_init (&d->write_limit, e->config.adapts_to > 0, most, unit);
+  limit_init (&d->read_limit, e->config.adapts_to > 0, most, unit, false);
+  limit_init (&d->write_limit, e->config.adapts_to > 0, most, unit, true);
   d->link.data = d;
   return d;
 }

@@ -21,11 +21,13 @@ enum { INTERVAL_FIRST = 8, INTERVAL_MOST = 50 };
 #define store(p, v) atomic_store_explicit (p, v, memory_order_relaxed)
 
 void
-limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes)
+limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes,
+            bool has_small)
 {
   unsigned value = adapts ? MIN (LIMIT_START, most) : most;
 
   *l = (struct limit) { .most = most, .whole_bytes = whole_bytes,
+                        .has_small = has_small, .has_worked = true,
                         .skip = value * 3 / 4, .streak = 6,
                         .least_ns = UINT64_MAX, .interval = INTERVAL_FIRST };
   lock_init_ranked (&l->lock, LOCK_LEAF);
@@ -184,6 +186,7 @@ back_off (struct limit *l, uint64_t now_ns)
   l->ceiling = MAX ((l->good + value) / 2, LIMIT_LEAST);
   l->ceiling_until_ns = now_ns + CEILING_NS;
   l->streak = l->before = 0;
+  l->has_worked = false;
   set (l, value / 2, LIMIT_HAD_ERROR);
   begin_epoch (l, now_ns);
 }
@@ -213,25 +216,55 @@ note (struct limit *l, uint64_t time_ns)
   l->n++;
 }
 
+/* Operations have another size from now on: starts again. */
+static void
+start_again (struct limit *l, bool is_small, uint64_t now_ns)
+{
+  l->is_small = is_small;
+  l->base_ns = l->age = l->before = l->good = l->ceiling_until_ns = 0;
+  l->least_ns = UINT64_MAX;
+  l->interval = INTERVAL_FIRST;
+  l->streak = 6;
+  set (l, LIMIT_START, LIMIT_STARTS);
+  begin_epoch (l, now_ns);
+}
+
+/* Whether the limit is about operations of this size now. */
+static bool
+is_about_size (struct limit *l, bool is_small, uint64_t now_ns)
+{
+  l->since_whole = is_small ? l->since_whole + 1 : 0;
+  if (is_small == l->is_small)
+    return true;
+  if (is_small && l->since_whole < 8 * load (&l->value) + 128)
+    return false;
+  start_again (l, is_small, now_ns);
+  return true;
+}
+
 void
 limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
             uint64_t end_ns, int err)
 {
+  bool is_small = count < l->whole_bytes / 2;
+
   if (load (&l->reason) == LIMIT_IS_FIXED)
     return;
   if (err ? !is_about_load (err)
-      : count < l->whole_bytes / 2 || count > l->whole_bytes)
+      : count > l->whole_bytes || (is_small && !l->has_small))
     return;
   LOCK_IN_SCOPE (&l->lock);
-  if (start_ns >= l->epoch_ns) {
-    if (err) {
+  if (err) {
+    if (start_ns >= l->epoch_ns && l->has_worked)
       back_off (l, end_ns);
-      return;
-    }
-    l->begun++;
-  }
-  if (err)
     return;
+  }
+  if (!is_about_size (l, is_small, end_ns))
+    return;
+  if (start_ns >= l->epoch_ns) {
+    l->begun++;
+    l->has_worked = true;
+  }
   l->least_ns = MIN (l->least_ns, MAX (end_ns - start_ns, 1));
   if (l->begun < l->skip)
     return;

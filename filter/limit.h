@@ -37,9 +37,14 @@
  * device whose times vary.  One operation counts as 8 x base at most, because
  * one that hangs says nothing about a queue.
  *
+ * All this is about operations of about a whole buffer.  A device may bear many
+ * more small ones.  So if writes have been small for a while, the limit starts
+ * again, for them.  With the next whole one it starts again, too.
+ *
  * An error that may come from too much load halves the limit.  For a minute the
  * limit then grows at most to the middle between the one that had the error and
- * the highest one without errors.
+ * the highest one without errors.  If no operation has succeeded since the last
+ * such error, the device fails whatever its load is.  That does not count.
  *
  * Reads and writes have a limit each, and may share a device's queue.  A test
  * of one limit shows only its own part of the queue, so the larger limit gives
@@ -73,6 +78,7 @@ struct limit {
   /* Constant after limit_init. */
   unsigned most;
   uint32_t whole_bytes;
+  bool has_small;
   /* Atomic, written under the lock. */
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
@@ -84,6 +90,7 @@ struct limit {
   unsigned interval;            /* the age at which it is measured again */
   unsigned streak;              /* growths since the last cut */
   unsigned good;                /* the latest limit without errors */
+  bool has_worked;              /* an operation has, since the latest error */
   unsigned ceiling;             /* until ceiling_until_ns */
   uint64_t ceiling_until_ns;
   unsigned before;              /* the limit before the test; 0: no test */
@@ -96,14 +103,18 @@ struct limit {
   double squares;
   uint64_t least_ns;            /* the shortest time, of all that ended */
   unsigned n;                   /* their number */
+  /* Small operations: */
+  bool is_small;                /* all of this is about them */
+  unsigned since_whole;         /* how many ended since the latest whole one */
 };
 
 /* ADAPTS: the limit follows the device, from LIMIT_START on and up to MOST.  If
  * not, it is MOST.  WHOLE_BYTES: the size of a usual operation; the limit looks
- * at operations of about that size.
+ * at operations of about that size.  HAS_SMALL: the filter may have smaller ones
+ * in flight, too.
  */
 extern void limit_init (struct limit *, bool adapts, unsigned most,
-                        uint32_t whole_bytes);
+                        uint32_t whole_bytes, bool has_small);
 extern void limit_destroy (struct limit *);
 extern unsigned limit_value (struct limit *);
 /* Sets *SHOWN to the limit if it is larger than that. */

@@ -195,7 +195,7 @@ rule_init (struct rule *r, const struct rule_ops *ops, unsigned most)
   if (ops)
     r->value = MIN (ops->start, most);
   if (rule_is_ours (r))
-    limit_init (&r->limit, true, most, OPERATION_BYTES);
+    limit_init (&r->limit, true, most, OPERATION_BYTES, true);
 }
 
 static inline void

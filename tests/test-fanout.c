@@ -56,7 +56,7 @@ scene_start (struct scene *s, bool is_write, unsigned threads, unsigned busy)
     fake_data (s->f)[i] = byte_at (i, false);
   s->b = fake_backend (s->f, 0);
   s->b.read_speed = s->b.write_speed = &s->pace;
-  limit_init (&s->limit, false, 1000, UNIT);
+  limit_init (&s->limit, false, 1000, UNIT, false);
   s->b.read_limit = s->b.write_limit = &s->limit;
   s->b.stats = stats_new ();
   s->p = start_pool (threads, HUB_IDLE_NS);

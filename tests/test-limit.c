@@ -12,6 +12,7 @@
  *
  * Not its job: the engine, which asks for the limit.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -556,9 +557,54 @@ write_all_data (const char *dir)
   write_data (dir, "changes.tsv", "64, 8, 64 servers");
 }
 
+/* Small operations are not held back for ever by what whole ones, or errors,
+ * have made of the limit.  Each takes 20 ms, however many are in flight.
+ */
+static void
+check_small (gconstpointer unused G_GNUC_UNUSED)
+{
+  enum { SMALL = 4096, TIME_NS = 20000000 };
+  uint64_t now_ns = TIME_NS;
+  struct limit l;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  for (unsigned i = 0; i < 5000; i++, now_ns += 100000 * limit_value (&l)) {
+    limit_hit (&l);             /* the device does one after the other */
+    limit_note (&l, OPERATION_BYTES, now_ns - 100000 * limit_value (&l),
+                now_ns, 0);
+  }
+  g_assert_cmpuint (limit_value (&l), <, 10);
+  for (unsigned i = 0; i < 5000; i++) {
+    limit_hit (&l);
+    now_ns += TIME_NS / limit_value (&l);
+    limit_note (&l, SMALL, now_ns - TIME_NS, now_ns, 0);
+  }
+  g_assert_cmpuint (limit_value (&l), >, LIMIT_START);
+  limit_note (&l, OPERATION_BYTES, now_ns - TIME_NS, now_ns, 0);
+  g_assert_cmpuint (limit_value (&l), ==, LIMIT_START);
+  limit_destroy (&l);
+}
+
+/* A device that fails for a while is no device with too much load. */
+static void
+check_outage (gconstpointer unused G_GNUC_UNUSED)
+{
+  uint64_t now_ns = 1;
+  struct limit l;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  limit_note (&l, OPERATION_BYTES, now_ns, now_ns + 1, 0);
+  for (unsigned i = 0; i < 100; i++, now_ns += 2)
+    limit_note (&l, OPERATION_BYTES, now_ns, now_ns + 1, EIO);
+  g_assert_cmpuint (limit_value (&l), ==, LIMIT_START / 2);
+  limit_destroy (&l);
+}
+
 static void
 add_tests (void)
 {
+  g_test_add_data_func ("/limit/outage", NULL, check_outage);
+  g_test_add_data_func ("/limit/small", NULL, check_small);
   for (unsigned i = 0; i < G_N_ELEMENTS (models); i++) {
     g_autofree char *name = g_strdelimit (g_strdup (models[i].name), "/", 'p');
     g_autofree char *path = g_strconcat ("/limit/", name, NULL);
