@@ -32,8 +32,7 @@ backends_is_parallel () { # KIND
   esac
 }
 
-# The parameters for N operations of KIB at once.  They are empty for the
-# defaults: 4 contexts over ssh, 64 buffers over a parallel plugin.
+# The parameters for N operations of KIB at once.
 backends_parameters () { # KIND N KIB
   local n=$2 list=()
   [ "$3" = 128 ] || list+=("asyncpool-buffer-size=$(($3 / 1024))M")

@@ -234,8 +234,8 @@ config_complete (struct config *c)
   c->threads_given = e->threads != 0;
   if (!c->threads_given)
     e->threads = e->buffers;
-  if (!c->buffers_given)
-    e->adapts_to = MIN (e->buffers, e->threads);
+  if (!c->buffers_given)        /* one to fill while one is written */
+    e->adapts_to = MIN (e->buffers, MAX (e->threads, 2));
   c->contexts_given = e->contexts != 0;
   if (!c->contexts_given)
     e->contexts = DEFAULT_CONTEXTS;

@@ -158,6 +158,25 @@ accepts "asyncpool-stats=$TEST_DIR/stats"
 # Of two the last one counts.
 accepts asyncpool-buffers=5 asyncpool-buffers=7
 
+# With one thread small writes are coalesced, too.
+if have_python && server_start threads -t 1 "--filter=$FILTER" --filter=delay \
+    memory 8M wdelay=2ms asyncpool-threads=1 \
+    "asyncpool-stats=$TEST_DIR/one.stats"; then
+  nbd_python "$uri" <<'END'
+h.flush()
+h.pwrite(bytes(4096), 0)
+for i in range(256):
+    h.pwrite(bytes(4096), 1048576 + i * 4096)
+h.flush()
+h.shutdown()
+END
+  server_stop threads
+  check "one thread: small writes are coalesced" \
+    awk '/^plugin write/ { exit !($3 < 100) }' "$TEST_DIR/one.stats"
+else
+  skip_missing "one thread"
+fi
+
 # Help.
 
 "$NBDKIT" "--filter=$FILTER" memory --help >help.out 2>&1
