@@ -8,7 +8,8 @@
 #include "clock.h"
 #include "engine.h"
 
-enum { GIVE_BACK_AT_ONCE = 16 };
+/* The first bounds system calls, the second pages: under the lock. */
+enum { GIVE_BACK_AT_ONCE = 16, GIVE_BACK_BYTES = 2 * 1024 * 1024 };
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -289,7 +290,8 @@ void
 buffers_give_back (struct engine *e, uint64_t now_ns)
 {
   struct buffers *s = &e->buffers;
-  unsigned left = GIVE_BACK_AT_ONCE;
+  unsigned left = CLAMP (GIVE_BACK_BYTES / s->slab.size, 1,
+                         GIVE_BACK_AT_ONCE);
 
   buffers_evict_idle (e, now_ns);
   for (GList *l = s->free.tail; l; l = l->prev) {
