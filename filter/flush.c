@@ -342,8 +342,8 @@ find_for_end (const struct conn *c)
 }
 
 /* Waits until the connection may have less dirty data.  Returns whether hooks
- * were given up.  Workers may wait for a context that cannot be had, or hang for
- * another device, so that from UNTIL_NS on this thread does what is queued.
+ * were given up.  Workers may wait for a context that cannot be had, or hang
+ * for another device, so that from UNTIL_NS on this thread does what is queued.
  */
 static bool
 wait_for_workers (struct conn *c, uint64_t until_ns)

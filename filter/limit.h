@@ -110,8 +110,8 @@ struct limit {
 
 /* ADAPTS: the limit follows the device, from LIMIT_START on and up to MOST.  If
  * not, it is MOST.  WHOLE_BYTES: the size of a usual operation; the limit looks
- * at operations of about that size.  HAS_SMALL: the filter may have smaller ones
- * in flight, too.
+ * at operations of about that size.  HAS_SMALL: the filter may have smaller
+ * ones in flight, too.
  */
 extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t whole_bytes, bool has_small);

@@ -56,14 +56,14 @@ static const struct kind_row {
 
 /* Why a limit is what it is. */
 static const char *const reasons[LIMIT_REASONS] = {
-  [LIMIT_IS_FIXED] = "asyncpool-buffers fixes it",
+  [LIMIT_IS_FIXED] = "it is fixed, or there is no device",
   [LIMIT_STARTS] = "it is the first one",
   [LIMIT_GROWS] = "it grew, as operations took no longer",
   [LIMIT_STAYS] = "operations queue a little",
   [LIMIT_TESTS] = "a test of fewer",
   [LIMIT_WAS_CUT] = "it was cut, as operations queued",
   [LIMIT_HAD_ERROR] = "it was halved after an error",
-  [LIMIT_IS_MOST] = "there are no more buffers",
+  [LIMIT_IS_MOST] = "it is at its bound",
 };
 
 /* All other values.  A counter only grows; any other value is a gauge. */
@@ -166,9 +166,8 @@ static const struct row {
   { "limit", "kind=\"write\"", NULL,
     NULL, "@ writes", NOW (write_limit.value) },
   { "limit_reason", "kind=\"read\"",
-    "Why: 0 fixed, 1 the first one, 2 it grew, 3 operations queue a little, "
-    "4 a test of fewer, 5 operations queued, 6 an error, 7 there are no more "
-    "buffers.",
+    "Why: 0 fixed or no device, 1 the first one, 2 it grew, 3 operations queue a little, "
+    "4 a test of fewer, 5 operations queued, 6 an error, 7 it is at its bound.",
     NULL, "reads: @", NOW (read_limit.reason), .words = reasons },
   { "limit_reason", "kind=\"write\"", NULL, NULL, "writes: @",
     NOW (write_limit.reason), .words = reasons },

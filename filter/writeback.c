@@ -244,8 +244,8 @@ others_wait_ns (struct conn *c)
   return MAX (2 * wait_ns, 1000000);
 }
 
-/* Has the OPEN buffers written that a writer of C waits for: those of its device
- * if that is at its limit, or all.
+/* Has the OPEN buffers written that a writer of C waits for: those of its
+ * device if that is at its limit, or all.
  */
 static void
 submit_open (struct conn *c)
