@@ -26,6 +26,8 @@ struct statsfile {
   int dir;                      /* of the file; -1: it cannot be replaced */
   char *base, *temporary;       /* names in the directory */
   mode_t mode;
+  uid_t uid;
+  gid_t gid;
   bool is_regular;
   bool has_thread;
   pthread_t thread;
@@ -107,6 +109,8 @@ replace (const struct statsfile *s, const struct text *t)
   if (fd == -1)
     return errno;
   err = write_all (fd, t);
+  /* The same owner as before, where the server's user may set it. */
+  (void) !fchown (fd, s->uid, s->gid);
   /* The same rights as before, whatever the umask is. */
   if (err == 0 && fchmod (fd, s->mode) == -1)
     err = errno;
@@ -218,6 +222,8 @@ open_file (struct statsfile *s, const char *name)
     return errno;
   s->is_regular = !is_device && S_ISREG (st.st_mode);
   s->mode = st.st_mode & 0777;
+  s->uid = st.st_uid;
+  s->gid = st.st_gid;
   if (s->is_regular)
     begin_replacing (s, name);
   return 0;

@@ -268,7 +268,7 @@ test_not_started (void)
   end (&p);
 }
 
-/* An old file keeps its rights, whatever the umask is.  A reader that has it
+/* An old file keeps its rights, whatever the umask is, and its owner.  A reader that has it
  * open reads it to its end.  What a killed server has left is no obstacle.
  */
 static void
@@ -283,6 +283,8 @@ test_old_file (void)
   g_assert_true (g_file_set_contents (p.file, "old", -1, NULL));
   g_assert_true (g_file_set_contents (p.temporary, "partial", -1, NULL));
   g_assert_cmpint (chmod (p.file, 0666), ==, 0);
+  if (geteuid () == 0)
+    g_assert_cmpint (chown (p.file, 1, 2), ==, 0);
   fd = open (p.file, O_RDONLY | O_CLOEXEC);
   s = open_stats (p.file);
   statsfile_start (s, MS_NS, MINUTE_NS);
@@ -292,6 +294,8 @@ test_old_file (void)
   close (fd);
   g_assert_cmpint (stat (p.file, &st), ==, 0);
   g_assert_cmpuint (st.st_mode & 0777, ==, 0666);
+  if (geteuid () == 0)
+    g_assert_true (st.st_uid == 1 && st.st_gid == 2);
   statsfile_end (s);
   g_assert_cmpuint (count_entries (p.dir), ==, 3);
   end (&p);
