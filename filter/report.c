@@ -166,8 +166,9 @@ static const struct row {
   { "limit", "kind=\"write\"", NULL,
     NULL, "@ writes", NOW (write_limit.value) },
   { "limit_reason", "kind=\"read\"",
-    "Why: 0 fixed or no device, 1 the first one, 2 it grew, 3 operations queue a little, "
-    "4 a test of fewer, 5 operations queued, 6 an error, 7 it is at its bound.",
+    "Why: 0 fixed or no device, 1 the first one, 2 it grew, 3 operations queue "
+    "a little, 4 a test of fewer, 5 operations queued, 6 an error, 7 it is at "
+    "its bound.",
     NULL, "reads: @", NOW (read_limit.reason), .words = reasons },
   { "limit_reason", "kind=\"write\"", NULL, NULL, "writes: @",
     NOW (write_limit.reason), .words = reasons },
