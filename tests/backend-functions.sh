@@ -198,7 +198,8 @@ test_killed_read ()
 {
   name+=", killed while a client reads"
   rm -f out
-  serve -r --filter=rate -- -- "${rate[@]}" || return
+  # Fewer buffers than would hold the rest of the image.
+  serve -r --filter=rate -- -- "${rate[@]}" asyncpool-buffers=8 || return
   copy_stopped out_used nbdcopy "${single[@]}" "$uri" out
   backend_kill "$kind"
   copy_finish
