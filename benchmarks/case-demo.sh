@@ -14,6 +14,8 @@ plan_demo () {
     [ $name != read ] || fast=--time_based
     demo_plan "nbdkit -t 1" $name 1 "-t 1 $(delaymem 256M 64ms)"
     demo_plan "nbdkit -t 64" $name 64 "-t 64 $(delaymem 256M 64ms)"
+    demo_plan "asyncpool" $name "" \
+      "$(asyncpool "" "$big" 64ms "$(behind $name)")"
     demo_plan "asyncpool 64 buffers" $name 64 \
       "$(asyncpool 64 1G 64ms "$(behind $name)")"
     demo_plan "asyncpool 1024 buffers" $name 1024 \
@@ -52,8 +54,10 @@ summary_demo () {
 notes_demo () {
   cat <<'END'
 Little's law: limit = in flight x 128 KiB / 64 ms.  That is 2 MB/s for 1 in
-flight, 131 for 64 and 2097 for 1024.  "nbdkit at delay 0" is the same client on
-a device without latency, where nothing works ahead on another processor.
+flight, 131 for 64 and 2097 for 1024.  "asyncpool" has no parameter: it starts
+with 64 in flight, and finds more within the run.  "nbdkit at delay 0" is the
+same client on a device without latency, where nothing works ahead on another
+processor.
 asyncpool writes with asyncpool-write=behind.  The final flush and the start-up
 of each run are inside its time.
 END

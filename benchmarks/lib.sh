@@ -104,10 +104,11 @@ delaymem () { # SIZE DELAY
   echo "./delaymem.so size=$1 delay=$2 populate=true io-threads=0"
 }
 
-# asyncpool with its defaults: it drives the async hooks of the same device.
+# asyncpool with its defaults: it drives the async hooks of the same device.  No
+# BUFFERS: the number in flight follows the device.
 asyncpool () { # BUFFERS SIZE DELAY [PARAMETERS]
-  echo "--filter=./asyncpool.so ./delaymem.so size=$2 delay=$3 populate=true" \
-    "asyncpool-buffers=$1${4:+ $4}"
+  echo "--filter=./asyncpool.so ./delaymem.so size=$2 delay=$3" \
+    "populate=true${1:+ asyncpool-buffers=$1}${4:+ $4}"
 }
 
 # asyncpool with its thread pool, as over any plugin without hooks.
