@@ -624,7 +624,7 @@ main (int argc, char **argv)
     { "model", 0, 0, G_OPTION_ARG_STRING, &name, NULL, NULL },
     { "data", 0, 0, G_OPTION_ARG_FILENAME, &dir, NULL, NULL },
     { "random-seed", 0, 0, G_OPTION_ARG_INT64, &seed, NULL, NULL },
-    { NULL }
+    { 0 }
   };
   g_autoptr (GOptionContext) context = g_option_context_new (NULL);
 
