@@ -140,7 +140,9 @@ model_flush_failed (struct model *m, unsigned client)
 
 /* A flush that was sent at this moment has succeeded.  It covers the clients
  * for which the function says so, but no change that was reported and that
- * another client superseded.
+ * another client superseded.  Newer changes of the same client may lie between
+ * these two: they share the fate of the older one where both wait for a retry,
+ * and a newer one that failed leaves the older one waiting.
  */
 static inline void
 model_flush (struct model *m, unsigned sent,
@@ -148,14 +150,17 @@ model_flush (struct model *m, unsigned sent,
 {
   for (unsigned block = 0; block < CRASH_BLOCKS; block++) {
     struct block *b = &m->blocks[block];
-    unsigned newer = UINT_MAX;          /* the client of the next newer one */
+    unsigned newest = UINT_MAX; /* the client of the newest change */
+    bool is_mixed = false;      /* newer changes have several clients */
 
     for (unsigned i = b->history->len; block_get (b, --i) > b->promised;) {
       const struct change *c = model_get (m, block_get (b, i));
-      bool is_superseded = c->reported && newer != UINT_MAX
-        && newer != c->client;
+      bool is_superseded = c->reported && newest != UINT_MAX
+        && (is_mixed || newest != c->client);
 
-      newer = c->client;        /* if it failed, a part may be there */
+      /* If it failed, a part may be there. */
+      is_mixed |= newest != UINT_MAX && newest != c->client;
+      newest = newest == UINT_MAX ? c->client : newest;
       if (c->state != SUCCEEDED || c->completed > sent || is_superseded
           || !covers (data, c->client))
         continue;

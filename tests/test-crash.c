@@ -160,13 +160,34 @@ covers (void *data, unsigned client)
   return client == f->client || is_same_device (f->round, client);
 }
 
+/* Whether the client waits for another flush, or for FUA, which a filter may do
+ * by a flush.
+ */
+static bool
+has_other_flush (struct round *r, const struct operation *o)
+{
+  for (unsigned i = 0; i < IN_FLIGHT_MAX; i++) {
+    const struct operation *other = &r->in_flight.ops[i];
+
+    if (other->request.nbd && other != o && other->client == o->client
+        && (other->kind == FLUSH
+            || (other->kind != READ
+                && model_get (&r->model, other->number)->fua)))
+      return true;
+  }
+  return false;
+}
+
 static void
 complete_flush (struct round *r, const struct operation *o)
 {
-  if (o->request.error) {
+  /* Of several flushes at once only one reports lost changes.  Its reply may be
+   * the later one.
+   */
+  if (o->request.error || has_other_flush (r, o))
     model_flush_failed (&r->model, o->client);
+  if (o->request.error)
     return;
-  }
   model_flush (&r->model, o->sent, covers,
                &(struct flush) { .round = r, .client = o->client });
   r->promises++;
