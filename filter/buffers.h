@@ -106,7 +106,7 @@ struct buf {
   uint32_t skipped;             /* the latter of them */
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
-  int err;                      /* the plugin's last answer about it */
+  int err;                      /* the plugin's latest error about it, or 0 */
   bool reported;                /* FAILED: a flush has returned an error */
   bool claimed;                 /* READY: a flush writes it on its own thread */
   bool overtaken;               /* WRITING: newer data of another device has

@@ -79,7 +79,8 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   extents_change (e, from, to);
   debug_buffers ("written %#" PRIx64 "..%#" PRIx64 ": %s", offset, end,
                  err ? strerror (err) : "ok");
-  b->err = err;
+  if (err)                      /* else other pieces may keep an older one */
+    b->err = err;
   device->n_overtaken -= b->overtaken;
   b->overtaken = false;
   if (err)

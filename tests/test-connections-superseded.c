@@ -101,6 +101,37 @@ play_partly (const struct setup *t)
   scene_stop (&c);
 }
 
+/* The same while A's flush writes the rest: one piece is on the device, the
+ * next one waits for B's change.  The error is the plugin's.
+ */
+static void
+play_between_pieces (const struct setup *t)
+{
+  const uint64_t from = 16 * KIB, count = 8 * KIB, next = from + count;
+  struct scene c;
+  struct request flush, newer;
+  g_autofree char *data = filled (UNIT, 1);
+  int held;
+
+  scene_start (&c, t);
+  gate_release (c.gate, fail_deferred (&c, c.a, data, UNIT, 0, ENOSPC));
+  change (c.b, BY_WRITE, data + from, count, from);
+  held = gate_hold (c.gate, GATE_WRITE, next, count);
+  fill (data + next, count, 2);
+  newer = send_write (c.b, data + next, count, next, 0);
+  gate_wait_held (c.gate, held, 1);
+  flush = send_flush (c.a);
+  gate_wait_ended (c.gate, GATE_WRITE, 0, from, 2);
+  assert_waits (&flush);
+  gate_release (c.gate, held);
+  assert_succeeds (&newer);
+  g_assert_cmpint (request_wait (&flush), ==, ENOSPC);
+  nbd_ok (nbd_flush (c.a, 0));
+  nbd_ok (nbd_flush (c.b, 0));
+  assert_on_device (&c, data, UNIT, 0);
+  scene_stop (&c);
+}
+
 /* A third connection's data is newer than failed data of A and of B.  Each of
  * them gets its error.
  */
@@ -180,6 +211,8 @@ static const struct row rows[] = {
     .relations = ALL_RELATIONS, .changes = WRITES },
   { "partly", play_partly, .plugins = BIT (POOL),
     .relations = ALL_RELATIONS, .changes = ALL_CHANGES },
+  { "between-pieces", play_between_pieces, .plugins = BOTH,
+    .relations = OTHER_DEVICES },
   { "by-third", play_by_third, .plugins = BIT (POOL),
     .relations = OTHER_DEVICES, .changes = WRITES | BIT (BY_ZERO) },
   { "reconnect/broken", play_reconnect, .plugins = BIT (POOL),
