@@ -101,6 +101,13 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
     supersede (device, seq, offset, end);
   }
   order_dispatch_locked (e, from, to);
+  /* It has failed before, and the next piece has to wait.  A flush tries it:
+   * its wait has a bound.
+   */
+  if (b->state == BUF_READY && b->failed_seq > 0) {
+    buffers_set_state (b, BUF_FAILED);
+    buffers_wake_writers (e);
+  }
   cond_broadcast (&e->order.progress);
 }
 

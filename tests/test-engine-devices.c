@@ -443,6 +443,33 @@ test_bound_retry (struct world *w)
   assert_device (w->f, 4096, 4096, 1);
 }
 
+/* The same for a later piece of failed data, after the flush has written the
+ * first one.
+ */
+static void
+test_bound_retry_piece (struct world *w)
+{
+  struct task *zero;
+  int hold, fail;
+
+  open_names (w, 8 * U, config_impatient (READ_DIRECT));
+  fail = gate_fail (w->gate, GATE_WRITE, 0, 4096, ENOSPC, -1);
+  do_write (w, 0, 12288, 0, 1);
+  flush_fails (w, 0, ENOSPC);
+  do_zero (w, 1, 4096, 4096);
+  flush_fails (w, 0, ENOSPC);   /* it has superseded a part */
+  gate_release (w->gate, fail);
+  hold = gate_hold (w->gate, GATE_ZERO, ANYWHERE);
+  zero = start_held (w, hold, 1, ZERO, 4096, 8192, 0);
+  flush_fails (w, 0, ENOSPC);
+  assert_device (w->f, 4096, 0, 1);
+  gate_release (w->gate, hold);
+  task_ends (zero, 0);
+  flush_fails (w, 0, ENOSPC);
+  do_flush (w, 0);
+  assert_device (w->f, 8192, 4096, 0);
+}
+
 /* All workers are busy with another device, which hangs.  A flush, a writer and
  * a direct write do queued writes of their device themselves.
  */
@@ -565,6 +592,7 @@ static const struct test tests[] = {
     .on = PARALLEL },
   { "devices/bound-ready", test_bound_ready },
   { "devices/bound-retry", test_bound_retry },
+  { "devices/bound-retry-piece", test_bound_retry_piece },
   { "devices/workers", test_workers, .on = PARALLEL },
   { "devices/buffers", test_buffers },
   { "devices/flush-shows/gone", test_flush_shows, GONE },
