@@ -268,8 +268,9 @@ test_not_started (void)
   end (&p);
 }
 
-/* An old file keeps its rights, whatever the umask is, and its owner.  A reader that has it
- * open reads it to its end.  What a killed server has left is no obstacle.
+/* An old file keeps its rights, whatever the umask is, and its owner. A reader
+ * that has it open reads it to its end. What a killed server has left is no
+ * obstacle.
  */
 static void
 test_old_file (void)
