@@ -207,11 +207,10 @@ filled (struct buf *b)
     order_dispatch_locked (e, buf_start (b), buf_end (b));
     return;
   }
-  if (b->hi == b->conn->unit || buf_first_end (b) == b->conn->backend.size)
-    order_submit_locked (b);
-  else if (e->buffers.writers.length > 0
-           && (e->buffers.free.length == 0
-               || !buffers_have_room (b->device)))
+  if (b->hi == b->conn->unit || buf_first_end (b) == b->conn->backend.size
+      || (e->buffers.writers.length > 0
+          && (e->buffers.free.length == 0
+              || !buffers_have_room (b->device))))
     order_submit_locked (b);
   if (oldest_open (e))
     wake_thread (e);
