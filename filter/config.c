@@ -5,12 +5,12 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-filter.h>
 
 #include "config.h"
+#include "memlimit.h"
 
 enum {
   MAX_BUFFERS = 65536,
@@ -36,7 +36,7 @@ enum {
 #define IDLE_NS UINT64_C (10000000000)
 
 /* 2048 buffers: 64 ms at 4 GB/s.  A filter is one of many programs on a
- * machine: it takes at most a sixteenth.
+ * machine or in a container: it takes at most a sixteenth.
  */
 #define DEFAULT_MEMORY UINT64_C (268435456)
 enum { DEFAULT_PART = 16 };
@@ -192,21 +192,14 @@ config_set (struct config *c, const char *key, const char *value)
   return -1;
 }
 
-static uint64_t
-default_memory (void)
-{
-  uint64_t machine = (uint64_t) sysconf (_SC_PHYS_PAGES)
-    * sysconf (_SC_PAGESIZE);
-
-  return MIN (DEFAULT_MEMORY, machine / DEFAULT_PART);
-}
-
 /* How many buffers there are.  -1: nbdkit_error was called. */
 static int
 complete_buffers (struct config *c)
 {
   struct engine_config *e = &c->engine;
-  uint64_t fit = (c->memory ? c->memory : default_memory ()) / e->buffer_size;
+  uint64_t memory = c->memory ? c->memory
+    : MIN (DEFAULT_MEMORY, memlimit_bytes ("") / DEFAULT_PART);
+  uint64_t fit = memory / e->buffer_size;
 
   c->buffers_given = e->buffers != 0;
   if (c->memory && fit < MAX (e->buffers, MIN_BUFFERS)) {

@@ -38,8 +38,8 @@ extern void config_free (struct config *);
 
 #define CONFIG_HELP \
   "asyncpool-memory=SIZE       Memory for data, at most (default: 256M,\n" \
-  "                            or a sixteenth of the machine's memory if\n" \
-  "                            that is less).\n" \
+  "                            or a sixteenth of the memory of the machine\n" \
+  "                            or the container if that is less).\n" \
   "asyncpool-buffers=N         A fixed number of buffers, all of them in\n" \
   "                            flight (default: what fits into the memory;\n" \
   "                            those in flight follow the device).\n" \

@@ -127,6 +127,28 @@ else
   check "little memory: nbdkit starts" start_with_little
 fi
 
+# A container with a limit: cgroups of both versions have the same one.  The
+# server is in a mount namespace of its own.
+cat >in_container <<'END'
+mount -t tmpfs none /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory || exit
+echo 67108864 >/sys/fs/cgroup/memory.max
+echo 67108864 >/sys/fs/cgroup/memory/memory.limit_in_bytes
+exec "$@"
+END
+start_in_container ()
+{
+  unshare -m bash in_container "$NBDKIT" -U - "--filter=$FILTER" memory 1M \
+    asyncpool-stats=container --run true
+}
+if [ "$(id -u)" = 0 ] && [ -r /proc/self/cgroup ] &&
+   unshare -m mount -t tmpfs none /sys/fs/cgroup 2>/dev/null; then
+  check "a container's limit: nbdkit starts" start_in_container
+  is "a container's limit: a sixteenth of it is the default" \
+    "$(grep -o '^buffers: [0-9]*' container)" "buffers: 32"
+else
+  skip "a container's limit" "needs root and a mount namespace"
+fi
+
 # Good parameters.
 
 # accepts [PARAMETER=VALUE...]
