@@ -504,9 +504,9 @@ conn_flush (struct conn *c, bool is_own)
   err = flush_begin (c);
   if (err == 0)
     err = device_flush (c);
-  err = flush_end (c, err);
   if (err == 0)
     err = atomic_exchange (&c->show_error, 0);
+  err = flush_end (c, err);
   end (c, STATS_FLUSH, now_ns, 0);
   return err;
 }

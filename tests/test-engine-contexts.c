@@ -404,6 +404,28 @@ test_hidden_error (struct world *w)
   do_read (w, 0, 4096, 3 * U, 1);
 }
 
+/* A flush that returns such an error has not succeeded: after failed data,
+ * writes stay direct until the next one.
+ */
+static void
+test_hidden_failing (struct world *w)
+{
+  int fail;
+
+  open_contexts (w, contexts_config ());
+  fake_hide (w->f);
+  make_failed (w, 0, 4096, 9 * U, 2, EIO);
+  do_write (w, 0, U, 3 * U, 1);
+  fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, ENOSPC, 1);
+  request_fails (w, 0, READ, 4096, 3 * U, 1, ENOSPC);
+  gate_release (w->gate, fail);
+  flush_fails (w, 0, ENOSPC);
+  assert_device (w->f, 4096, 9 * U, 2);
+  g_assert_true (is_failing (w, 0));
+  do_flush (w, 0);
+  g_assert_false (is_failing (w, 0));
+}
+
 /* A stream over changed bytes reads the new ones, though contexts show the old
  * ones.
  */
@@ -716,6 +738,7 @@ static const struct test tests[] = {
   { "contexts/all-break", test_all_break, .on = CONTEXTS_ONLY },
   { "contexts/hidden/read", test_hidden, .on = CONTEXTS_ONLY },
   { "contexts/hidden/error", test_hidden_error, .on = CONTEXTS_ONLY },
+  { "contexts/hidden/failing", test_hidden_failing, .on = CONTEXTS_ONLY },
   { "contexts/hidden/stream", test_hidden_stream, .on = CONTEXTS_ONLY },
   { "contexts/hang/free", test_hang_free, .on = CONTEXTS_ONLY },
   { "contexts/hang/fails", test_hang_fails, .on = CONTEXTS_ONLY },

@@ -476,11 +476,8 @@ send (struct run *r, const struct step *s, unsigned tag)
     fail ("the flush returns no error of an earlier one");
   /* A write may have failed and then succeeded: the plugin's flush is last. */
   if (s->kind == FLUSH
-      && (n_failed (r, kinds) == before || n_flushed (r) > flushed)) {
-    if (r->shows[s->conn])      /* it has succeeded but for that */
-      r->forgiven = deferred_errors (r);
+      && (n_failed (r, kinds) == before || n_flushed (r) > flushed))
     r->shows[s->conn] = false;
-  }
   /* A flush that the filter sends by itself. */
   if (w->serial && (s->kind == READ || s->kind == EXTENTS)
       && n_failed (r, GATE_FLUSH) > flushes)
