@@ -176,8 +176,8 @@ log_stats (enum statsfile_event event, int err)
   case STATSFILE_ONLY_AT_END:
     nbdkit_error ("asyncpool-stats=%s: warning: it is written at the end only: "
                   "%s: to be rewritten while the server runs, it needs a "
-                  "thread, and a directory where the server's user can replace "
-                  "files", name, strerror (err));
+                  "thread, and a directory where the server's user can make "
+                  "%s.new and rename it", name, strerror (err), name);
     break;
   case STATSFILE_FAILED:
     nbdkit_error ("asyncpool-stats=%s: cannot be written: %s: further errors "

@@ -124,13 +124,14 @@ replace (const struct statsfile *s, const struct text *t)
 }
 
 /* Whether another try cannot succeed: the file can only be written in place.
- * EBUSY: the file itself is a mount point, as in some containers.
+ * EBUSY: the file itself is a mount point, as in some containers.  EISDIR: the
+ * temporary's name is that of a directory.
  */
 static bool
 is_refused (int err)
 {
   return err == EACCES || err == EPERM || err == EROFS || err == EBUSY
-    || err == ENAMETOOLONG;
+    || err == EISDIR || err == ENAMETOOLONG;
 }
 
 static void

@@ -12,7 +12,8 @@
  *                                 the server's user make files
  *   in place, at the end only     anything else: standard error, a FIFO, all
  *                                 names in /dev, a mount point, a directory
- *                                 without rights
+ *                                 without rights, or where FILE.new is a
+ *                                 directory
  *
  * No request and no other thread ever waits for the file system.  When the
  * server ends, it waits for the last write for a limited time.  After that it

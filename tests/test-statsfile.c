@@ -450,6 +450,24 @@ test_refused (unsigned err)
   end (&p);
 }
 
+/* The place of FILE.new is taken, and stays so. */
+static void
+test_taken (void)
+{
+  struct place p = begin ();
+  struct statsfile *s;
+
+  g_assert_cmpint (mkdir (p.temporary, 0700), ==, 0);
+  s = open_stats (p.file);
+  g_assert_cmpint (logged_error, ==, EISDIR);
+  statsfile_start (s, MS_NS, MINUTE_NS);
+  statsfile_end (s);
+  read_report (p.file);
+  assert_logged (1, 0, 0);
+  g_assert_cmpint (rmdir (p.temporary), ==, 0);
+  end (&p);
+}
+
 /* Not even the first user may. */
 static void
 test_refused_at_start (void)
@@ -618,6 +636,7 @@ static const struct test tests[] = {
   { "/statsfile/refused", .run_each = test_refused,
     .values = { EACCES, EPERM, EROFS, EBUSY, ENAMETOOLONG } },
   { "/statsfile/refused/at-start", .run = test_refused_at_start },
+  { "/statsfile/refused/taken", .run = test_taken },
   { "/statsfile/refused/later", .run = test_refused_later },
   { "/statsfile/no-thread", .run = test_no_thread },
   { "/statsfile/hangs", .run = test_hangs },
