@@ -283,6 +283,8 @@ put (struct buf *b)
   b->conn = NULL;
   b->since_ns = clock_ns ();
   buffers_set_state (b, BUF_FREE);
+  if (e->buffers.last_used == NULL)
+    e->buffers.last_used = &b->link;
   buffers_call_writer (e);
 }
 
@@ -294,11 +296,9 @@ buffers_give_back (struct engine *e, uint64_t now_ns)
                          GIVE_BACK_AT_ONCE);
 
   buffers_evict_idle (e, now_ns);
-  for (GList *l = s->free.tail; l; l = l->prev) {
-    struct buf *b = l->data;
+  for (; s->last_used; s->last_used = s->last_used->prev) {
+    struct buf *b = s->last_used->data;
 
-    if (b->memory_of == 0)
-      continue;
     s->give_back_ns = MAX (b->since_ns + e->config.idle_ns, now_ns);
     if (s->give_back_ns > now_ns || left-- == 0)
       return;
@@ -464,6 +464,8 @@ take_free (struct engine *e)
 
   if (link == NULL)
     return NULL;
+  if (link == e->buffers.last_used)
+    e->buffers.last_used = NULL;
   buffers_set_state (link->data, BUF_TAKEN);
   return link->data;
 }

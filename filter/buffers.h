@@ -140,6 +140,10 @@ struct buffers {
   GTree *tree;
   GQueue free;                  /* youngest first: it is in the CPU's cache, and
                                  * those that are not needed stay at the end */
+  GList *last_used;             /* in free: the last one with memory.  All
+                                 * before it have memory, those behind it were
+                                 * never used or have given it back; NULL: no
+                                 * free one has memory */
   uint64_t give_back_ns;        /* when to look for unused memory; UINT64_MAX:
                                  * there is none */
   GQueue reading, clean, open;  /* oldest first */

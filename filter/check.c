@@ -134,6 +134,7 @@ check_queues (struct engine *e)
 {
   const struct buffers *s = &e->buffers;
   unsigned n[BUF_STATES] = { 0 }, dirty_of_exports = 0;
+  bool is_used = s->last_used != NULL;
 
   for (unsigned i = 0; i < s->n; i++)
     n[s->all[i].state]++;
@@ -142,6 +143,12 @@ check_queues (struct engine *e)
   g_assert_cmpuint (s->clean.length, ==, n[BUF_CLEAN]);
   g_assert_cmpuint (s->open.length, ==, n[BUF_OPEN]);
   g_assert_cmpuint (s->failed.length, ==, n[BUF_FAILED]);
+  for (const GList *l = s->free.head; l; l = l->next) {
+    const struct buf *b = l->data;
+
+    is_used = is_used && (l == s->free.head || l->prev != s->last_used);
+    g_assert_true (is_used == (b->memory_of != 0));
+  }
   check_sorted (&s->failed);
   QUEUE_FOREACH (struct export, x, &e->exports, link) {
     dirty_of_exports += x->dirty.length;

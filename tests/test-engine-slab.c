@@ -8,7 +8,10 @@
  * data, no request waits: it gets an error, or goes to the plugin.  A buffer
  * that is not used for a while gives its memory back.
  */
+#include <time.h>
+
 #include "buffers.h"
+#include "clock.h"
 #include "world.h"
 
 /* The buffer that became free last is taken first. */
@@ -535,6 +538,34 @@ test_give_back_clean (struct world *w)
   do_read (w, 0, U, 2 * U, OLD);
 }
 
+static uint64_t
+thread_ns (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_THREAD_CPUTIME_ID, &t);
+  return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
+}
+
+/* A look for unused memory takes no longer in a large slab. */
+static void
+test_give_back_large (struct world *w)
+{
+  enum { BUFFERS = 16384, LOOKS = 1000 };
+  struct engine_config c = config (BUFFERS, 4, WRITE_BEHIND, READ_DIRECT);
+  uint64_t start_ns;
+
+  c.idle_ns = HOUR_NS;
+  world_init (w, 8 * U, c);
+  do_write (w, 0, U, 0, 1);
+  do_flush (w, 0);
+  LOCK_IN_SCOPE (&w->e->lock);
+  start_ns = thread_ns ();
+  for (unsigned i = 0; i < LOOKS; i++)
+    buffers_give_back (w->e, clock_ns ());
+  g_assert_cmpuint (thread_ns () - start_ns, <, LOOKS * 30000);
+}
+
 static const struct test tests[] = {
   { "slab/reuse", test_reuse },
   { "slab/filling", test_filling },
@@ -556,6 +587,7 @@ static const struct test tests[] = {
   { "slab/limit-coalesce", test_limit_coalesce },
   { "slab/give-back", test_give_back },
   { "slab/give-back-clean", test_give_back_clean },
+  { "slab/give-back-large", test_give_back_large },
 };
 
 int
