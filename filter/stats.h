@@ -34,7 +34,7 @@ enum stats_counter {
   STATS_AHEAD_FAILED,           /* failed prefetches */
   STATS_DEFERRED,               /* client writes, or their parts in one unit */
   STATS_COALESCED,              /* deferred writes that joined an earlier one */
-  STATS_BARRIERS,               /* operations that waited for older writes */
+  STATS_BARRIERS,               /* requests that waited for older dirty data */
   STATS_DEFERRED_ERRORS,        /* deferred writes that the plugin refused */
   STATS_HOOKED,                 /* operations of async hooks */
   STATS_EXTENTS_KEPT,           /* block status without a question to the

@@ -216,7 +216,7 @@ recovers () # KIND FILE-SYSTEM CONNECTIONS
   check "$name: the guest syncs its steps" record "$@"
   stops "$name" record
   # Otherwise this tests nothing of the filter.
-  check "$name: writes were deferred" grep -E '^write-behind: [1-9]' stats
+  check "$name: writes were deferred" grep -E '^write-back: [1-9]' stats
   check "$name: all images recover" check_images "$2"
   diag <check.out
   echo "# $((SECONDS - start)) s, $(wc -l <acks) acknowledged steps"

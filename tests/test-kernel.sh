@@ -64,7 +64,7 @@ for connections in 1 4; do
   check "the server ends well" server_stop "plain$connections"
   # Otherwise this has tested nothing of the filter.
   check "writes were deferred" \
-    grep -E '^write-behind: [1-9]' "stats$connections"
+    grep -E '^write-back: [1-9]' "stats$connections"
 done
 
 # The guest is reset while it writes.  QEMU does not end; the server and its

@@ -238,7 +238,7 @@ test_lines (void)
     "asyncpool statistics", "operation ", "read ", "write ", "zero ", "trim ",
     "flush ", "extents ", "cache ", "plugin read ", "plugin write ",
     "plugin extents ", "buffer wait ", "in the plugin: ", "read-ahead: ",
-    "write-behind: ", "block status: ", "zeroes: ", "barriers: ",
+    "write-back: ", "block status: ", "zeroes: ", "barriers: ",
   };
   struct stats *s = stats_new ();
 
@@ -266,11 +266,11 @@ static const struct place {
          "@ operations wasted"),
   PLACE (AHEAD_FAILED, "read_ahead_failures", "read-ahead: ",
          "@ operations failed"),
-  PLACE (DEFERRED, "deferred_writes", "write-behind: ", "@ writes held"),
-  PLACE (COALESCED, "coalesced_writes", "write-behind: ",
-         "@ of them combined"),
-  PLACE (BARRIERS, "barriers", "barriers: ", "@ operations"),
-  PLACE (DEFERRED_ERRORS, "deferred_write_errors", "write-behind: ",
+  PLACE (DEFERRED, "deferred_writes", "write-back: ", "@ writes deferred"),
+  PLACE (COALESCED, "coalesced_writes", "write-back: ",
+         "@ of them coalesced"),
+  PLACE (BARRIERS, "barriers", "barriers: ", "@ requests"),
+  PLACE (DEFERRED_ERRORS, "deferred_write_errors", "write-back: ",
          "@ deferred errors"),
   PLACE (HOOKED, "hooked_operations", "async hooks: ", "@ operations"),
   PLACE (EXTENTS_KEPT, "extents_kept_requests", "block status: ",
@@ -363,11 +363,11 @@ test_now (void)
     .read_limit = { .reason = LIMIT_GROWS, .base = 0.0125 },
     .write_limit = { .reason = LIMIT_HAD_ERROR, .base = 0.003 }
   };
-  assert_line_has (s, "limit: ",
-                   "reads: it grew, as operations took no longer");
-  assert_line_has (s, "limit: ", "writes: it was halved after an error");
-  assert_line_has (s, "limit: ", "12.500 ms for a read without a queue");
-  assert_line_has (s, "limit: ", "3.000 ms for a write without a queue");
+  assert_line_has (s, "limit of reads: ",
+                   "it grew, as operations took no longer");
+  assert_line_has (s, "limit of writes: ", "it was halved after an error");
+  assert_line_has (s, "without a queue: ", "12.500 ms for a read");
+  assert_line_has (s, "without a queue: ", "3.000 ms for a write");
   g_assert_cmpfloat (metric (s, "limit_reason", ",kind=\"read\""), ==,
                      LIMIT_GROWS);
   g_assert_cmpfloat (metric (s, "limit_reason", ",kind=\"write\""), ==,
@@ -376,6 +376,29 @@ test_now (void)
                      0.0125);
   g_assert_cmpfloat (metric (s, "limit_base_seconds", ",kind=\"write\""), ==,
                      0.003);
+  now = (struct stats_now) { 0 };
+  stats_free (s);
+}
+
+/* The lines of the limits fit into a terminal of 80 columns. */
+static void
+test_width (void)
+{
+  static const char *const names[] = {
+    "limit: ", "limit of reads: ", "limit of writes: ", "without a queue: "
+  };
+  struct stats *s = stats_new ();
+
+  now.read_limit = now.write_limit =
+    (struct stats_limit) { .value = 2048, .base = 1.2345 };
+  for (unsigned reason = 0; reason < LIMIT_REASONS; reason++) {
+    now.read_limit.reason = now.write_limit.reason = reason;
+    for (unsigned i = 0; i < G_N_ELEMENTS (names); i++) {
+      g_autofree char *line = print_line (s, names[i]);
+
+      g_assert_cmpuint (strlen (names[i]) + strlen (line), <=, 80);
+    }
+  }
   now = (struct stats_now) { 0 };
   stats_free (s);
 }
@@ -502,6 +525,7 @@ static const struct test tests[] = {
   { "/statistics/both-formats/counters", .run = test_counters },
   { "/statistics/both-formats/now", .run = test_now },
   { "/statistics/both-formats/kinds", .run = test_kinds },
+  { "/statistics/width", .run = test_width },
   { "/statistics/hit-rate", .run = test_hit_rate },
   { "/statistics/label", .run = test_label },
 };

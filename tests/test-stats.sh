@@ -76,7 +76,7 @@ for kind in read write zero trim flush; do
       END { exit !good }' stats.txt
 done
 for word in 'p50' 'p99' 'plugin read' 'plugin write' 'buffer wait' 'peak' \
-  'read-ahead' 'issued' 'used' 'wasted' 'write-behind' 'combined' \
+  'read-ahead' 'issued' 'used' 'wasted' 'write-back' 'coalesced' \
   'deferred errors' 'barriers' 'plugin extents' 'block status' 'zeroes' \
   'hit rate' 'waiting data' 'buffers: 4 in all' 'threads' 'clients'
 do
@@ -85,7 +85,7 @@ done
 check "some of the prefetched data was used" \
   grep -qE 'read-ahead: .*, [1-9][0-9]* used' stats.txt
 check "some writes were coalesced" \
-  grep -qE '[1-9][0-9]* of them combined' stats.txt
+  grep -qE '[1-9][0-9]* of them coalesced' stats.txt
 check "some requests waited for a buffer" \
   test "$(field 'buffer wait ' 2)" -gt 0
 check "the plugin has fewer writes than the client" \
