@@ -309,6 +309,14 @@ conn_is_refusable (const struct conn *c, uint32_t count, uint64_t offset)
   return ((offset | count) & (b->min_block - 1)) != 0 || count > b->max_block;
 }
 
+/* Nothing here makes a read or a write of a device that copies faster. */
+static void
+note_fast (struct conn *c, struct speed *s)
+{
+  if (speed_is_known (s) && speed_wait_ns (s) == 0)
+    stats_add (c->engine->stats, STATS_FAST, 1);
+}
+
 /* A flush or a FUA write shows that the client expects a volatile cache. */
 static void
 enable_writeback (struct conn *c)
@@ -349,6 +357,7 @@ conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 
   if (!begin (c, c->backend.read_speed, &now_ns))
     return ESHUTDOWN;
+  note_fast (c, c->backend.read_speed);
   if (may_prefetch (c, count, offset))
     s = readahead_note (c, count, offset, now_ns, &covered);
   err = read_serve (c, covered ? s : NULL, buf, count, offset, now_ns,
@@ -443,6 +452,7 @@ conn_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
 
   if (!begin (c, s, &now_ns))
     return ESHUTDOWN;
+  note_fast (c, s);
   if (flags & BACKEND_FUA)
     enable_writeback (c);
   /* A fast device defers nothing: spare it the shared counter. */

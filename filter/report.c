@@ -92,6 +92,9 @@ static const struct row {
   { "operations_in_flight", NULL, "Operations that the plugin has now.",
     NULL, "@ now", NOW (in_flight) },
 
+  { "fast_plugin_requests", NULL,
+    "Reads and writes that the filter passed on, as the plugin is fast.",
+    "fast plugin", "@ reads and writes passed on", COUNTER (FAST) },
   { "read_ahead_bytes", NULL, "Prefetched bytes.",
     "read-ahead", "@ bytes issued", COUNTER (AHEAD_BYTES) },
   { "read_ahead_used_bytes", NULL, "Prefetched bytes that clients read.",

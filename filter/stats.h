@@ -27,6 +27,7 @@ enum stats_kind {
 };
 
 enum stats_counter {
+  STATS_FAST,                   /* reads and writes while the plugin is fast */
   STATS_AHEAD_BYTES,            /* prefetched */
   STATS_AHEAD_USED,             /* prefetched bytes that a client then read */
   STATS_AHEAD_WASTED,           /* those that were dropped before that */

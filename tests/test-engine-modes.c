@@ -143,6 +143,7 @@ test_fast (struct world *w)
   for (unsigned i = 0; i < 6; i++)
     g_assert_true (is_on_this_thread
                    (gate_op (w->gate, GATE_ANY, ANYWHERE, i)));
+  assert_counter (w, STATS_FAST, 6);
 }
 
 /* Operations that fail say nothing about the device's speed, however many. */
@@ -175,6 +176,7 @@ test_deep_client (struct world *w)
   put_in_flight (w, 0, in_flight);
   do_write (w, 0, 4096, 0, 1);
   assert_states (w, BUF_OPEN, 0, U, in_flight < 7);
+  assert_counter (w, STATS_FAST, 0);
 }
 
 static const struct test tests[] = {

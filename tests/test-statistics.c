@@ -237,8 +237,8 @@ test_lines (void)
   static const char *const names[] = {
     "asyncpool statistics", "operation ", "read ", "write ", "zero ", "trim ",
     "flush ", "extents ", "cache ", "plugin read ", "plugin write ",
-    "plugin extents ", "buffer wait ", "in the plugin: ", "read-ahead: ",
-    "write-back: ", "block status: ", "zeroes: ", "barriers: ",
+    "plugin extents ", "buffer wait ", "in the plugin: ", "fast plugin: ",
+    "read-ahead: ", "write-back: ", "block status: ", "zeroes: ", "barriers: ",
   };
   struct stats *s = stats_new ();
 
@@ -258,6 +258,8 @@ static const struct place {
 } counters[STATS_COUNTERS] = {
 #define PLACE(c, metric, line, text) \
   [STATS_##c] = { metric "_total", "", line, text }
+  PLACE (FAST, "fast_plugin_requests", "fast plugin: ",
+         "@ reads and writes passed on"),
   PLACE (AHEAD_BYTES, "read_ahead_bytes", "read-ahead: ", "@ bytes issued"),
   PLACE (AHEAD_USED, "read_ahead_used_bytes", "read-ahead: ", "@ used"),
   PLACE (AHEAD_WASTED, "read_ahead_wasted_bytes", "read-ahead: ",

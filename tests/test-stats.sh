@@ -76,9 +76,9 @@ for kind in read write zero trim flush; do
       END { exit !good }' stats.txt
 done
 for word in 'p50' 'p99' 'plugin read' 'plugin write' 'buffer wait' 'peak' \
-  'read-ahead' 'issued' 'used' 'wasted' 'write-back' 'coalesced' \
-  'deferred errors' 'barriers' 'plugin extents' 'block status' 'zeroes' \
-  'hit rate' 'waiting data' 'buffers: 4 in all' 'threads' 'clients'
+  'fast plugin: 0 reads' 'read-ahead' 'issued' 'used' 'wasted' 'write-back' \
+  'coalesced' 'deferred errors' 'barriers' 'plugin extents' 'block status' \
+  'zeroes' 'hit rate' 'waiting data' 'buffers: 4 in all' 'threads' 'clients'
 do
   check "the statistics have $word" grep -q -- "$word" stats.txt
 done
