@@ -145,7 +145,6 @@ add_row (const struct row *row)
 static int
 run_cases (int argc, char **argv, const struct row *rows, unsigned n)
 {
-  const char *dir = g_getenv ("TEST_DIR");
   g_autoptr (GPtrArray) arguments = g_ptr_array_new ();
   int n_arguments = argc + 1;
 
@@ -154,8 +153,6 @@ run_cases (int argc, char **argv, const struct row *rows, unsigned n)
   g_ptr_array_add (arguments, (char[]) { "-k" });       /* keep going */
   g_ptr_array_add (arguments, NULL);
   argv = (char **) arguments->pdata;
-  if (dir)                      /* tests/run removes what a case leaves there */
-    g_setenv ("TMPDIR", dir, true);
   g_test_init (&n_arguments, &argv, NULL);
   for (unsigned i = 0; i < n; i++)
     add_row (&rows[i]);

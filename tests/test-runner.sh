@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # The runner, tests/run: a test whose own result is "ok" fails if a sanitizer or
-# valgrind finds a fault, and so does a test that hangs.
+# valgrind finds a fault, and so does a test that hangs.  Tests leave nothing in
+# /tmp.
 . "$TESTS_DIR/functions.sh"
 
 cat >passes.sh <<'END'
@@ -37,6 +38,22 @@ for fault in "${found[@]}"; do
   is "a test fails with fault $fault" "$(result_with "$fault")" fail
   check "fault $fault is shown" grep -q 'broken\.c' run.out
 done
+
+# A program, not a script: its name does not end in .sh.
+cat >aborts <<'END'
+#!/bin/bash
+mktemp -d aborts.XXXXXX --tmpdir
+kill -ABRT $$
+END
+chmod +x aborts
+check "a program that aborts fails" \
+  not env "TMPDIR=$TEST_DIR" "$TESTS_DIR/run" --one "$TEST_DIR/aborts"
+check "it leaves no directory behind" not compgen -G 'aborts.*'
+
+# shellcheck disable=SC2016
+socket=$("$NBDKIT" -U - memory 1M --run 'echo "$unixsocket"')
+is "nbdkit -U - leaves nothing outside the test's directory" \
+  "${socket%/*}" "$TEST_DIR"
 
 rc=0
 TEST_TIMEOUT=1 "$TESTS_DIR/run" --one "$TEST_DIR/hangs.sh" \
