@@ -172,7 +172,11 @@ test_none (struct world *w)
 {
   open_contexts (w, contexts_config ());
   fake_set_openable (w->f, 0);
+  fake_hang_opens (w->f, true);         /* else the flush may be first */
   write_units (w, 0, 0, 4, 1);
+  fake_wait_opening (w->f, 1);
+  fake_hang_opens (w->f, false);
+  wait_contexts_logged ();
   do_flush (w, 0);
   assert_device (w->f, 4 * U, 0, 1);
   write_units (w, 0, 0, 4, 2);          /* not deferred */
