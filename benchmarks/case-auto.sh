@@ -184,18 +184,18 @@ auto_device () { # SHAPE
 # N or NxKIB.  asyncpool-buffers makes the number fixed also where contexts
 # bound it.
 auto_numbers () { # KIND N
-  local n=${2%x*} kib=128
+  local n=${2%x*} kib=128 numbers
   [[ $2 != *x* ]] || kib=${2#*x}
+  numbers="asyncpool-contexts=$n asyncpool-buffers=64"
   case $1 in
-    ssh) echo "asyncpool-contexts=$n asyncpool-buffers=64";;
+    ssh) ;;
     http*)
-      if backends_is_parallel "$1"
-      then echo "asyncpool-buffers=$n connections=$n"
-      else echo "asyncpool-contexts=$n asyncpool-buffers=64"
-      fi;;
-    *) echo "asyncpool-buffers=$n";;
+      ! backends_is_parallel "$1" ||
+        numbers="asyncpool-buffers=$n connections=$n";;
+    *) numbers="asyncpool-buffers=$n";;
   esac
-  [ "$kib" = 128 ] || echo "asyncpool-buffer-size=${kib}K"
+  [ "$kib" = 128 ] || numbers+=" asyncpool-buffer-size=${kib}K"
+  echo "$numbers"                # one line, as a plan is one
 }
 
 # A phase of a link that changes, in seconds.

@@ -77,7 +77,8 @@ PLAN=()
 plan () {
   local IFS='|'
   [ $# = 6 ] || die "plan: $# arguments: $*"
-  [[ "$*" != *,* ]] || die "plan: no commas, the results are CSV: $*"
+  [[ "$*" != *[,$'\n']* ]] ||
+    die "plan: no commas or newlines, the results are CSV: $*"
   PLAN+=("$*")
 }
 

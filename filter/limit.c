@@ -9,6 +9,8 @@
 #include "limit.h"
 
 enum { MIN_SAMPLES = 8 };
+/* After so many growths the limit doubles with each one. */
+enum { STREAK_TO_DOUBLE = 6 };
 /* Epochs from one measurement of the base to the next: the first time, and
  * later.
  */
@@ -28,7 +30,7 @@ limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes,
 
   *l = (struct limit) { .most = most, .whole_bytes = whole_bytes,
                         .has_small = has_small, .has_worked = true,
-                        .skip = value * 3 / 4, .streak = 6,
+                        .skip = value * 3 / 4, .streak = STREAK_TO_DOUBLE,
                         .least_ns = UINT64_MAX, .interval = INTERVAL_FIRST };
   lock_init_ranked (&l->lock, LOCK_LEAF);
   store (&l->value, value);
@@ -198,9 +200,11 @@ static bool
 is_known (const struct limit *l, uint64_t elapsed_ns)
 {
   double n = l->n, mean = l->sum_ns / n;
-  unsigned value = load (&l->value);
+  unsigned value = load (&l->value), rest = value - l->skip;
 
-  if (n < MAX (value - l->skip, MIN_SAMPLES) || elapsed_ns < EPOCH_MIN_NS)
+  if (l->streak >= STREAK_TO_DOUBLE)
+    rest /= 4;
+  if (n < MAX (rest, MIN_SAMPLES) || elapsed_ns < EPOCH_MIN_NS)
     return false;
   return (l->squares / n - mean * mean) * 256 <= mean * mean * n
     || (n >= 8 * value + 128 && elapsed_ns >= 4 * EPOCH_MIN_NS);
@@ -224,7 +228,7 @@ start_again (struct limit *l, bool is_small, uint64_t now_ns)
   l->base_ns = l->age = l->before = l->good = l->ceiling_until_ns = 0;
   l->least_ns = UINT64_MAX;
   l->interval = INTERVAL_FIRST;
-  l->streak = 6;
+  l->streak = STREAK_TO_DOUBLE;
   set (l, LIMIT_START, LIMIT_STARTS);
   begin_epoch (l, now_ns);
 }
