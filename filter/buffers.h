@@ -83,7 +83,7 @@ struct buf {
   struct backend_io io;
   /* Constant. */
   struct engine *engine;
-  char *data;                   /* byte 0 of the unit */
+  char *data;                   /* the byte at base */
   /* Under engine.lock.  A prefetch uses base, hi and conn without it: they do
    * not change in READING.  A dispatched write uses io.hook.
    */
@@ -92,7 +92,8 @@ struct buf {
   struct device *device;
   struct conn *conn;            /* its backend does the operations; NULL: it has
                                  * ended and left this FAILED data */
-  uint64_t base;                /* device offset of the unit */
+  uint64_t base;                /* device offset of data: that of the unit, or
+                                 * a prefetch within it */
   uint32_t lo, hi;
   GArray *rest;                 /* struct span: the pieces after hi, where newer
                                  * data replaced bytes between; or NULL */

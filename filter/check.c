@@ -111,7 +111,9 @@ check_buf (struct engine *e, const struct buf *b)
     }
   if (buf_is_dirty (b))
     g_assert_nonnull (b->conn);
-  if (b->node)
+  if (b->state == BUF_READING || b->state == BUF_CLEAN)
+    g_assert_cmpuint (b->base % b->device->unit + b->hi, <=, b->device->unit);
+  else if (b->node)
     g_assert_cmpuint (b->base % b->device->unit, ==, 0);
 }
 

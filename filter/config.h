@@ -14,8 +14,8 @@
 
 struct config {
   struct engine_config engine;
-  bool buffers_given, threads_given, contexts_given;    /* set by
-                                                         * config_complete */
+  /* Set by config_complete. */
+  bool buffers_given, buffer_size_given, threads_given, contexts_given;
   uint64_t memory;              /* bytes; 0: not given */
   const char *memory_word;      /* as it is given */
   const char *buffer_size_word; /* as it is given, or the default */
@@ -30,6 +30,10 @@ extern int config_set (struct config *, const char *key, const char *value);
  * called.
  */
 extern int config_complete (struct config *);
+/* The plugin serves one request at a time in each context: makes buffers larger,
+ * if no parameter says how large or how many they are.
+ */
+extern void config_set_serial (struct config *);
 /* After the slab could not be mapped: halves its size, if no parameter says how
  * large it is.  Returns whether it did.
  */
@@ -43,7 +47,8 @@ extern void config_free (struct config *);
   "asyncpool-buffers=N         A fixed number of buffers, all of them in\n" \
   "                            flight (default: what fits into the memory;\n" \
   "                            those in flight follow the device).\n" \
-  "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K).\n" \
+  "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K; 1M with\n" \
+  "                            contexts).\n" \
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \

@@ -12,8 +12,6 @@
 #include "read.h"
 #include "readahead.h"
 
-enum { PER_CONTEXT = 4 };
-
 /* The life of a connection. */
 
 /* The largest power of two that is not larger than a buffer or the plugin's
@@ -39,7 +37,7 @@ most_in_flight (const struct engine *e, const struct backend *b)
 
   if (most == 0)
     return e->config.buffers;
-  return b->serial ? MIN (most, PER_CONTEXT * e->config.contexts) : most;
+  return b->serial ? MIN (most, CONN_PER_CONTEXT * e->config.contexts) : most;
 }
 
 /* Raises deferring before it sets defers: so direct_begin misses no connection
@@ -134,6 +132,8 @@ conn_open (struct engine *e, const char *export_name,
   }
   c->engine = e;
   c->unit = unit;
+  c->step = MIN (unit, e->config.read_step);
+  c->streams.most_units = unit / c->step;
   d->shared = backend->shared;
   d->size = backend->size;
   d->min_block = backend->min_block;
@@ -390,7 +390,7 @@ write_through (struct conn *c, const void *buf, uint32_t count,
     return err;
   if (flags == 0 && conn_gains (c, true)
       && !conn_writes_alone (c) && !conn_is_refusable (c, count, offset))
-    err = fanout_pwrite (c->pool, &c->backend, c->unit, buf, count, offset);
+    err = fanout_pwrite (c->pool, &c->backend, c->step, buf, count, offset);
   else
     err = backend_pwrite (&c->backend, buf, count, offset, flags);
   direct_end (c, &d, err);

@@ -16,8 +16,14 @@
  */
 static const char *const repeaters[] = { "retry", "retry-request" };
 
+/* All its read-only contexts show the same data.  It says multi-conn for them
+ * since nbdkit 1.33.8; before, it says nothing.
+ */
+static const char same_if_read_only[] = "nbdkit-curl-plugin.so";
+
 struct found {
   unsigned plugins;
+  bool same_if_read_only;       /* one of them is that plugin */
   unsigned others;              /* filters, and objects that dlopen refuses */
   unsigned repeaters;           /* a bit for each of the list */
   nbdkit_async_driver_function *get_driver;
@@ -53,10 +59,8 @@ collect (struct dl_phdr_info *info, size_t size G_GNUC_UNUSED, void *files)
 }
 
 static unsigned
-repeater_bit (const char *file)
+repeater_bit (const char *base)
 {
-  g_autofree char *base = g_path_get_basename (file);
-
   for (unsigned i = 0; i < G_N_ELEMENTS (repeaters); i++) {
     g_autofree char *name = g_strdup_printf ("nbdkit-%s-filter.so",
                                              repeaters[i]);
@@ -70,9 +74,11 @@ repeater_bit (const char *file)
 static void
 look_into (const char *file, const char *self, struct found *found)
 {
+  g_autofree char *base = g_path_get_basename (file);
   void *dl = dlopen (file, RTLD_LAZY | RTLD_NOLOAD);
 
-  found->repeaters |= repeater_bit (file);
+  found->repeaters |= repeater_bit (base);
+  found->same_if_read_only |= strcmp (base, same_if_read_only) == 0;
   if (dl == NULL) {
     found->others++;
     return;
@@ -123,6 +129,14 @@ hooks_find (const char **why_not)
     : below.others > 0 ? "another filter is below"
     : NULL;
   return *why_not ? NULL : driver;
+}
+
+bool
+hooks_same_if_read_only (void)
+{
+  struct found found = look ();
+
+  return found.same_if_read_only && found.plugins == 1 && below.others == 0;
 }
 
 bool

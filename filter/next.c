@@ -131,11 +131,18 @@ is_gone (void *handle)
 /* Further contexts. */
 
 static nbdkit_backend *lower;
+static bool same_if_read_only;
 
 void
 next_set_lower (nbdkit_backend *b)
 {
   lower = b;
+}
+
+void
+next_set_same_if_read_only (void)
+{
+  same_if_read_only = true;
 }
 
 static void
@@ -197,8 +204,8 @@ next_backend (nbdkit_next *next, bool readonly, struct backend *b)
     .ops = &ops, .handle = next, .size = size,
     .min_block = minimum > 0 ? minimum : 1,
     .max_block = maximum > 0 ? maximum : UINT32_MAX,
-    .can_write = can_write, .can_flush = can_flush, .shared = can_multi_conn,
-    .readonly = readonly
+    .can_write = can_write, .can_flush = can_flush, .readonly = readonly,
+    .shared = can_multi_conn || (readonly && same_if_read_only)
   };
   return 0;
 }

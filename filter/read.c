@@ -24,6 +24,9 @@ struct pin {
   struct buf *b;
   uint64_t from, to;            /* the part of the request that it serves */
   bool reading;                 /* it was READING when it was pinned */
+  bool whole;                   /* no other buffer holds bytes wanted of its
+                                 * range of the device: the unit, or what was
+                                 * prefetched */
 };
 
 struct read {
@@ -68,6 +71,9 @@ pin_pieces (struct read *r, struct buf *b)
 
     if (p.from >= p.to)
       continue;
+    p.whole = !buf_is_waiting (b)
+      || (p.from == MAX (b->base, r->offset)
+          && p.to == MIN (b->base + r->c->device->unit, r->end));
     buffers_pin (b);
     r->pins[r->n++] = p;
   }
@@ -140,30 +146,23 @@ read_device (struct read *r, uint64_t from, uint64_t to)
   if (conn_gains (c, false)
       && !conn_is_refusable (c, count, from)
       && !(c->backend.contexts && device_hides_own (c, from, to)))
-    err = fanout_pread (c->pool, &c->backend, c->unit, buf, count, from);
+    err = fanout_pread (c->pool, &c->backend, c->step, buf, count, from);
   else
     err = backend_pread (&c->backend, buf, count, from);
   atomic_fetch_sub_explicit (&c->direct_reads, 1, memory_order_relaxed);
   return err;
 }
 
-/* The first pin at or after I that alone holds all bytes wanted of its unit.
- * Where waiting data holds a part only, it is copied over the plugin's data.
+/* The first pin at or after I that is whole.  Where waiting data holds a part
+ * only, it is copied over the plugin's data.
  */
 static unsigned
 next_whole (const struct read *r, unsigned i)
 {
-  uint64_t unit = r->c->device->unit;
-
   if (r->whole)
     return r->n;
-  for (; i < r->n; i++) {
-    uint64_t base = r->pins[i].b->base;
-
-    if (r->pins[i].from == MAX (base, r->offset)
-        && r->pins[i].to == MIN (base + unit, r->end))
-      break;
-  }
+  while (i < r->n && !r->pins[i].whole)
+    i++;
   return i;
 }
 

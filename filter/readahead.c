@@ -95,57 +95,83 @@ is_held (struct conn *c, uint64_t offset, uint64_t end)
     || (c->backend.contexts && device_hides_own (c, offset, end));
 }
 
-/* Of the units from OFFSET on, those that are known to be zeroes. */
+/* Of the steps from OFFSET on, those that are known to be zeroes. */
 static uint64_t
 n_zeroes (struct conn *c, uint64_t offset)
 {
   uint64_t end = extents_zeroes_end (c, offset);
 
-  return (end - offset + (end == c->backend.size ? c->unit - 1 : 0)) / c->unit;
+  return (end - offset + (end == c->backend.size ? c->step - 1 : 0)) / c->step;
 }
 
-/* Starts to prefetch the range, unit by unit.  Returns where it had to stop. */
+/* The end of a step that is worth a prefetch.  No client can ask for bytes
+ * behind the device's last whole block.
+ */
 static uint64_t
-start (struct conn *c, struct stream_range r)
+step_end (struct conn *c, uint64_t from)
+{
+  uint32_t count = MIN (c->step, c->backend.size - from);
+  uint64_t end = from + count - count % c->device->min_block;
+
+  return end > from && n_zeroes (c, from) == 0 && !is_held (c, from, end)
+    ? end : from;
+}
+
+/* The end of an operation from FROM on: of BYTES at most, and within a multiple
+ * of that.
+ */
+static uint64_t
+operation_end (struct conn *c, uint64_t from, uint64_t to, uint32_t bytes)
+{
+  uint64_t end = from, step_to = step_end (c, from);
+
+  to = MIN (to, from / bytes * bytes + bytes);
+  while (end < step_to) {
+    end = step_to;
+    step_to = end < to ? step_end (c, end) : end;
+  }
+  return end;
+}
+
+/* Starts to prefetch the range in operations of BYTES.  Returns where it had to
+ * stop.
+ */
+static uint64_t
+start (struct conn *c, struct stream_range r, uint32_t bytes)
 {
   struct engine *e = c->engine;
+  uint64_t end;
 
   ENGINE_LOCK_THEN_DISPATCH (e);
   /* The end of a connection drops its prefetches once, and waits for the rest.
    */
   if (e->stopping || atomic_load (&c->backend.gone_ns) != 0)
     return r.from;
-  for (; r.from < r.to; r.from += c->unit) {
-    uint32_t count = MIN (c->unit, c->backend.size - r.from);
-    uint64_t zeroes = n_zeroes (c, r.from);
+  for (; r.from < r.to; r.from = MAX (end, r.from + c->step)) {
     struct buf *b;
 
-    if (zeroes > 0) {
-      r.from += (zeroes - 1) * c->unit;
+    end = operation_end (c, r.from, r.to, bytes);
+    if (end == r.from) {
+      end += n_zeroes (c, r.from) * c->step;
       continue;
     }
-
-    /* No client can ask for the rest. */
-    count -= count % c->device->min_block;
-    if (count == 0 || is_held (c, r.from, r.from + count))
-      continue;
     b = buffers_take_for_ahead (c);
     if (b == NULL)
       return r.from;
-    buffers_enter (b, BUF_READING, c, r.from, 0, count);
+    buffers_enter (b, BUF_READING, c, r.from, 0, end - r.from);
     dispatch_buf (b, false, POOL_AHEAD, prefetched);
   }
   return r.to;
 }
 
-/* How many units this connection may be ahead of its streams: an equal part of
- * the slab, less its demand reads in the plugin.  So the sum stays at
+/* How many buffers this connection may use ahead of its streams: an equal part
+ * of the slab, less its demand reads in the plugin.  So the sum stays at
  * the configured number of buffers.  A client that keeps three quarters of its
  * share in flight gets no prefetches.  Their copies and wake-ups would cost
  * more than it gains.  MINE: its active streams.  *EVICTED_AT: takes
  * conn.evicted_at.
  */
-static uint32_t
+static unsigned
 max_ahead (struct conn *c, unsigned mine, uint64_t now_ns,
            uint64_t *evicted_at)
 {
@@ -189,18 +215,30 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    r = stream_take (&c->streams, s, c->unit, bytes);
+    r = stream_take (&c->streams, s, c->step, bytes);
   }
   drop (c, r);
   return r.from < r.to;
 }
 
+/* Into how many operations a window is divided, with SHARE buffers.  Of a
+ * context's two operations one is in flight, and the other has completed or
+ * waits.
+ */
+static unsigned
+operations (const struct conn *c, unsigned share)
+{
+  const struct contexts *s = c->backend.contexts;
+
+  return s ? MIN (2 * s->max, share) : share;
+}
+
 /* Zeroes are not prefetched, so they do not count for the window: the plan
- * begins behind them.
+ * begins behind them.  *BYTES: the size of its operations.
  */
 static struct stream_range
-plan (struct conn *c, struct stream *s, uint32_t share, uint64_t evicted_at,
-      uint64_t now_ns)
+plan (struct conn *c, struct stream *s, unsigned share, uint64_t evicted_at,
+      uint64_t now_ns, uint32_t *bytes)
 {
   struct stream_range r;
   uint64_t ahead;
@@ -208,11 +246,14 @@ plan (struct conn *c, struct stream *s, uint32_t share, uint64_t evicted_at,
   LOCK_IN_SCOPE (&c->streams_lock);
   stream_lost (&c->streams, evicted_at);
   if (s->is_sequential) {
-    ahead = MAX (s->ahead, s->end / c->unit * c->unit);
-    stream_skip_ahead (s, ahead + n_zeroes (c, ahead) * c->unit);
+    ahead = MAX (s->ahead, s->end / c->step * c->step);
+    stream_skip_ahead (s, ahead + n_zeroes (c, ahead) * c->step);
     s->zeroes = extents_zeroes (c, s->end, s->ahead);
   }
-  r = stream_plan (&c->streams, s, c->unit, share, c->backend.size, now_ns);
+  c->streams.operations = operations (c, share);
+  r = stream_plan (&c->streams, s, c->step, share * (c->unit / c->step),
+                   c->backend.size, now_ns);
+  *bytes = stream_operation (&c->streams) * c->step;
   if (c->streams.wants_more)
     limit_hit (&c->device->read_limit);
   return r;
@@ -223,8 +264,8 @@ readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
                    bool waited, uint64_t now_ns)
 {
   struct stream_range r;
-  unsigned mine;
-  uint32_t share;
+  unsigned mine, share;
+  uint32_t bytes;
   uint64_t stop, evicted_at;
 
   {
@@ -237,13 +278,13 @@ readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
   }
   share = max_ahead (c, mine, now_ns, &evicted_at);
   do {
-    r = plan (c, s, share, evicted_at, now_ns);
+    r = plan (c, s, share, evicted_at, now_ns, &bytes);
     evicted_at = UINT64_MAX;
     if (r.from == r.to)
       return;
-    stop = start (c, r);
+    stop = start (c, r, bytes);
     if (stop < r.to && take_from_ended (c, s, r.to - stop))
-      stop = start (c, (struct stream_range) { stop, r.to });
+      stop = start (c, (struct stream_range) { stop, r.to }, bytes);
     debug_streams ("stream at %#" PRIx64 "..%#" PRIx64
                    ": prefetching, stopped at %#" PRIx64, r.from, r.to, stop);
     /* Zeroes follow: on behind them. */
@@ -258,14 +299,16 @@ void
 readahead_missed (struct conn *c, struct stream *s)
 {
   struct stream_range r;
+  uint32_t bytes;
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    r.from = s->end / c->unit * c->unit;
+    r.from = s->end / c->step * c->step;
     r.to = MIN (s->ahead, c->backend.size);
+    bytes = stream_operation (&c->streams) * c->step;
   }
   if (r.from < r.to)
-    start (c, r);               /* as far as there are buffers */
+    start (c, r, bytes);        /* as far as there are buffers */
 }
 
 struct stream *

@@ -250,6 +250,30 @@ grow (struct streams *t, uint32_t unit, uint32_t share)
   t->waited = false;
 }
 
+uint32_t
+stream_operation (const struct streams *t)
+{
+  uint32_t units = 1;
+
+  while (units < t->most_units && t->window > units * t->operations)
+    units *= 2;
+  return units;
+}
+
+/* How far S may go if it may be ahead by so many units: to the end of a whole
+ * operation, of which there are two at least.
+ */
+static uint64_t
+furthest (const struct streams *t, const struct stream *s, uint32_t unit,
+          uint32_t ahead)
+{
+  uint32_t units = stream_operation (t);
+
+  while (units > 1 && 2 * units > ahead)
+    units /= 2;
+  return (s->end / unit + ahead) / units * units * unit;
+}
+
 struct stream_range
 stream_plan (struct streams *t, struct stream *s, uint32_t unit, uint32_t share,
              uint64_t size, uint64_t now_ns)
@@ -262,9 +286,9 @@ stream_plan (struct streams *t, struct stream *s, uint32_t unit, uint32_t share,
       || (t->failed && t->answered < WINDOW_MIN * (uint64_t) unit))
     return (struct stream_range) { 0 };
   grow (t, unit, share);
-  to = s->end / unit
-    + min (t->window, part_of (t, s, unit, share, now_ns));
-  to = min (to * unit + s->zeroes, size);
+  to = furthest (t, s, unit,
+                 min (t->window, part_of (t, s, unit, share, now_ns)));
+  to = min (to + s->zeroes, size);
   to = min (to, likely_end (t, s));
   r.from = s->end / unit * unit;
   if (r.from < s->ahead)

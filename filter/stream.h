@@ -23,6 +23,10 @@
  * Zeroes that are known do not count for the window, and a stream goes on
  * behind them.
  *
+ * Operations: a window is divided into more operations first, and into larger
+ * ones if there cannot be more.  A prefetch then waits until the window has
+ * room for a whole one.
+ *
  * Likely end: no prefetch goes beyond it, once the connection has an earlier
  * stream.  Of the earlier streams, those count that came as far as this one.
  * Seven of eight of them went at least to the likely end.  If none came as far,
@@ -66,6 +70,9 @@ struct stream {
 struct streams {
   struct stream s[STREAMS];
   bool has_begun;               /* there was a read */
+  uint32_t most_units;          /* of one operation, a power of two; 0 = 1 */
+  unsigned operations;          /* the window is divided into so many at most;
+                                 * the caller sets it before stream_plan */
   uint32_t window;              /* units; 0 = WINDOW_MIN */
   uint64_t answered;            /* bytes read since the window doubled */
   bool waited;                  /* a read had to wait since then */
@@ -104,6 +111,10 @@ extern void stream_read_failed (struct streams *);
 extern struct stream_range stream_plan (struct streams *, struct stream *s,
                                         uint32_t unit, uint32_t share,
                                         uint64_t size, uint64_t now_ns);
+/* How many units one operation prefetches at present, a power of two.  Ranges
+ * end at multiples of that, as far as the stream goes on.
+ */
+extern uint32_t stream_operation (const struct streams *);
 /* There was no buffer from OFFSET on: plan that again later. */
 extern void stream_cut (struct stream *, uint64_t offset);
 /* Prefetched data at OFFSET was evicted: its stream plans it again. */

@@ -234,7 +234,8 @@ config (unsigned buffers, unsigned threads, enum write_mode write,
         enum read_mode read)
 {
   return (struct engine_config) {
-    .buffers = buffers, .buffer_size = U, .threads = threads, .write = write,
+    .buffers = buffers, .buffer_size = U, .read_step = U, .threads = threads,
+    .write = write,
     .read = read, .idle_ns = HOUR_NS, .linger_ns = HOUR_NS,
     .others_ns = HOUR_NS,
     .status_ns = HOUR_NS, .contexts = threads + 1, .context_idle_ns = HOUR_NS,

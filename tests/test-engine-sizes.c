@@ -40,6 +40,75 @@ open_with (struct world *w, uint32_t min_block, uint32_t max_block)
   world_open_as (w, 0, "", &b);
 }
 
+/* Larger prefetches. */
+
+enum { STEPS = 8, STEP_UNITS = 256 };
+
+/* A device of STEP_UNITS steps of U, with buffers of STEPS of them. */
+static void
+open_steps (struct world *w, unsigned buffers, unsigned more)
+{
+  struct engine_config c = config (buffers, more, WRITE_BEHIND, READ_AHEAD);
+
+  c.buffer_size = STEPS * U;
+  world_start (w, STEP_UNITS * U, c);
+  world_open (w, 0, "");
+}
+
+static unsigned
+count_reads_of (struct world *w, uint32_t count)
+{
+  unsigned n = 0;
+
+  for (unsigned i = 0; i < gate_started (w->gate, GATE_READ, ANYWHERE); i++)
+    n += gate_op (w->gate, GATE_READ, ANYWHERE, i).count == count;
+  return n;
+}
+
+/* Prefetches become larger with the window, up to a buffer, and no prefetch
+ * goes beyond its unit.  Reads of any size find the data.
+ */
+static void
+test_steps (struct world *w)
+{
+  open_steps (w, 8, 2);
+  start_stream (w, 0);
+  set_window (w, 0, 8 * STEPS);
+  for (unsigned i = 2; i < 64; i++)
+    do_read (w, 0, U, i * U, OLD);
+  g_assert_cmpuint (count_reads_of (w, STEPS * U), >=, 4);
+  for (unsigned i = 64; i < STEP_UNITS - 3; i += 3)
+    do_read (w, 0, 3 * U, i * U, OLD);
+  for (unsigned i = 0; i < gate_started (w->gate, GATE_READ, ANYWHERE); i++) {
+    struct gate_op op = gate_op (w->gate, GATE_READ, ANYWHERE, i);
+
+    g_assert_cmpuint (op.offset % (STEPS * U) + op.count, <=, STEPS * U);
+  }
+  do_write (w, 0, 2 * U, 60 * U, 1);
+  assert_reads (w, 0, PARTS ({ 58 * U, 2 * U, OLD }, { 60 * U, 2 * U, 1 },
+                             { 62 * U, 20 * U, OLD }));
+}
+
+/* A large prefetch leaves out what a buffer holds. */
+static void
+test_steps_around (struct world *w)
+{
+  int hold;
+
+  open_steps (w, 8, 2);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  do_write (w, 0, 512, 20 * U + 512, 1);
+  start_stream (w, 0);
+  set_window (w, 0, 8 * STEPS);
+  for (unsigned i = 2; i < 20; i++)
+    do_read (w, 0, U, i * U, OLD);
+  assert_reads (w, 0, PARTS ({ 20 * U, 512, OLD }, { 20 * U + 512, 512, 1 },
+                             { 20 * U + KIB, U - KIB, OLD }));
+  for (unsigned i = 21; i < 40; i++)
+    do_read (w, 0, U, i * U, OLD);
+  gate_release (w->gate, hold);
+}
+
 /* No operation is larger than the plugin's maximum block size, which need not
  * be a power of two.
  */
@@ -49,7 +118,7 @@ test_max_block (struct world *w)
   struct engine_config c = config (16, 4, WRITE_BEHIND, READ_AHEAD);
   uint32_t max = 96 * KIB;
 
-  c.buffer_size = 256 * KIB;
+  c.buffer_size = c.read_step = 256 * KIB;
   world_start (w, 2048 * KIB, c);
   open_with (w, 1, max);
   for (unsigned i = 0; i < 16; i++)
@@ -198,6 +267,8 @@ test_refusable_stream (struct world *w)
 
 static const struct test tests[] = {
   { "sizes/odd", test_odd },
+  { "sizes/steps", test_steps },
+  { "sizes/steps-around", test_steps_around },
   { "sizes/max-block", test_max_block },
   { "sizes/min-block", test_min_block },
   { "sizes/limits", test_limits },

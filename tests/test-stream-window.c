@@ -220,6 +220,36 @@ test_zeroes (void)
   assert_range (reader_plan (&c, s, 8), 1000 * U, 1004 * U);
 }
 
+/* A window is divided into more operations first, then into larger ones.  A plan
+ * ends where an operation does.
+ */
+static void
+test_operations (void)
+{
+  static const struct { uint32_t window, units; } steps[] = {
+    { 4, 1 }, { 16, 1 }, { 17, 2 }, { 32, 2 }, { 64, 4 }, { 128, 8 },
+    { 1000, 8 }
+  };
+  struct reader c = { .t.most_units = 8, .t.operations = 16 };
+  struct stream *s = reader_run (&c, 0, 3);
+  struct stream_range r;
+
+  c.has_hits = true;
+  for (unsigned i = 0; i < G_N_ELEMENTS (steps); i++) {
+    c.t.window = steps[i].window;
+    g_assert_cmpuint (stream_operation (&c.t), ==, steps[i].units);
+  }
+  c.t.window = 128;
+  assert_range (reader_plan (&c, s, 128), 3 * U, 128 * U);
+  for (unsigned i = 3; i < 7; i++)
+    assert_empty (reader_read_ahead (&c, i * U, U, 128));
+  assert_range (reader_read_ahead (&c, 7 * U, U, 128), 128 * U, 136 * U);
+  /* With a small share there are two operations at least. */
+  stream_cut (s, s->end);
+  r = reader_plan (&c, s, 5);
+  assert_range (r, 8 * U, 12 * U);
+}
+
 static const struct test tests[] = {
   { "/window/doubles-up-to-the-share", .run_each = test_doubles,
     .values = { 1, 3, 4, 5, 16, 24, 64, 1000 } },
@@ -232,6 +262,7 @@ static const struct test tests[] = {
     .values = { 4096, U } },
   { "/window/evicted-data-is-planned-again", .run = test_evicted },
   { "/window/zeroes-do-not-count", .run = test_zeroes },
+  { "/window/is-divided-into-operations", .run = test_operations },
 };
 
 TABLE_MAIN (tests)
