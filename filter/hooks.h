@@ -20,8 +20,8 @@ extern void hooks_load (void);
 extern const struct nbdkit_async_driver *hooks_find (const char **why_not);
 
 /* Whether all read-only contexts show the same data, even if the plugin does not
- * say multi-conn: it is a plugin of which we know that, and no filter is below
- * us.  From .get_ready on.
+ * say multi-conn: it is a plugin of which we know that, and no filter below us
+ * changes data.  From .get_ready on.
  */
 extern bool hooks_same_if_read_only (void);
 

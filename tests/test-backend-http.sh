@@ -23,11 +23,41 @@ test_http ()
   with_name test_retry_read "${single[@]}"
 }
 
+# opens_contexts YES [OPTION...] -- [FILTER...]: whether the filter opens
+# further contexts without a parameter.
+opens_contexts ()
+{
+  local expected=$1 found=no
+  shift
+  name="$kind, no parameter: $*"
+  parameters=()
+  serve -v "$@" -- || return
+  copies_out "$name" "${single[@]}"
+  stops "$name"
+  ! grep -q 'opened a context' pool.log || found=yes
+  is "$name: further contexts" $found "$expected"
+}
+
+# The filter knows of the plugin that its read-only connections show the same
+# data.
+test_alone ()
+{
+  if "$NBDKIT" --dump-plugin curl | grep -q '^thread_model=parallel'; then
+    skip "$kind, no parameter" "the plugin needs no contexts"
+    return
+  fi
+  opens_contexts yes -r --
+  opens_contexts yes -r -- retry
+  opens_contexts no --
+  opens_contexts no -r -- rate
+}
+
 for kind in http https; do
   backend_start $kind "$disk" ||
     { skip "$kind" "$backend_missing"; continue; }
   [ $kind = http ] || refuses_strangers
   for_contexts test_http
+  test_alone
   backend_stop $kind
 done
 done_testing
