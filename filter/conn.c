@@ -390,7 +390,7 @@ write_through (struct conn *c, const void *buf, uint32_t count,
     return err;
   if (flags == 0 && conn_gains (c, true)
       && !conn_writes_alone (c) && !conn_is_refusable (c, count, offset))
-    err = fanout_pwrite (c->pool, &c->backend, c->step, buf, count, offset);
+    err = fanout_pwrite (c->pool, &c->backend, c->unit, buf, count, offset);
   else
     err = backend_pwrite (&c->backend, buf, count, offset, flags);
   direct_end (c, &d, err);

@@ -122,6 +122,19 @@ copies_in "parallel"
 stops "parallel"
 says_nothing "parallel" pool.log
 
+# With contexts buffers have 1 MiB, if four for each context fit into the
+# memory, and no number of buffers is given.
+for setting in "64M 64" "32M 64" "1M 8" "16M 64 contexts=16" "16M 16 contexts=4" \
+               "16M 10 buffers=10"; do
+  # shellcheck disable=SC2086
+  set -- $setting
+  "$NBDKIT" -U - "--filter=$FILTER" --filter=noparallel null 1M \
+    serialize=requests asyncpool-stats=- "asyncpool-memory=$1" \
+    ${3:+"asyncpool-$3"} --run 'nbdinfo --size "$uri"' >size 2>stats
+  check "contexts, ${1}${3:+, $3}: $2 buffers" \
+    grep -q "^buffers: $2 in all" stats
+done
+
 # Statistics of a filter that passes all requests on.
 check "noparallel, asyncpool-stats: nbdkit ends without error" \
   "$NBDKIT" -U - "--filter=$FILTER" --filter=noparallel memory 1M \
