@@ -205,6 +205,8 @@ pool_new (unsigned max_threads, uint64_t idle_ns, GError **error)
     g_free (p);
     return NULL;
   }
+  /* Under the lock: see pool_free. */
+  LOCK_IN_SCOPE (&p->lock);
   p->started = 1;
   g_thread_pool_push (p->threads, p, NULL);
   return p;
