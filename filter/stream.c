@@ -239,6 +239,8 @@ grow (struct streams *t, uint32_t unit, uint32_t share)
 
   if (t->window == 0 || t->failed)
     t->window = WINDOW_MIN;
+  if (t->failed)
+    t->waited = false;          /* for no prefetches, not for a small window */
   t->failed = false;
   was = t->window;
   t->wants_more = t->waited && t->window >= share;
