@@ -97,8 +97,7 @@ test_hole (struct world *w)
   struct task *read;
   int hold;
 
-  /* Enough buffers: a write evicts no prefetch. */
-  open_readahead (w, 64 * U, 40, 4);
+  open_readahead (w, 64 * U, 32, 4);
   prefetch (w, 0, 8);
   for (unsigned i = 0; i < 3; i++)
     do_write (w, 1, 4096, (3 + 2 * i) * U, OLD);
@@ -228,7 +227,7 @@ test_fails_ends (struct world *w)
 }
 
 /* Where all reads fail, the plugin gets each client's read, and few
- * prefetches: the 16 reads before begin four windows.
+ * prefetches.
  */
 static void
 test_fails_all (struct world *w)
@@ -241,7 +240,7 @@ test_fails_all (struct world *w)
     do_read (w, 0, U, i * U, OLD);
   for (unsigned i = 80; i < 208; i++)
     request_fails (w, 0, READ, U, i * U, OLD, EIO);
-  g_assert_cmpuint (gate_started (w->gate, GATE_READ, 80 * U, 0), <=, 128 + 64);
+  g_assert_cmpuint (gate_started (w->gate, GATE_READ, 80 * U, 0), <=, 128 + 32);
 }
 
 /* How far, and for which client. */
