@@ -291,9 +291,11 @@ open_conn (struct run *r, unsigned i)
   struct backend b = world_backend (r->w, i);
   int err;
 
-  real_ops = b.ops;
-  failing = *b.ops;
-  failing.open = open_or_fail;
+  if (real_ops != b.ops) {      /* once: threads of other connections read it */
+    real_ops = b.ops;
+    failing = *b.ops;
+    failing.open = open_or_fail;
+  }
   b.ops = &failing;
   err = conn_open (r->w->e, "", &b, &r->w->c[i]);
   if (err && (err != ENOMEM || !is_memory (r)))
