@@ -23,9 +23,9 @@ test_http ()
   with_name test_retry_read "${single[@]}"
 }
 
-# opens_contexts YES [OPTION...] -- [FILTER...]: whether the filter opens
-# further contexts without a parameter.
-opens_contexts ()
+# may_open YES [OPTION...] -- [FILTER...]: whether the filter may open further
+# contexts without a parameter.
+may_open ()
 {
   local expected=$1 found=no
   shift
@@ -34,7 +34,9 @@ opens_contexts ()
   serve -v "$@" -- || return
   copies_out "$name" "${single[@]}"
   stops "$name"
-  ! grep -q 'opened a context' pool.log || found=yes
+  # A fast server gets no background work, so perhaps none was opened.
+  ! grep -q 'the contexts (16) do the work' pool.log ||
+    grep -q 'one context for this connection' pool.log || found=yes
   is "$name: further contexts" $found "$expected"
 }
 
@@ -46,10 +48,10 @@ test_alone ()
     skip "$kind, no parameter" "the plugin needs no contexts"
     return
   fi
-  opens_contexts yes -r --
-  opens_contexts yes -r -- retry
-  opens_contexts no --
-  opens_contexts no -r -- rate
+  may_open yes -r --
+  may_open yes -r -- retry
+  may_open no --
+  may_open no -r -- rate
 }
 
 for kind in http https; do
