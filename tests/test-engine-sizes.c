@@ -66,11 +66,14 @@ count_reads_of (struct world *w, uint32_t count)
 }
 
 /* Prefetches become larger with the window, up to a buffer, and no prefetch
- * goes beyond its unit.  Reads of any size find the data.
+ * goes beyond its unit.  Reads of any size find the data, and the plugin reads
+ * each byte once.
  */
 static void
 test_steps (struct world *w)
 {
+  uint64_t bytes = 0;
+
   open_steps (w, 8, 2);
   start_stream (w, 0);
   set_window (w, 0, 8 * STEPS);
@@ -83,7 +86,9 @@ test_steps (struct world *w)
     struct gate_op op = gate_op (w->gate, GATE_READ, ANYWHERE, i);
 
     g_assert_cmpuint (op.offset % (STEPS * U) + op.count, <=, STEPS * U);
+    bytes += op.count;
   }
+  g_assert_cmpuint (bytes, <=, STEP_UNITS * U);
   do_write (w, 0, 2 * U, 60 * U, 1);
   assert_reads (w, 0, PARTS ({ 58 * U, 2 * U, OLD }, { 60 * U, 2 * U, 1 },
                              { 62 * U, 20 * U, OLD }));
