@@ -39,6 +39,7 @@ backends_mib=${AUTO_MIB:-512}
 auto_goal_best=0.90 auto_goal_none=0.95
 auto_clear=0.05 auto_far=0.25
 auto_repeat=${AUTO_REPEAT:-}    # not empty: repeat all cells
+auto_goal_beside=1.5            # of the latency of a read without other load
 
 if [ -n "${AUTO_QUICK:-}" ]; then
   rounds=1 seconds=1
@@ -46,17 +47,19 @@ fi
 
 # The cells.
 
-auto_shapes_of () { # KIND LIMIT
-  local all=$auto_shapes
-  case $1,${2:-} in
+auto_shapes_of () { # KIND MS LIMIT
+  local all=$auto_shapes beside=""
+  case $2,$3 in 20,* | 64,none) beside=" beside";; esac
+  case $1,$3 in
     reaction,*) all=1-read;;
     delaymem,none)
-      all=${all:-1-read 1-write 4-read deep-read deep-write random mixed};;
-    delaymem,*) all=${all:-1-read 1-write deep-read mixed};;
+      all=${all:-1-read 1-write 4-read deep-read deep-write random mixed$beside}
+      ;;
+    delaymem,*) all=${all:-1-read 1-write deep-read mixed$beside};;
     *) all=${all:-1-read 1-write deep-read random};;
   esac
   if [ "$1" = delaymem ] || backends_can_write "$1"; then echo "$all"
-  else printf '%s\n' $all | grep -v -e write -e mixed
+  else printf '%s\n' $all | grep -v -e write -e mixed -e beside
   fi
 }
 
@@ -87,21 +90,21 @@ auto_all_cells () { # lines KIND MS LIMIT SHAPE
     case $kind in
       reaction)
         for limit in latency bandwidth; do
-          for shape in $(auto_shapes_of reaction); do
+          for shape in $(auto_shapes_of reaction 20 "$limit"); do
             echo "reaction 20 $limit $shape"
           done
         done;;
       delaymem)
         for ms in $auto_latencies; do
           for limit in $auto_limits; do
-            for shape in $(auto_shapes_of delaymem "$limit"); do
+            for shape in $(auto_shapes_of delaymem "$ms" "$limit"); do
               echo "delaymem $ms $limit $shape"
             done
           done
         done;;
       *)
         for ms in $auto_rtts; do
-          for shape in $(auto_shapes_of "$kind" none); do
+          for shape in $(auto_shapes_of "$kind" "$ms" none); do
             echo "$kind $ms none $shape"
           done
         done;;
@@ -143,7 +146,7 @@ auto_plan_cell () { # KIND MS LIMIT SHAPE
   local grid=$auto_grid n write="" command device
   device=$(auto_plugin "$@")
   command=$(auto_job "$4" "$2" "$3")
-  case $4 in *write | mixed) write=" asyncpool-write=behind";; esac
+  ! auto_writes "$4" || write=" asyncpool-write=behind"
   case $1 in ssh | http*) grid=$auto_contexts;; esac
   auto_plan "$@" "no parameter" \
     "--filter=./asyncpool.so $device${auto_parameters:+ $auto_parameters}$write"
@@ -152,11 +155,19 @@ auto_plan_cell () { # KIND MS LIMIT SHAPE
       "--filter=./asyncpool.so $device $(auto_numbers "$1" "$n")$write"
   done
   auto_plan "$@" "no filter" "$device"
+  [ "$4" != beside ] || {
+    command=$(auto_job alone "$2" "$3")
+    auto_plan "$@" alone "$device"
+  }
+}
+
+auto_writes () { # SHAPE
+  case $1 in *write | mixed | beside) ;; *) return 1;; esac
 }
 
 auto_plan () { # KIND MS LIMIT SHAPE CONTESTANT SERVER
   local read_only=""
-  case $4 in *write | mixed) ;; *) read_only="-r ";; esac
+  auto_writes "$4" || read_only="-r "
   plan "$4" "$5" "$(auto_workload "$1" "$2" "$3")" "" \
     "$read_only-t $auto_threads $6" "$command"
 }
@@ -175,10 +186,9 @@ auto_plugin () { # KIND MS LIMIT SHAPE
 # A device that is never written needs no memory: delaymem's holes are zeroed
 # in the client's buffer.  So a stream never comes to the end of it.
 auto_device () { # SHAPE
-  case $1 in
-    *write | mixed) echo "size=$auto_size populate=true";;
-    *) echo "size=64G";;
-  esac
+  if auto_writes "$1"; then echo "size=$auto_size populate=true"
+  else echo "size=64G"
+  fi
 }
 
 # N or NxKIB.  asyncpool-buffers makes the number fixed also where contexts
@@ -202,8 +212,11 @@ auto_numbers () { # KIND N
 auto_phase () { echo $((seconds * 2)); }
 
 auto_job () { # SHAPE MS LIMIT
-  local ms job
-  ms=$(awk -v s="$seconds" -v ms="$2" 'BEGIN { print s * 1000 + 10 * ms }')
+  local ms job latencies=10
+  # The 99th percentile needs some hundred reads.
+  case $1 in beside | alone) latencies=210;; esac
+  ms=$(awk -v s="$seconds" -v ms="$2" -v n="$latencies" \
+    'BEGIN { print s * 1000 + n * ms }')
   case $3 in
     latency | bandwidth) ms=$(($(auto_phase) * 3000));;
   esac
@@ -222,6 +235,15 @@ auto_job () { # SHAPE MS LIMIT
       echo "fio --rw=read $job --time_based --size=75%" \
         "--name=writer --ioengine=nbd --uri=\$URI --rw=write $job" \
         "--time_based --offset=75% --end_fsync=1";;
+    alone)
+      echo "fio --rw=randread --norandommap --bs=4k --iodepth=1 --size=10%" \
+        "--runtime=${ms}ms --time_based --startdelay=1s";;
+    beside)                     # its load begins first
+      job="--ioengine=nbd --uri=\$URI --bs=128k --iodepth=1 --time_based"
+      job+=" --runtime=$((ms + 1000))ms"
+      echo "$(auto_job alone "$2" "$3")" \
+        "--name=reader --rw=read $job --offset=10% --size=40%" \
+        "--name=writer --rw=write $job --offset=50% --end_fsync=1";;
   esac
 }
 
@@ -344,7 +366,7 @@ auto_serve () { # KIND WORKLOAD
 }
 
 auto_direction () { # SHAPE
-  case $1 in *write | mixed) echo write;; *) echo read;; esac
+  if auto_writes "$1"; then echo write; else echo read; fi
 }
 
 # Changes the link of a reaction at the end of the first phase, and back at the
@@ -383,7 +405,7 @@ auto_words () { # WORD...: sets $words
 
 measure_auto () { # ROUND PLANNED
   local client contestant workload server command words kind ms what
-  local cpu threads result auto_socket logs
+  local cpu threads result auto_socket logs shape flush
   IFS='|' read -r client contestant workload _ server command <<<"$2"
   read -r kind ms _ what _ <<<"$workload"
   row=""
@@ -401,19 +423,22 @@ measure_auto () { # ROUND PLANNED
     logs+=(--log_unix_epoch=1)
     auto_change "$what"
   fi
-  # The second job of a command has options of its own.
-  auto_both_jobs "${logs[@]}"
+  # Each job of a command has options of its own.
+  auto_all_jobs "${logs[@]}"
   client_fio "${words[@]}"
   cpu+=" $(server_cpu 0)"
-  result=$(auto_result "$client" <"$tmp/client.json") ||
+  shape=$client
+  [ "$contestant" != alone ] || shape=alone
+  result=$(auto_result "$shape" <"$tmp/client.json") ||
     die "no result of fio: $command"
+  flush=$(auto_flush "$command" <"$tmp/client.json")
   servers_stop
   auto_link_stop
   backends_proxy_stop
   auto_row "$1"
 }
 
-auto_both_jobs () { # OPTION...: adds them to both jobs in $words
+auto_all_jobs () { # OPTION...: adds them to all jobs in $words
   local word all=()
   for word in "${words[@]}"; do
     [[ $word != --name=* ]] || all+=("$@")
@@ -431,11 +456,22 @@ auto_row () { # ROUND
     to_90=$(auto_bins 0 "$auto_tmp"/bw_bw.*.log | auto_to_90 "$ms")
   fi
   row="$1,$client,$contestant,$workload,,$(
-    figures - "$result" "$cpu" "$threads" - "- - -"),$server,$command,,,$to_90"
+    figures - "$result" "$cpu" "$threads" - "- - -")"
+  row+=",$server,$command,,,$to_90,$flush"
+}
+
+# Seconds from the end of the run time to the end of the final flush.  fio does
+# not report the flush itself.
+auto_flush () { # COMMAND <JSON
+  local ms=${1##*--runtime=}
+  [[ $1 = *--end_fsync=1* ]] || return 0
+  jq -r --argjson ms "${ms%%ms*}" \
+    '[.jobs[].write.runtime - $ms, 0] | max / 1e3'
 }
 
 # As fio_result does, of all jobs.  A reader and a writer side by side count as
-# twice the slower one, as for a copy.
+# twice the slower one, as for a copy.  Latencies are those of the first job
+# that reads, or of the writer.
 auto_result () { # SHAPE <JSON
   jq -er --arg shape "$1" '
     def ios: map (.total_ios) | add;
@@ -443,7 +479,7 @@ auto_result () { # SHAPE <JSON
     [.jobs[].read] as $r | [.jobs[].write] as $w |
     ($r | map (.bw_bytes) | add) as $read |
     ($w | map (.bw_bytes) | add) as $write |
-    (if $shape == "mixed" then 2 * ([$read, $write] | min)
+    (if $shape == "mixed" or $shape == "beside" then 2 * ([$read, $write] | min)
      else $read + $write end) as $speed |
     (if ($r | ios) > 0 then $r else $w end |
      map (select (.total_ios > 0)) | .[0]) as $one |
@@ -550,7 +586,7 @@ auto_cells () { # CSV [ROUNDS]
         best = "" ; best_mbs = 0; grid = ""
         for (i = 1; i <= names[cell]; i++) {
           one = name[cell, i]
-          if (one == "no parameter" || one == "no filter") continue
+          if (one ~ /^(no parameter|no filter|alone)$/) continue
           x = of_rounds(mbs, one)
           grid = grid OFS one "=" x
           if (x > best_mbs) { best_mbs = x; best = one }
@@ -563,8 +599,14 @@ auto_cells () { # CSV [ROUNDS]
     }' "$1"
 }
 
+# The same for another column of the CSV, in place of MB/s.
+auto_cells_of () { # COLUMN CSV
+  awk -F, -v OFS=, -v column="$1" '{ $6 = $column; print }' "$2" |
+    auto_cells /dev/stdin
+}
+
 auto_is_clear () { # ROUND CLIENT WORKLOAD
-  [ "$1" -gt 1 ] && [ -z "$auto_repeat" ] || return 1
+  [ "$1" -gt 1 ] && [ -z "$auto_repeat" ] && [ "$2" != beside ] || return 1
   auto_cells "$tmp/rows" $(($1 - 1)) |
     awk -F, -v client="$2" -v workload="$3" -v best="$auto_goal_best" \
       -v none="$auto_goal_none" -v clear="$auto_clear" -v far="$auto_far" '
@@ -600,7 +642,81 @@ summary_auto () {
         "/ none ", "", "MB/s"
       for (i = 1; i <= n; i++) print missed[i]
     }'
+  auto_beside
+  auto_writers
   auto_reaction
+}
+
+# The latencies of the random reader, in those that it has alone: a line for
+# each cell.
+auto_beside () {
+  local column contestant
+  grep -q '^[0-9]*,beside,' "$csv" || return 0
+  for contestant in "no parameter" "no filter"; do
+    # Columns: lat_mean_ms, lat_p99_ms.
+    for column in 12 13; do
+      awk -F, -v OFS=, -v one="$contestant" '
+        NR > 1 && $2 != "beside" { next }
+        $3 == one { $3 = "no parameter"; print; next }
+        $3 == "alone" { $3 = "no filter"; print }
+        NR == 1' "$csv" >"$tmp/beside"
+      auto_cells_of $column "$tmp/beside" | sed "s/^/$contestant $column,/"
+    done
+  done | awk -F, -v goal="$auto_goal_beside" "$awk_number"'
+    function ratio (what,    x) {
+      x = ratios[cell, what]
+      return x == "" ? "-" : sprintf ("%.2f%s", x, (x > goal ? "!" : " "))
+    }
+    !($3 in seen) { seen[$3]; order[++n] = $3 }
+    { alone[$3, $1] = $4; ratios[$3, $1] = $9 }
+    END {
+      for (i = 1; i <= n; i++)
+        if ((x = ratios[order[i], "no parameter 13"]) != "" && x <= goal) good++
+      printf "\np99 of a random reader beside load / alone <= %.1f: ", goal
+      printf "%d of %d cells\n\n", good, n
+      printf "  %-27s%17s%16s%15s\n", "", "alone, ms", "no parameter",
+        "no filter"
+      printf "  %-27s%9s%8s%8s%8s%7s%8s\n", "", "mean", "p99", "mean", "p99",
+        "mean", "p99"
+      for (i = 1; i <= n; i++) {
+        cell = order[i]
+        printf "  %-27s%9s%8s%9s%8s%8s%8s\n", cell,
+          number (alone[cell, "no parameter 12"]),
+          number (alone[cell, "no parameter 13"]), ratio ("no parameter 12"),
+          ratio ("no parameter 13"), ratio ("no filter 12"),
+          ratio ("no filter 13")
+      }
+    }'
+}
+
+# The p99 of a write, and the final flush, in latencies of the device.  Where
+# a reader is beside the writer, the latencies of the CSV are those of the
+# reader.
+auto_writers () {
+  # Columns: lat_p99_ms, flush_s.
+  { auto_cells_of 13 "$csv" | sed 's/^/p99,/'
+    auto_cells_of 22 "$csv" | sed 's/^/flush,/'; } | awk -F, "$awk_number"'
+    function latencies (x) { return number (x == "" ? x : x / ms) }
+    function figures (p99, flush) {
+      return sprintf ("%8s%8s", latencies (p99),
+        latencies (flush == "" ? "" : flush * 1000))
+    }
+    { split ($3, w, " "); ms = w[2]; cell = $3 OFS $2 }
+    ms == 0 { next }
+    $1 == "p99" {
+      if ($2 ~ /-write$/) { auto[cell] = $5; none[cell] = $4 }
+      next
+    }
+    $4 != "" || $5 != "" {
+      if (!n++) {
+        printf "\n%-37s%16s%8s%16s\n", "Writers, in latencies",
+          "no parameter", "", "no filter"
+        printf "%-37s%8s%8s%8s%8s%8s\n", "", "p99", "flush", "s", "p99",
+          "flush"
+      }
+      printf "  %-26s%-9s%s%8s%s\n", $3, $2, figures (auto[cell], $5),
+        $5 == "" ? "-" : sprintf ("%.3f", $5), figures (none[cell], $4)
+    }'
 }
 
 # For each phase of a reaction its mean MB/s, and the time to 90 % of its final
@@ -679,14 +795,19 @@ notes_auto () {
 Clients: N-read and N-write send N sequential requests of 128 KiB at a time,
 deep-read and deep-write 64.  random sends 16 random reads of 4 KiB.  mixed is a
 reader and a writer, each one at a time; its figure is twice the slower one.
+beside is mixed with a third client, one random read of 4 KiB at a time, whose
+latencies are shown; alone is that client without filter and without the others.
 Runs last some seconds and ten latencies; their start and the final flush are
-inside the time.  All servers have nbdkit -t $auto_threads.  Writers have
-asyncpool-write=behind, as fio flushes only at the end.
+inside the time.  The random reader of beside begins a second later, and reads
+for 200 latencies more.  flush: from the end of the run time to the end of the
+final flush, with the requests that were in flight.  All servers have nbdkit
+-t $auto_threads.  Writers have asyncpool-write=behind, as fio flushes only at
+the end.
 
 Ratios are medians of the rounds' ratios.  A cell that is clear after a round is
-not repeated.  to90 has the mean of one latency, and of 100 ms at least, from
-fio's log.  Reaction: 20 ms and 200 MB/s; for the second third of the run 100 ms
-or 50 MB/s.
+not repeated, except beside.  to90 has the mean of one latency, and of 100 ms at
+least, from fio's log.  Reaction: 20 ms and 200 MB/s; for the second third of
+the run 100 ms or 50 MB/s.
 END
 }
 
@@ -708,15 +829,16 @@ commands_auto () {
         if (w[i] ~ /^(asyncpool-(buffers|contexts|buffer-size)|connections)=/)
           numbers = numbers " " w[i]
     }
-    $3 !~ /^no / && !(($3, numbers) in seen) {
+    $3 !~ /^(no |alone)/ && !(($3, numbers) in seen) {
       seen[$3, numbers]
       grid = grid "\n  " $3 ":" numbers
     }
     !(($2, $18) in clients) {
       clients[$2, $18]
       command = $18
+      name = $3 == "alone" ? $3 : $2
       sub (/^fio /, "fio --name=job --ioengine=nbd --uri=$URI ", command)
-      list = list "\n  " $2 ": " command
+      list = list "\n  " name ": " command
     }
     END { print grid "\n" list }' "$csv"
   cat <<'END'

@@ -27,7 +27,7 @@
 
 columns=round,client,contestant,workload,limit_mbs,mbs,pct_limit,cpu_s_per_gb
 columns+=,threads,mem_above_mb,switches_per_op,lat_mean_ms,lat_p99_ms,ops,bytes
-columns+=,runtime_s,server,command,connections,backend_bytes,to_90_s
+columns+=,runtime_s,server,command,connections,backend_bytes,to_90_s,flush_s
 
 die () {
   progress_end
