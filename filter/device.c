@@ -41,6 +41,7 @@ device_new (struct engine *e, const char *export_name, uint32_t unit,
   d->unit = unit;
   limit_init (&d->read_limit, e->config.adapts_to > 0, most, unit, false);
   limit_init (&d->write_limit, e->config.adapts_to > 0, most, unit, true);
+  limit_pair (&d->read_limit, &d->write_limit);
   d->link.data = d;
   return d;
 }

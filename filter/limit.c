@@ -32,7 +32,8 @@ limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes,
                         .has_small = has_small, .has_worked = true,
                         .skip = value * 3 / 4, .streak = STREAK_TO_DOUBLE,
                         .least_ns = UINT64_MAX, .interval = INTERVAL_FIRST };
-  lock_init_ranked (&l->lock, LOCK_LEAF);
+  lock_init_ranked (&l->own_lock, LOCK_LEAF);
+  l->lock = &l->own_lock;
   store (&l->value, value);
   store (&l->reason, adapts ? LIMIT_STARTS : LIMIT_IS_FIXED);
 }
@@ -40,7 +41,15 @@ limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes,
 void
 limit_destroy (struct limit *l)
 {
-  lock_destroy (&l->lock);
+  lock_destroy (&l->own_lock);
+}
+
+void
+limit_pair (struct limit *a, struct limit *b)
+{
+  a->other = b;
+  b->other = a;
+  b->lock = a->lock;
 }
 
 unsigned
@@ -52,7 +61,7 @@ limit_value (struct limit *l)
 void
 limit_show (struct limit *l, struct stats_limit *shown)
 {
-  LOCK_IN_SCOPE (&l->lock);
+  LOCK_IN_SCOPE (l->lock);
   if (load (&l->value) > shown->value)
     *shown = (struct stats_limit) {
       load (&l->value), load (&l->reason), l->base_ns / 1e9
@@ -90,6 +99,41 @@ grow (struct limit *l, uint64_t now_ns)
   set (l, next, LIMIT_GROWS);
 }
 
+static void
+begin_epoch (struct limit *l, uint64_t from_ns)
+{
+  l->epoch_ns = from_ns;
+  l->sum_ns = l->squares = 0;
+  l->n = l->begun = 0;
+  store (&l->hit, false);
+}
+
+/* The other limit is lower by the same factor as this one. */
+static void
+lower_other (struct limit *l)
+{
+  struct limit *o = l->other;
+
+  if (o == NULL)
+    return;
+  if (o->kept == 0)
+    o->kept = load (&o->value);
+  store (&o->value, MAX ((uint64_t) o->kept * load (&l->value) / l->before,
+                         MIN (LIMIT_LEAST, o->kept)));
+}
+
+static void
+raise_other (struct limit *l, uint64_t now_ns)
+{
+  struct limit *o = l->other;
+
+  if (o == NULL || o->kept == 0)
+    return;
+  store (&o->value, o->kept);
+  o->kept = 0;
+  begin_epoch (o, now_ns);
+}
+
 /* The next epoch has TO, which is fewer. */
 static void
 begin_test (struct limit *l, uint64_t to, uint64_t mean_ns)
@@ -97,11 +141,27 @@ begin_test (struct limit *l, uint64_t to, uint64_t mean_ns)
   l->before = load (&l->value);
   l->before_ns = mean_ns;
   set (l, to, LIMIT_TESTS);
+  lower_other (l);
+}
+
+static void
+end_test (struct limit *l, uint64_t now_ns)
+{
+  l->before = 0;
+  raise_other (l, now_ns);
+}
+
+static void
+give_up_test (struct limit *l, uint64_t now_ns)
+{
+  set (l, l->before, LIMIT_STAYS);
+  end_test (l, now_ns);
+  begin_epoch (l, now_ns);
 }
 
 /* The epoch of a test has ended. */
 static void
-judge_test (struct limit *l, uint64_t mean_ns)
+judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 {
   uint64_t served = l->before * mean_ns / l->before_ns;
   bool is_base = mean_ns * 5 > l->base_ns * 4 && mean_ns * 3 < l->base_ns * 4;
@@ -112,6 +172,7 @@ judge_test (struct limit *l, uint64_t mean_ns)
     l->base_ns = mean_ns;
   if (!is_base && load (&l->value) > LIMIT_LEAST) {
     set (l, load (&l->value) / 2, LIMIT_TESTS);
+    lower_other (l);
     return;
   }
   if (l->age == l->interval) {
@@ -123,7 +184,7 @@ judge_test (struct limit *l, uint64_t mean_ns)
     l->streak = 0;
   set (l, MIN (served, l->before),
        served < l->before ? LIMIT_WAS_CUT : LIMIT_STAYS);
-  l->before = 0;
+  end_test (l, now_ns);
 }
 
 static void
@@ -143,15 +204,6 @@ change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 }
 
 static void
-begin_epoch (struct limit *l, uint64_t now_ns)
-{
-  l->epoch_ns = now_ns;
-  l->sum_ns = l->squares = 0;
-  l->n = l->begun = 0;
-  store (&l->hit, false);
-}
-
-static void
 end_epoch (struct limit *l, uint64_t now_ns)
 {
   uint64_t mean_ns = MAX (l->sum_ns / l->n, 1);
@@ -159,7 +211,7 @@ end_epoch (struct limit *l, uint64_t now_ns)
   if (l->base_ns == 0)
     l->base_ns = l->least_ns;
   if (l->before)
-    judge_test (l, mean_ns);
+    judge_test (l, mean_ns, now_ns);
   else {
     if (mean_ns < l->base_ns)
       l->base_ns -= (l->base_ns - mean_ns + 1) / 2;
@@ -167,7 +219,24 @@ end_epoch (struct limit *l, uint64_t now_ns)
       change (l, mean_ns, now_ns);
     l->age = MIN (l->age + 1, l->interval);
   }
-  begin_epoch (l, now_ns);
+  /* For a test, operations from before end first. */
+  begin_epoch (l, now_ns + (l->before ? mean_ns * 5 / 4 : 0));
+}
+
+/* Whether the test of the other limit goes on.  If it does not end, gives it
+ * up.
+ */
+static bool
+is_other_tested (struct limit *l, uint64_t now_ns)
+{
+  struct limit *o = l->other;
+
+  if (l->kept == 0)
+    return false;
+  if (now_ns < o->epoch_ns + 16 * o->before_ns)
+    return true;
+  give_up_test (o, now_ns);
+  return false;
 }
 
 /* Others are about the request or the device, not about load. */
@@ -181,13 +250,18 @@ is_about_load (int err)
 static void
 back_off (struct limit *l, uint64_t now_ns)
 {
-  unsigned value = load (&l->value);
+  unsigned value;
 
+  if (l->kept)
+    give_up_test (l->other, now_ns);
+  if (l->before)
+    end_test (l, now_ns);
+  value = load (&l->value);
   if (l->good < value / 2 || l->good >= value)
     l->good = value / 2;
   l->ceiling = MAX ((l->good + value) / 2, LIMIT_LEAST);
   l->ceiling_until_ns = now_ns + CEILING_NS;
-  l->streak = l->before = 0;
+  l->streak = 0;
   l->has_worked = false;
   set (l, value / 2, LIMIT_HAD_ERROR);
   begin_epoch (l, now_ns);
@@ -224,8 +298,10 @@ note (struct limit *l, uint64_t time_ns)
 static void
 start_again (struct limit *l, bool is_small, uint64_t now_ns)
 {
+  if (l->before)
+    end_test (l, now_ns);
   l->is_small = is_small;
-  l->base_ns = l->age = l->before = l->good = l->ceiling_until_ns = 0;
+  l->base_ns = l->age = l->good = l->ceiling_until_ns = 0;
   l->least_ns = UINT64_MAX;
   l->interval = INTERVAL_FIRST;
   l->streak = STREAK_TO_DOUBLE;
@@ -257,20 +333,20 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
   if (err ? !is_about_load (err)
       : count > l->whole_bytes || (is_small && !l->has_small))
     return;
-  LOCK_IN_SCOPE (&l->lock);
+  LOCK_IN_SCOPE (l->lock);
   if (err) {
     if (start_ns >= l->epoch_ns && l->has_worked)
       back_off (l, end_ns);
     return;
   }
-  if (!is_about_size (l, is_small, end_ns))
+  if (is_other_tested (l, end_ns) || !is_about_size (l, is_small, end_ns))
     return;
   if (start_ns >= l->epoch_ns) {
     l->begun++;
     l->has_worked = true;
   }
   l->least_ns = MIN (l->least_ns, MAX (end_ns - start_ns, 1));
-  if (l->begun < l->skip)
+  if (l->begun < MAX (l->skip, 1))
     return;
   note (l, end_ns - start_ns);
   if (is_known (l, end_ns - l->epoch_ns))

@@ -46,9 +46,11 @@
  * the highest one without errors.  If no operation has succeeded since the last
  * such error, the device fails whatever its load is.  That does not count.
  *
- * Reads and writes have a limit each, and may share a device's queue.  A test
- * of one limit shows only its own part of the queue, so the larger limit gives
- * way.
+ * Reads and writes have a limit each, and may share a device's queue, or each
+ * wait in the other's queue.  So while one has a test, the other one is lower by
+ * the same factor, and learns nothing.  The epoch of a test begins when all
+ * operations from before have ended.  A test without enough operations is given
+ * up.
  *
  * Sources: Vegas and Netflix's concurrency-limits compare times in this way.
  * BBR measures the time without a queue by having fewer in flight.
@@ -79,12 +81,15 @@ struct limit {
   unsigned most;
   uint32_t whole_bytes;
   bool has_small;
+  struct limit *other;          /* of the device's other kind, or NULL */
+  struct lock *lock;            /* a leaf: its own one, or that of OTHER */
+  struct lock own_lock;
   /* Atomic, written under the lock. */
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
   atomic_bool hit;              /* the limit was in the way in this epoch */
-  /* Under the lock, a leaf. */
-  struct lock lock;
+  /* Under the lock. */
+  unsigned kept;                /* the value, while OTHER has a test; or 0 */
   uint64_t base_ns;             /* 0: not known yet */
   unsigned age;                 /* epochs since it was measured */
   unsigned interval;            /* the age at which it is measured again */
@@ -116,6 +121,10 @@ struct limit {
 extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t whole_bytes, bool has_small);
 extern void limit_destroy (struct limit *);
+/* The two limits of a device: one gives way while the other has a test.  For
+ * limits without operations.  Destroy both at once.
+ */
+extern void limit_pair (struct limit *, struct limit *);
 extern unsigned limit_value (struct limit *);
 /* Sets *SHOWN to the limit if it is larger than that. */
 extern void limit_show (struct limit *, struct stats_limit *shown);

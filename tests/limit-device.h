@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include <glib.h>
@@ -24,6 +25,9 @@ struct device {
   double latency_ms;
   unsigned servers;             /* operations at a time; others queue */
   double mb_per_s;              /* shared, before the latency */
+  bool duplex;                  /* mb_per_s in each direction: the second
+                                 * client's data before the latency, the other
+                                 * one's after it; all wait in both queues */
   double per_s;                 /* operations per second, after a burst */
   unsigned burst;
   unsigned refuses_above;       /* in flight: an error in a quarter of the
@@ -34,7 +38,7 @@ struct device {
 
 struct device_state {
   uint64_t seed;
-  uint64_t server_free_ns[SERVERS_MAX], pipe_free_ns, token_ns;
+  uint64_t server_free_ns[SERVERS_MAX], pipe_free_ns, back_free_ns, token_ns;
   unsigned in_flight;
 };
 
@@ -96,7 +100,7 @@ static inline uint64_t
 device_wait_ns (const struct device *d, const struct device_state *s,
                 uint64_t now_ns)
 {
-  uint64_t start_ns = now_ns;
+  uint64_t start_ns = now_ns, latency_ns = d->latency_ms * MS_NS;
 
   if (d->per_s && s->token_ns > now_ns + d->burst * (S_NS / d->per_s))
     start_ns = s->token_ns - d->burst * (S_NS / d->per_s);
@@ -104,13 +108,15 @@ device_wait_ns (const struct device *d, const struct device_state *s,
     start_ns = MAX (start_ns, s->server_free_ns[device_first_free (d, s)]);
   if (d->mb_per_s)
     start_ns = MAX (start_ns, s->pipe_free_ns);
+  if (d->duplex)
+    start_ns = MAX (start_ns + latency_ns, s->back_free_ns) - latency_ns;
   return start_ns - now_ns;
 }
 
 /* An operation begins at NOW_NS.  Returns when it ends. */
 static inline uint64_t
 device_begin (const struct device *d, struct device_state *s, uint64_t now_ns,
-              int *err)
+              unsigned client, int *err)
 {
   uint64_t latency_ns = d->latency_ms * MS_NS;
   uint64_t start_ns = now_ns + device_wait_ns (d, s, now_ns);
@@ -131,6 +137,14 @@ device_begin (const struct device *d, struct device_state *s, uint64_t now_ns,
     s->token_ns = MAX (s->token_ns, now_ns) + S_NS / d->per_s;
   if (d->servers)
     s->server_free_ns[device_first_free (d, s)] = start_ns + latency_ns;
+  if (d->duplex && client == 0)
+    return s->back_free_ns = start_ns + latency_ns + device_pipe_ns (d);
+  if (d->duplex) {
+    uint64_t there_ns = MAX (now_ns, s->pipe_free_ns) + device_pipe_ns (d);
+
+    s->pipe_free_ns = there_ns;
+    return MAX (there_ns + latency_ns, s->back_free_ns);
+  }
   if (d->mb_per_s)
     s->pipe_free_ns = start_ns += device_pipe_ns (d);
   return start_ns + latency_ns;

@@ -121,7 +121,7 @@ fill (struct simulation *s, const struct device *d, unsigned client,
   while (c->in_flight < MIN (wants, rule_value (&c->rule))) {
     struct operation op = { .start_ns = s->now_ns, .client = client };
 
-    op.end_ns = device_begin (d, &s->state, s->now_ns, &op.err);
+    op.end_ns = device_begin (d, &s->state, s->now_ns, client, &op.err);
     heap_push (s, op);
     c->in_flight++;
   }
@@ -198,6 +198,8 @@ run_model (const struct model *m, const struct rule_ops *ops, unsigned most,
   s.heap = g_new (struct operation, CLIENTS * (MOST + 1));
   for (unsigned i = 0; i < CLIENTS; i++)
     rule_init (&s.client[i].rule, ops, most);
+  if (model_clients (m) == 2 && rule_is_ours (&s.client[0].rule))
+    limit_pair (&s.client[0].rule.limit, &s.client[1].rule.limit);
   for (; run->phases < PHASES && m->phase[run->phases].latency_ms;
        run->phases++) {
     uint64_t alone_ns = device_alone_ns (&m->phase[run->phases]);
@@ -350,6 +352,14 @@ static const struct model models[] = {
     .clients = 2 },
   { "two, 64 servers", { { .latency_ms = 20, .servers = 64 } }, SHARED,
     .clients = 2 },
+  { "two, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } }, SHARED,
+    .clients = 2 },
+  /* One of them has a queue, in which the other one waits, too. */
+  { "two, 100 MB/s each way",
+    { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
+    .marks = { .rate = 0.7, .wait = 1.6, .worst_wait = 2.5, .latencies = 800 },
+    .clients = 2 },
+  { "two, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .clients = 2 },
 };
 
 /* Figures of one phase in several runs; the median counts. */
