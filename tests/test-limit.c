@@ -357,7 +357,7 @@ static const struct model models[] = {
   /* One of them has a queue, in which the other one waits, too. */
   { "two, 100 MB/s each way",
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
-    .marks = { .rate = 0.7, .wait = 1.6, .worst_wait = 2.5, .latencies = 800 },
+    .marks = { .rate = 0.6, .wait = 1.6, .worst_wait = 2.5, .latencies = 800 },
     .clients = 2 },
   { "two, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .clients = 2 },
 };
