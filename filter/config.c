@@ -252,7 +252,7 @@ config_complete (struct config *c)
     set_buffers (c, e->buffer_size);
   else if (!c->threads_given)
     e->threads = e->buffers;
-  e->read_step = DEFAULT_BUFFER_SIZE;
+  e->read_step = e->buffer_size;
   c->contexts_given = e->contexts != 0;
   if (!c->contexts_given)
     e->contexts = DEFAULT_CONTEXTS;

@@ -366,6 +366,19 @@ server_start without "--filter=$FILTER" memory 1M
 stops "no asyncpool-stats" without
 says_nothing "no asyncpool-stats" without.log
 
+# A buffer size that is given is the size of the prefetches.
+
+server_start size "--filter=$FILTER" "$GATE" size=16M delay=20ms \
+  asyncpool-buffer-size=1M asyncpool-stats=size.txt
+check "buffer size: a client reads" nbd_python "$uri" <<'END'
+for i in range(128):
+    h.pread(UNIT, i * UNIT)
+h.shutdown()
+END
+stops "buffer size" size
+check "buffer size: the plugin has reads of a buffer" \
+  grep -q '^plugin read .*\.\.1048576,' size.txt
+
 # Debug flags.
 
 server_start debug -v -D asyncpool.buffers=1 -D asyncpool.streams=1 \
