@@ -344,9 +344,10 @@ make_engine (int thread_model)
     nbdkit_debug ("asyncpool: the contexts (%u) do the work: the plugin or "
                   "another filter serves one request at a time",
                   config.engine.contexts);
-    config_set_serial (&config);
-    if (hooks_same_if_read_only ())
+    if (hooks_same_if_read_only ()) {
       next_set_same_if_read_only ();
+      config_enlarge_buffers (&config);
+    }
     config.engine.threads = MIN (config.engine.threads, SERIAL_THREADS);
   }
   else

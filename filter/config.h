@@ -30,10 +30,10 @@ extern int config_set (struct config *, const char *key, const char *value);
  * called.
  */
 extern int config_complete (struct config *);
-/* The plugin serves one request at a time in each context: makes buffers larger,
- * if no parameter says how large or how many they are.
+/* There are contexts, and a larger operation hardly takes longer: makes buffers
+ * larger, if no parameter says how large or how many they are.
  */
-extern void config_set_serial (struct config *);
+extern void config_enlarge_buffers (struct config *);
 /* After the slab could not be mapped: halves its size, if no parameter says how
  * large it is.  Returns whether it did.
  */
@@ -48,7 +48,7 @@ extern void config_free (struct config *);
   "                            flight (default: what fits into the memory;\n" \
   "                            those in flight follow the device).\n" \
   "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K; 1M with\n" \
-  "                            contexts).\n" \
+  "                            contexts of curl).\n" \
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
