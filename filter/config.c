@@ -282,7 +282,13 @@ config_enlarge_buffers (struct config *c)
 bool
 config_try_less (struct config *c)
 {
-  if (c->buffers_given || c->memory || c->engine.buffers <= LIMIT_START)
+  if (c->buffers_given || c->memory)
+    return false;
+  if (c->engine.buffer_size > c->engine.read_step) {    /* they were enlarged */
+    c->engine.buffer_size /= 2;
+    return true;
+  }
+  if (c->engine.buffers <= LIMIT_START)
     return false;
   c->engine.buffers /= 2;
   if (!c->threads_given)        /* it may be less, as hooks do the work */
