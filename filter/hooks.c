@@ -134,10 +134,8 @@ hooks_find (const char **why_not)
 bool
 hooks_same_if_read_only (void)
 {
-  struct found found = look ();
-
   /* Those filters change no data. */
-  return found.same_if_read_only && found.plugins == 1
+  return below.same_if_read_only && below.plugins == 1
     && below.others == (unsigned) __builtin_popcount (below.repeaters);
 }
 
