@@ -11,8 +11,8 @@
  * - freelocale does nothing.  With a sanitizer, glibc's lock on the locale
  *   stays taken after strerror.  p11-kit, a part of GnuTLS, would wait for it
  *   at the end for ever.
- * - GLib's thread pools keep no thread for the next pool.  ThreadSanitizer
- *   would not see how such a thread is handed on (tests/test-pool.c).
+ * - With ThreadSanitizer, GLib's thread pools keep no thread for the next pool:
+ *   it would not see how such a thread is handed on (tests/test-pool.c).
  * - gcc's UBSan beside ASan ignores log_path, so this file sets it.
  */
 #include <dlfcn.h>
@@ -68,6 +68,8 @@ static void __attribute__ ((constructor))
 preload_init (void)
 {
   set_ubsan_log ();
+#ifdef __SANITIZE_THREAD__
   g_thread_pool_set_max_unused_threads (0);
+#endif
   unsetenv ("LD_PRELOAD");
 }
