@@ -610,9 +610,56 @@ check_outage (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&l);
 }
 
+/* Notes operations of that time, as many at once as the limit allows, until
+ * the limit tests, or for 100 of its latencies.
+ */
+static void
+note_until_test (struct limit *l, uint64_t time_ns, uint64_t *now_ns)
+{
+  unsigned n = 100 * limit_value (l);
+
+  while (n-- > 0 && atomic_load (&l->reason) != LIMIT_TESTS) {
+    limit_hit (l);
+    *now_ns += time_ns / limit_value (l);
+    limit_note (l, OPERATION_BYTES, *now_ns - time_ns, *now_ns, 0);
+  }
+}
+
+/* While one limit tests, the other one of the device is lower, too.  If the test
+ * gets no operations, it is given up.
+ */
+static void
+check_given_up (gconstpointer unused G_GNUC_UNUSED)
+{
+  uint64_t now_ns = 10 * MS_NS;
+  struct limit l, other;
+  unsigned before;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  limit_init (&other, true, MOST, OPERATION_BYTES, true);
+  limit_pair (&l, &other);
+  while (limit_value (&l) < 4 * LIMIT_START)
+    note_until_test (&l, 10 * MS_NS, &now_ns);
+  before = limit_value (&l);
+  g_assert_cmpuint (limit_value (&other), ==, LIMIT_START);
+  note_until_test (&l, 20 * MS_NS, &now_ns);
+  g_assert_cmpuint (limit_value (&l), <, before);
+  g_assert_cmpuint (limit_value (&other), <, LIMIT_START);
+  for (unsigned i = 0; i < 10; i++, now_ns += 20 * MS_NS)
+    limit_note (&other, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  g_assert_cmpuint (limit_value (&other), <, LIMIT_START);
+  now_ns += 1000 * MS_NS;
+  limit_note (&other, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  g_assert_cmpuint (limit_value (&other), ==, LIMIT_START);
+  g_assert_cmpuint (limit_value (&l), >=, before);
+  limit_destroy (&l);
+  limit_destroy (&other);
+}
+
 static void
 add_tests (void)
 {
+  g_test_add_data_func ("/limit/given-up", NULL, check_given_up);
   g_test_add_data_func ("/limit/outage", NULL, check_outage);
   g_test_add_data_func ("/limit/small", NULL, check_small);
   for (unsigned i = 0; i < G_N_ELEMENTS (models); i++) {
