@@ -576,10 +576,11 @@ buffers_take_for_ahead (struct conn *c)
   unsigned share = buffers_share (c);
   struct buf *b;
 
-  if (e->buffers.writers.length > 0 && is_much_ahead (e))
+  if (c->n_ahead >= share
+      || (e->buffers.writers.length > 0 && is_much_ahead (e)))
     return NULL;
   b = take_free (e);
-  if (b == NULL && c->n_ahead < share && evict_clean (e, share))
+  if (b == NULL && evict_clean (e, share))
     b = take_free (e);
   return b;
 }

@@ -226,6 +226,8 @@ unpin_all (struct read *r)
 {
   struct engine *e = r->c->engine;
 
+  if (r->n == 0)                /* spare a client the lock */
+    return;
   ENGINE_LOCK_THEN_DISPATCH (e);
   for (unsigned i = 0; i < r->n; i++) {
     struct pin *p = &r->pins[i];
