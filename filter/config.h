@@ -30,12 +30,13 @@ extern int config_set (struct config *, const char *key, const char *value);
  * called.
  */
 extern int config_complete (struct config *);
-/* There are contexts, and a larger operation hardly takes longer: makes buffers
- * larger, if no parameter says how large or how many they are.
+/* Makes the buffers larger, if no parameter says how large or how many they
+ * are.  For contexts of a plugin whose larger operations hardly take longer.
  */
 extern void config_enlarge_buffers (struct config *);
 /* After the slab could not be mapped: halves its size, if no parameter says how
- * large it is.  Returns whether it did.
+ * large it is.  Buffers that were enlarged become smaller first.  Returns
+ * whether it did.
  */
 extern bool config_try_less (struct config *);
 extern void config_free (struct config *);
@@ -47,14 +48,14 @@ extern void config_free (struct config *);
   "asyncpool-buffers=N         A fixed number of buffers, all of them in\n" \
   "                            flight (default: what fits into the memory;\n" \
   "                            those in flight follow the device).\n" \
-  "asyncpool-buffer-size=SIZE  Size of a buffer (default 128K; 1M with\n" \
-  "                            contexts of curl).\n" \
+  "asyncpool-buffer-size=SIZE  Size of a buffer (default: 128K, or 1M for\n" \
+  "                            curl up to nbdkit 1.34).\n" \
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
   "                            at a time in each (default: 16 if the\n" \
-  "                            plugin says multi-conn, else no further\n" \
-  "                            ones).\n" \
+  "                            plugin says multi-conn, or for curl with\n" \
+  "                            -r; else no further ones).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \
   "                            first flush; behind: from the start;\n" \
   "                            through: never.\n" \
