@@ -108,7 +108,7 @@ begin_epoch (struct limit *l, uint64_t from_ns)
   store (&l->hit, false);
 }
 
-/* The other limit is lower by the same factor as this one. */
+/* Lowers the other limit by the same factor as this one. */
 static void
 lower_other (struct limit *l)
 {
@@ -219,12 +219,12 @@ end_epoch (struct limit *l, uint64_t now_ns)
       change (l, mean_ns, now_ns);
     l->age = MIN (l->age + 1, l->interval);
   }
-  /* For a test, operations from before end first. */
+  /* The epoch of a test leaves time for the operations from before to end. */
   begin_epoch (l, now_ns + (l->before ? mean_ns * 5 / 4 : 0));
 }
 
-/* Whether the test of the other limit goes on.  If it does not end, gives it
- * up.
+/* Whether the other limit is tested.  Gives up a test that has lasted for too
+ * long.
  */
 static bool
 is_other_tested (struct limit *l, uint64_t now_ns)
@@ -268,7 +268,8 @@ back_off (struct limit *l, uint64_t now_ns)
 }
 
 /* Whether the mean time is known: its standard error is a sixteenth, or the
- * epoch has become too long.
+ * epoch has become too long.  While the limit doubles, a quarter of its
+ * operations is enough.
  */
 static bool
 is_known (const struct limit *l, uint64_t elapsed_ns)

@@ -46,11 +46,11 @@
  * the highest one without errors.  If no operation has succeeded since the last
  * such error, the device fails whatever its load is.  That does not count.
  *
- * Reads and writes have a limit each, and may share a device's queue, or each
- * wait in the other's queue.  So while one has a test, the other one is lower by
- * the same factor, and learns nothing.  The epoch of a test begins when all
- * operations from before have ended.  A test without enough operations is given
- * up.
+ * Reads and writes have a limit each.  They may share a queue of the device, or
+ * pass through two queues, as on a link with one in each direction.  So while
+ * one limit is tested, the other one is lower by the same factor, and learns
+ * nothing.  The epoch of a test begins when the operations from before have had
+ * the time to end.  A test that gets too few operations to end is given up.
  *
  * Sources: Vegas and Netflix's concurrency-limits compare times in this way.
  * BBR measures the time without a queue by having fewer in flight.
@@ -82,14 +82,15 @@ struct limit {
   uint32_t whole_bytes;
   bool has_small;
   struct limit *other;          /* of the device's other kind, or NULL */
-  struct lock *lock;            /* a leaf: its own one, or that of OTHER */
+  struct lock *lock;            /* a leaf: own_lock, or that of OTHER */
   struct lock own_lock;
   /* Atomic, written under the lock. */
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
   atomic_bool hit;              /* the limit was in the way in this epoch */
   /* Under the lock. */
-  unsigned kept;                /* the value, while OTHER has a test; or 0 */
+  unsigned kept;                /* the value to return to after the test of
+                                 * OTHER; 0: it has none */
   uint64_t base_ns;             /* 0: not known yet */
   unsigned age;                 /* epochs since it was measured */
   unsigned interval;            /* the age at which it is measured again */
@@ -121,8 +122,9 @@ struct limit {
 extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t whole_bytes, bool has_small);
 extern void limit_destroy (struct limit *);
-/* The two limits of a device: one gives way while the other has a test.  For
- * limits without operations.  Destroy both at once.
+/* Makes them the two limits of a device: one is lower while the other is
+ * tested.  Call it before the first operation.  They share a lock, so destroy
+ * both at the same time.
  */
 extern void limit_pair (struct limit *, struct limit *);
 extern unsigned limit_value (struct limit *);

@@ -3,9 +3,9 @@
  * How much memory the server may use: see memlimit.h.
  *
  * A process is in one control group of each hierarchy.  A group's limit holds
- * for the groups below it, too.  A container may show the path of its group
- * outside, but mount this group as the root: so a group that is not there does
- * not end the walk up to the root.
+ * for the groups below it, too.  In a container, /proc may have the path of the
+ * group as the host sees it, while /sys/fs/cgroup has this group as its root.
+ * So the walk up to the root goes on where a group is not there.
  */
 #include <string.h>
 #include <unistd.h>
@@ -14,7 +14,7 @@
 
 #include "memlimit.h"
 
-/* The least number in FILE of group PATH and of those above it.  A group
+/* The least number in FILE of group PATH and of the groups above it.  A group
  * without a limit has a word there, or a very large number.
  */
 static uint64_t

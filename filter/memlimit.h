@@ -9,9 +9,8 @@
 
 #include <stdint.h>
 
-/* In bytes: the machine's memory, or the limit of the process's control groups
- * if that is less.  The files /proc and /sys are those below ROOT; "" is the
- * real ones.
+/* In bytes: the machine's memory, or the least limit of the process's control
+ * groups if that is less.  Reads ROOT/proc and ROOT/sys: "" for the real ones.
  */
 extern uint64_t memlimit_bytes (const char *root);
 
