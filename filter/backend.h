@@ -71,7 +71,7 @@ struct backend {
   uint32_t min_block;           /* power of two, 1: no constraint */
   uint32_t max_block;           /* UINT32_MAX: no constraint */
   bool can_write, can_flush;
-  bool shared;                  /* multi-conn */
+  bool shared;                  /* multi-conn, or as if (next.h) */
   bool serial;                  /* one call at a time for each handle */
   bool may_open;                /* further contexts may be opened */
   bool readonly;                /* nbdkit opened the connection read-only */

@@ -15,9 +15,9 @@
 enum {
   MAX_BUFFERS = 65536,
   DEFAULT_BUFFER_SIZE = 128 * 1024,
-  /* With contexts there are few operations.  With HTTP, larger ones hardly take
-   * longer: 16 of 1 MiB are 260 MB/s at 64 ms.  Not so with ssh, which moves
-   * 128 KiB in each round trip.
+  /* With contexts, few operations are in flight.  With HTTP, larger ones hardly
+   * take longer: 16 of 1 MiB are 260 MB/s at 64 ms.  With ssh they do, because
+   * it moves 128 KiB in each round trip.
    */
   LARGE_BUFFER_SIZE = 1024 * 1024,
   DEFAULT_CONTEXTS = 16, MAX_CONTEXTS = 128,
@@ -40,8 +40,8 @@ enum {
  */
 #define IDLE_NS UINT64_C (10000000000)
 
-/* 2048 buffers: 64 ms at 4 GB/s.  A filter is one of many programs on a
- * machine or in a container: it takes at most a sixteenth.
+/* 2048 buffers: 4 GB/s at 64 ms.  A filter is one of many programs on a machine
+ * or in a container: it takes at most a sixteenth.
  */
 #define DEFAULT_MEMORY UINT64_C (268435456)
 enum { DEFAULT_PART = 16 };
@@ -220,7 +220,7 @@ set_buffers (struct config *c, uint32_t size)
   e->adapts_to = MIN (e->buffers, MAX (e->threads, 2));
 }
 
-/* Whether the buffers fit into the memory.  -1: nbdkit_error was called. */
+/* Returns -1 after nbdkit_error if the buffers do not fit into the memory. */
 static int
 check_buffers (const struct config *c)
 {

@@ -309,7 +309,9 @@ conn_is_refusable (const struct conn *c, uint32_t count, uint64_t offset)
   return ((offset | count) & (b->min_block - 1)) != 0 || count > b->max_block;
 }
 
-/* Nothing here makes a read or a write of a device that copies faster. */
+/* Counts a read or a write of a device that copies (speed.h).  No thread makes
+ * it faster, so it is passed on.
+ */
 static void
 note_fast (struct conn *c, struct speed *s)
 {

@@ -36,7 +36,7 @@ struct conn {
   struct pool *pool;            /* for its operations: the engine's, or that of
                                  * its contexts */
   uint32_t unit;                /* bytes of a buffer that it uses */
-  uint32_t step;                /* a stream is planned in steps of so many */
+  uint32_t step;                /* bytes: streams are planned in such steps */
   bool shares;                  /* it may use the device's buffers */
   /* Atomic. */
   atomic_uint calls;            /* CONN_CALL per call, and CONN_CLOSED */
@@ -68,7 +68,7 @@ struct conn {
 };
 
 enum { CONN_CLOSED = 1, CONN_CALL = 2 };
-/* How many buffers are in flight for each context, at most. */
+/* How many buffers a limit allows for each context, at most. */
 enum { CONN_PER_CONTEXT = 4 };
 
 /* BACKEND: the caller sets all but the engine's fields.  EINVAL: the

@@ -3,10 +3,10 @@
  * Devices and exports: which connections see the same data.
  *
  * Two connections have the same device if they name the same export and the
- * plugin says multi-conn for both.  They have one struct device then, and share
- * all that is in it.  A connection whose size or blocks differ from those of
- * the device (conn.shares is false) only reads waiting data from its buffers.
- * It neither prefetches nor defers.
+ * plugin says multi-conn for both, or counts as if it did (next.h).  They have
+ * one struct device then, and share all that is in it.  A connection whose size
+ * or blocks differ from those of the device (conn.shares is false) only reads
+ * waiting data from its buffers.  It neither prefetches nor defers.
  *
  * All other connections may reach the same disk: many plugins ignore the export
  * name, and some give each connection a disk of its own.  They have a struct
@@ -63,7 +63,7 @@ struct device {
   /* Constant. */
   struct export *export;
   uint64_t id;                  /* > 0, no other device ever has it */
-  bool shared;                  /* the plugin says multi-conn */
+  bool shared;                  /* backend.shared */
   uint64_t size;
   uint32_t unit, min_block;
   /* Under engine.lock. */

@@ -16,8 +16,8 @@
  */
 static const char *const repeaters[] = { "retry", "retry-request" };
 
-/* All its read-only contexts show the same data.  It says multi-conn for them
- * since nbdkit 1.33.8; before, it says nothing.
+/* A plugin whose read-only contexts all show the same data.  It says multi-conn
+ * for them from nbdkit 1.33.8 on.  Earlier ones do not.
  */
 static const char same_if_read_only[] = "nbdkit-curl-plugin.so";
 
@@ -134,7 +134,7 @@ hooks_find (const char **why_not)
 bool
 hooks_same_if_read_only (void)
 {
-  /* Those filters change no data. */
+  /* The repeaters change no data. */
   return below.same_if_read_only && below.plugins == 1
     && below.others == (unsigned) __builtin_popcount (below.repeaters);
 }

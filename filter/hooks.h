@@ -19,9 +19,9 @@ extern void hooks_load (void);
  */
 extern const struct nbdkit_async_driver *hooks_find (const char **why_not);
 
-/* Whether all read-only contexts show the same data, even if the plugin does not
- * say multi-conn: it is a plugin of which we know that, and no filter below us
- * changes data.  After hooks_load.
+/* Whether we know that all read-only contexts show the same data, also if the
+ * plugin does not say multi-conn.  No filter below us can change data then.
+ * After hooks_load.
  */
 extern bool hooks_same_if_read_only (void);
 

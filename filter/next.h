@@ -23,7 +23,9 @@ extern int next_backend (struct nbdkit_next_ops *, bool readonly,
  * connection.
  */
 extern void next_set_lower (struct nbdkit_backend *);
-/* From now on read-only contexts count as if the layer below said multi-conn. */
+/* From now on, read-only contexts count as if the layer below said
+ * multi-conn.
+ */
 extern void next_set_same_if_read_only (void);
 /* nbdkit's flags as flags of backend.h. */
 extern unsigned next_flags (uint32_t nbdkit_flags);

@@ -24,9 +24,8 @@ struct pin {
   struct buf *b;
   uint64_t from, to;            /* the part of the request that it serves */
   bool reading;                 /* it was READING when it was pinned */
-  bool whole;                   /* no other buffer holds bytes wanted of its
-                                 * range of the device: the unit, or what was
-                                 * prefetched */
+  bool whole;                   /* it holds all bytes that the request wants of
+                                 * its unit, or of what was prefetched */
 };
 
 struct read {

@@ -104,8 +104,8 @@ n_zeroes (struct conn *c, uint64_t offset)
   return (end - offset + (end == c->backend.size ? c->step - 1 : 0)) / c->step;
 }
 
-/* The end of a step that is worth a prefetch.  No client can ask for bytes
- * behind the device's last whole block.
+/* The end of the step at FROM, or FROM if the step needs no prefetch.  No
+ * client can ask for bytes behind the device's last whole block.
  */
 static uint64_t
 step_end (struct conn *c, uint64_t from)
@@ -117,8 +117,8 @@ step_end (struct conn *c, uint64_t from)
     ? end : from;
 }
 
-/* The end of an operation from FROM on: of BYTES at most, and within a multiple
- * of that.
+/* The end of an operation from FROM on, or FROM if the first step needs none.
+ * An operation has BYTES at most, and does not cross a multiple of BYTES.
  */
 static uint64_t
 operation_end (struct conn *c, uint64_t from, uint64_t to, uint32_t bytes)
@@ -221,9 +221,8 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
   return r.from < r.to;
 }
 
-/* Into how many operations a window is divided, with SHARE buffers.  Of a
- * context's two operations one is in flight, and the other has completed or
- * waits.
+/* Into how many operations a window is divided at most, with SHARE buffers.  A
+ * context has two: one is in flight, and the other has completed or waits.
  */
 static unsigned
 operations (const struct conn *c, unsigned share)

@@ -240,7 +240,8 @@ grow (struct streams *t, uint32_t unit, uint32_t share)
   if (t->window == 0 || t->failed)
     t->window = WINDOW_MIN;
   if (t->failed)
-    t->waited = false;          /* for no prefetches, not for a small window */
+    t->waited = false;          /* there were no prefetches: this says nothing
+                                 * about the window */
   t->failed = false;
   was = t->window;
   t->wants_more = t->waited && t->window >= share;
@@ -262,8 +263,8 @@ stream_operation (const struct streams *t)
   return units;
 }
 
-/* How far S may go if it may be ahead by so many units: to the end of a whole
- * operation, of which there are two at least.
+/* How far to prefetch for S, if it may be AHEAD units ahead: to the end of an
+ * operation.  The operations are so small that at least two fit.
  */
 static uint64_t
 furthest (const struct streams *t, const struct stream *s, uint32_t unit,

@@ -23,9 +23,9 @@
  * Zeroes that are known do not count for the window, and a stream goes on
  * behind them.
  *
- * Operations: a window is divided into more operations first, and into larger
- * ones if there cannot be more.  A prefetch then waits until the window has
- * room for a whole one.
+ * Operations: a window that grows is first divided into more operations.  When
+ * there cannot be more, they become larger.  A prefetch then waits until the
+ * window has room for a whole operation.
  *
  * Likely end: no prefetch goes beyond it, once the connection has an earlier
  * stream.  Of the earlier streams, those count that came as far as this one.
@@ -71,7 +71,8 @@ struct streams {
   struct stream s[STREAMS];
   bool has_begun;               /* there was a read */
   uint32_t most_units;          /* of one operation, a power of two; 0 = 1 */
-  unsigned operations;          /* the window is divided into so many at most;
+  unsigned operations;          /* the window is divided into so many at most,
+                                 * unless they would be larger than most_units;
                                  * the caller sets it before stream_plan */
   uint32_t window;              /* units; 0 = WINDOW_MIN */
   uint64_t answered;            /* bytes read since the window doubled */
@@ -111,8 +112,9 @@ extern void stream_read_failed (struct streams *);
 extern struct stream_range stream_plan (struct streams *, struct stream *s,
                                         uint32_t unit, uint32_t share,
                                         uint64_t size, uint64_t now_ns);
-/* How many units one operation prefetches at present, a power of two.  Ranges
- * end at multiples of that, as far as the stream goes on.
+/* How many units one operation prefetches at present: a power of two.  A range
+ * of stream_plan ends at a multiple of that, unless the stream is likely to end
+ * before, or has only a small share.
  */
 extern uint32_t stream_operation (const struct streams *);
 /* There was no buffer from OFFSET on: plan that again later. */
