@@ -25,9 +25,11 @@ struct device {
   double latency_ms;
   unsigned servers;             /* operations at a time; others queue */
   double mb_per_s;              /* shared, before the latency */
-  bool duplex;                  /* mb_per_s in each direction: the second
-                                 * client's data before the latency, the other
-                                 * one's after it; all wait in both queues */
+  bool duplex;                  /* mb_per_s in each direction.  The second
+                                 * client writes: its data goes before the
+                                 * latency.  The first one reads: its data comes
+                                 * after it.  All operations wait in both
+                                 * queues. */
   double per_s;                 /* operations per second, after a burst */
   unsigned burst;
   unsigned refuses_above;       /* in flight: an error in a quarter of the

@@ -11,8 +11,8 @@
  * - freelocale does nothing.  With a sanitizer, glibc's lock on the locale
  *   stays taken after strerror.  p11-kit, a part of GnuTLS, would wait for it
  *   at the end for ever.
- * - With ThreadSanitizer, GLib's thread pools keep no thread for the next pool:
- *   it would not see how such a thread is handed on (tests/test-pool.c).
+ * - With ThreadSanitizer, GLib keeps no unused thread for the next pool.
+ *   ThreadSanitizer would not see how GLib hands it on (tests/test-pool.c).
  * - gcc's UBSan beside ASan ignores log_path, so this file sets it.
  */
 #include <dlfcn.h>

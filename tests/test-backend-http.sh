@@ -40,7 +40,7 @@ may_open ()
   is "$name: further contexts" $found "$expected"
 }
 
-# The filter knows of the plugin that its read-only connections show the same
+# The filter knows that all read-only connections of this plugin show the same
 # data.
 test_alone ()
 {

@@ -7,8 +7,9 @@
 . "$TESTS_DIR/backend-functions.sh"
 
 kind=s3
-# nbdkit runs itself once more for a plugin that is a script, without the
-# runtime (plugin-preload.c).  With it, Python waits in setlocale for ever.
+# For a plugin that is a script, nbdkit runs itself again, without the
+# sanitizer's runtime (plugin-preload.c).  With the runtime, Python would wait
+# for ever in setlocale.
 case $VARIANT in
   asan | tsan) skip_all "Python does not start beside a sanitizer" ;;
 esac

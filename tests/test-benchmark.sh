@@ -92,7 +92,7 @@ else
   cp auto.machine beside/
   {
     head -n 1 auto.csv
-    # The ratios of the rounds are 3, 1.5 and 1: the median is at the mark.
+    # The ratios of the rounds are 3, 1.5 and 1: the median just meets the goal.
     for numbers in "1 10 30" "2 20 30" "3 40 40"; do
       read -r n alone auto <<<"$numbers"
       row_ms "$n" beside "no parameter" "delaymem 20 ms" 22 "$auto" 0.05

@@ -80,8 +80,8 @@ ends "$name"
 name="TLS"
 if have psktool && "$NBDKIT" --dump-config | grep -q '^tls=yes'; then
   psktool -u alice -p keys.psk >/dev/null 2>&1
-  # ASan keeps 256 MiB of freed memory.  GnuTLS frees much, and the server
-  # would grow until that is full.
+  # ASan keeps up to 256 MiB of freed memory.  GnuTLS frees much, so the server
+  # would grow until ASan keeps that much.
   export ASAN_OPTIONS="${ASAN_OPTIONS:-}:quarantine_size_mb=8"
   server_start pool --tls=require --tls-psk="$TEST_DIR/keys.psk" "$pool" \
     "$DELAYMEM" 64M delay=5ms populate=true "${setting[@]}"

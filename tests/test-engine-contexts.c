@@ -408,8 +408,8 @@ test_hidden_error (struct world *w)
   do_read (w, 0, 4096, 3 * U, 1);
 }
 
-/* A flush that returns such an error has not succeeded: after failed data,
- * writes stay direct until the next one.
+/* A flush that returns the error of the filter's own flush has not succeeded:
+ * after failed data, writes stay direct until a flush succeeds.
  */
 static void
 test_hidden_failing (struct world *w)

@@ -291,7 +291,8 @@ open_conn (struct run *r, unsigned i)
   struct backend b = world_backend (r->w, i);
   int err;
 
-  if (real_ops != b.ops) {      /* once: threads of other connections read it */
+  if (real_ops != b.ops) {      /* only once, as threads of other connections
+                                 * read it */
     real_ops = b.ops;
     failing = *b.ops;
     failing.open = open_or_fail;

@@ -547,7 +547,7 @@ thread_ns (void)
   return t.tv_sec * UINT64_C (1000000000) + t.tv_nsec;
 }
 
-/* A look for unused memory takes no longer in a large slab. */
+/* To look for unused memory takes no longer in a large slab. */
 static void
 test_give_back_large (struct world *w)
 {

@@ -354,7 +354,7 @@ static const struct model models[] = {
     .clients = 2 },
   { "two, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } }, SHARED,
     .clients = 2 },
-  /* One of them has a queue, in which the other one waits, too. */
+  /* One direction has a queue.  Operations of the other one wait in it, too. */
   { "two, 100 MB/s each way",
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
     .marks = { .rate = 0.6, .wait = 1.6, .worst_wait = 2.5, .latencies = 800 },

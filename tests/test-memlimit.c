@@ -59,7 +59,7 @@ test_limit (gconstpointer data)
   g_assert_false (g_file_test (root, G_FILE_TEST_EXISTS));
 }
 
-/* The files of this machine can be read: the limit is not nonsense. */
+/* The limit on this machine: more than nothing, and no more than it has. */
 static void
 test_here (void)
 {

@@ -132,12 +132,12 @@ buffers_are ()
   check "$name: $number buffers" grep -q "^buffers: $number in all" stats
 }
 
-# With contexts of curl buffers have 1 MiB, if four for each context fit into
-# the memory, and no number of buffers is given.
+# With contexts of curl, buffers have 1 MiB if four for each context fit into
+# the memory, and if no number of buffers is given.
 "$NBDKIT" --dump-plugin curl >curl 2>&1 ||
   skip "buffers with curl" "nbdkit's plugin curl is not installed"
-for setting in "64M 64" "32M 64" "1M 8" "16M 64 contexts=16" "16M 16 contexts=4" \
-               "16M 10 buffers=10"; do
+for setting in "64M 64" "32M 64" "1M 8" "16M 64 contexts=16" \
+               "16M 16 contexts=4" "16M 10 buffers=10"; do
   # shellcheck disable=SC2086
   set -- $setting
   ! grep -q '^name=curl' curl ||

@@ -127,8 +127,8 @@ else
   check "little memory: nbdkit starts" start_with_little
 fi
 
-# A container with a limit: cgroups of both versions have the same one.  The
-# server is in a mount namespace of its own.
+# A container with a limit, the same in both versions of cgroups.  The server is
+# in a mount namespace of its own.
 cat >in_container <<'END'
 mount -t tmpfs none /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory || exit
 echo 67108864 >/sys/fs/cgroup/memory.max

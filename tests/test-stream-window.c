@@ -220,8 +220,8 @@ test_zeroes (void)
   assert_range (reader_plan (&c, s, 8), 1000 * U, 1004 * U);
 }
 
-/* A window is divided into more operations first, then into larger ones.  A plan
- * ends where an operation does.
+/* A window is divided into more operations first, then into larger ones.  A
+ * plan ends where an operation does.
  */
 static void
 test_operations (void)
@@ -244,7 +244,7 @@ test_operations (void)
   for (unsigned i = 3; i < 7; i++)
     assert_empty (reader_read_ahead (&c, i * U, U, 128));
   assert_range (reader_read_ahead (&c, 7 * U, U, 128), 128 * U, 136 * U);
-  /* With a small share there are two operations at least. */
+  /* With a small share, operations are so small that two fit. */
   stream_cut (s, s->end);
   r = reader_plan (&c, s, 5);
   assert_range (r, 8 * U, 12 * U);
