@@ -612,7 +612,7 @@ delay-proxy adds the round trip.  It limits neither the rate nor the bytes in
 flight.  A real link also has slow start and losses, which slow a stream down.
 
 N x SIZE: asyncpool with buffers of SIZE and N operations in flight.  Over ssh
-and curl of nbdkit 1.32 these are N contexts.  Over curl of 1.36 and later they
+and curl up to nbdkit 1.34 these are N contexts.  Over curl from 1.36 on they
 are N threads and connections, and over parallel plugins N buffers.  4 (ssh) and
 64 are the defaults.  `one at a time' is nbdcopy --synchronous with requests of
 256 KiB, `4 at a time' nbdcopy with four of 128 KiB.  nbdcopy flushes only at
