@@ -613,13 +613,12 @@ flight.  A real link also has slow start and losses, which slow a stream down.
 
 N x SIZE: asyncpool with buffers of SIZE and N operations in flight.  Over ssh
 and curl up to nbdkit 1.34 these are N contexts.  Over curl from 1.36 on they
-are N threads and connections, and over parallel plugins N buffers.  4 (ssh) and
-64 are the defaults.  `one at a time' is nbdcopy --synchronous with requests of
-256 KiB, `4 at a time' nbdcopy with four of 128 KiB.  nbdcopy flushes only at
-its end, so asyncpool writes with asyncpool-write=behind.  A slow contestant
-moves less data (MiB), so its start is a larger part of its time.  `itself':
-without nbdkit.  `rclone mount' over HTTP is left out, as it needs a directory
-index.
+are N threads and connections, and over parallel plugins N buffers.  `one at a
+time' is nbdcopy --synchronous with requests of 256 KiB, `4 at a time' nbdcopy
+with four of 128 KiB.  nbdcopy flushes only at its end, so asyncpool writes with
+asyncpool-write=behind.  A slow contestant moves less data (MiB), so its start
+is a larger part of its time.  `itself': without nbdkit.  `rclone mount' over
+HTTP is left out, as it needs a directory index.
 END
   awk -F, '
     NR > 1 && $17 == "" && $18 !~ /^- / {
