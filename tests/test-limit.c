@@ -610,8 +610,8 @@ check_outage (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&l);
 }
 
-/* Notes operations of that time, as many at once as the limit allows, until
- * the limit tests, or for 100 of its latencies.
+/* Notes operations that take TIME_NS, as many at once as the limit allows,
+ * until the limit is tested, or for 100 latencies.
  */
 static void
 note_until_test (struct limit *l, uint64_t time_ns, uint64_t *now_ns)
@@ -625,8 +625,8 @@ note_until_test (struct limit *l, uint64_t time_ns, uint64_t *now_ns)
   }
 }
 
-/* While one limit tests, the other one of the device is lower, too.  If the test
- * gets no operations, it is given up.
+/* While one limit is tested, the other one of the device is lower, too.  A test
+ * that gets no operations is given up.
  */
 static void
 check_given_up (gconstpointer unused G_GNUC_UNUSED)
