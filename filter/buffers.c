@@ -606,7 +606,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   b->used = b->skipped = 0;
   b->err = 0;
   b->failed_seq = 0;
-  b->reported = false;
+  b->reported_seq = 0;
   /* A plugin that does not fill the buffer shows no bytes of another device. */
   if (b->memory_of != 0 && b->memory_of != c->device->id)
     b->io.clear_bytes = e->buffers.slab.size;

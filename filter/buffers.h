@@ -108,7 +108,9 @@ struct buf {
   unsigned fillers;             /* copies into it under way */
   unsigned pins;                /* reads that copy from it */
   int err;                      /* the plugin's latest error about it, or 0 */
-  bool reported;                /* FAILED: a flush has returned an error */
+  uint64_t reported_seq;        /* buffers.seq when a flush returned the error
+                                 * of this failed data, or 0: none has since
+                                 * the data was answered */
   bool claimed;                 /* READY: a flush writes it on its own thread */
   bool overtaken;               /* WRITING: newer data of another device has
                                  * replaced bytes of it, see order.h */

@@ -434,12 +434,20 @@ write_all (struct conn *c, const char *buf, uint32_t count, uint64_t offset,
   }
   if (err == EAGAIN)
     err = write_through (c, buf + done, count - done, offset + done, flags);
-  /* The lost data may be a part of this write, and the flush that has returned
-   * its error began before this write's answer.
+  if (err || done == 0)
+    return err;
+  flush_note_answer (c, offset, offset + done);
+  /* While this write waits for a buffer or writes its rest, one flush can
+   * return the error of its first bytes, and a second one can drop them.  So
+   * the check is needed.
+   *
+   * Between it and nbdkit's answer, this is still possible: one flush ends with
+   * the error, and after that a second one begins, drops the data and ends with
+   * the error.  A flush after the answer succeeds then.  Or one flush ends
+   * there with the error, and all connections of the device end without another
+   * one.  The next client of the export gets no error then.
    */
-  if (err == 0 && done > 0 && atomic_load (&d->losses) != losses)
-    err = atomic_load (&d->loss);
-  return err;
+  return atomic_load (&d->losses) != losses ? atomic_load (&d->loss) : 0;
 }
 
 int

@@ -27,14 +27,26 @@ can_write (const struct conn *c, const struct buf *b)
   return true;
 }
 
-/* An error that another try cannot change.  EINVAL is not one of them: nbdkit's
- * nbd plugin returns it when its server has gone.  Another connection may write
- * the data then.
+/* An error that another try hardly changes.  EINVAL is not one of them:
+ * nbdkit's nbd plugin returns it when its server has gone.  Another connection
+ * may write the data then.
  */
 static bool
 is_permanent (int err)
 {
   return err == EPERM || err == EROFS;
+}
+
+/* Whether a flush that began at SEQ drops a FAILED buffer.  It has tried the
+ * buffer in vain, and an earlier flush had returned the error before this one
+ * began.  The first error alone is not enough: that flush may end before the
+ * client has the answer to the write.
+ */
+static bool
+is_hopeless (const struct buf *b, uint64_t seq)
+{
+  return is_permanent (b->err) && b->failed_seq > seq
+    && b->reported_seq > 0 && b->reported_seq <= seq;
 }
 
 /* Failed data of a device, not younger than SEQ: the oldest FAILED buffer, or a
@@ -195,7 +207,7 @@ lose (struct buf *b)
 {
   struct device *d = b->device;
 
-  if (!b->reported)
+  if (b->reported_seq == 0)
     atomic_store (&d->export->lost, b->err);
   atomic_store (&d->loss, b->err);
   atomic_fetch_add (&d->losses, 1);
@@ -268,10 +280,9 @@ flush_begin (struct conn *c)
     else if (b->state == BUF_FAILED || b->failed_seq > seq)
       err = b->err;
     if (err && err != ESHUTDOWN && b->state == BUF_FAILED
-        && is_permanent (b->err)) {
+        && is_hopeless (b, seq)) {
       first_err = first_err ? first_err : err;
       err = 0;
-      b->reported = true;
       lose (b);
     }
     else if (err == 0 && !is_retried) { /* the plugin may take writes again */
@@ -317,9 +328,22 @@ flush_end (struct conn *c, int err)
     struct buf *b = l->data;
 
     if (b->device == d)
-      b->reported = true;
+      b->reported_seq = buffers_next_seq (c->engine);
   }
   return err;
+}
+
+void
+flush_note_answer (struct conn *c, uint64_t offset, uint64_t end)
+{
+  struct engine *e = c->engine;
+
+  if (!atomic_load (&c->device->failing))
+    return;
+  ENGINE_LOCK_THEN_DISPATCH (e);
+  BUFFERS_FOREACH (b, e, offset, end)
+    if (b->device == c->device && buf_is_waiting (b))
+      b->reported_seq = 0;
 }
 
 /* The end of a connection. */

@@ -17,11 +17,19 @@ struct conn;
 
 /* flush_begin has all dirty data of this export name written, and tries this
  * device's failed data again.  If it fails, it has kept the data that another
- * try may write.  Otherwise the caller flushes the plugin, if that can flush.
+ * try may write, and all data whose error no earlier flush has returned.
+ * Otherwise the caller flushes the plugin, if that can flush.
  */
 extern int flush_begin (struct conn *);
 /* After that, with the result so far.  Returns the errno for the client. */
 extern int flush_end (struct conn *, int err);
+
+/* A write that has deferred the bytes of the range is about to be answered.  If
+ * they have failed, a flush may have returned the error already.  That was
+ * before the answer, so it does not count: another flush returns the error
+ * before one may drop the data.
+ */
+extern void flush_note_answer (struct conn *, uint64_t offset, uint64_t end);
 
 /* The connection ends: writes all of its data, and tries failed data again.
  * Data that fails once more is kept where another connection has the device.

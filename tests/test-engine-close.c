@@ -207,17 +207,17 @@ test_kept_close (struct world *w)
   do_flush (w, 0);              /* nothing was lost */
 }
 
-/* A connection that cannot write does not take failed data over, and its flush
- * returns the error.
+/* A connection that cannot write does not take failed data over.  Its flushes
+ * return the error, and drop nothing, as they cannot try.
  */
 static void
 test_kept_readonly (struct world *w)
 {
   struct backend b;
-  int fail;
+  int err = w->arg, fail;
 
   open_writeback (w, 4 * U, 8, 2);
-  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, ENOSPC, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, ANYWHERE, err, -1);
   do_write (w, 0, 4096, 4096, 1);
   b = world_backend (w, 2);
   b.can_write = false;
@@ -228,7 +228,8 @@ test_kept_readonly (struct world *w)
   gate_release (w->gate, fail);
   gate_forget (w->gate);
   do_read (w, 2, 4096, 4096, 1);
-  flush_fails (w, 2, ENOSPC);
+  for (unsigned i = 0; i < 2; i++)
+    flush_fails (w, 2, err);
   assert_started (w, GATE_WRITE, ANYWHERE, 0);
   world_open (w, 3, "");
   do_flush (w, 3);
@@ -426,7 +427,8 @@ static const struct test tests[] = {
   { "close/workers", test_workers },
   { "close/kept", test_kept },
   { "close/kept-close", test_kept_close },
-  { "close/kept-readonly", test_kept_readonly },
+  { "close/kept-readonly/ENOSPC", test_kept_readonly, ENOSPC },
+  { "close/kept-readonly/EPERM", test_kept_readonly, EPERM },
   { "close/beside-retry", test_beside_retry },
   { "close/after-retry", test_after_retry },
   { "close/lost", test_lost },

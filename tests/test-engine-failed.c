@@ -5,7 +5,8 @@
  * The data stays in a FAILED buffer.  The next flush tries it again, and
  * returns the plugin's error if it fails again.  From the first failure until a
  * flush succeeds, the device is "failing", and its writes are direct.  A newer
- * change of the same bytes supersedes failed data.
+ * change of the same bytes supersedes failed data.  After EPERM or EROFS, a
+ * flush that fails again drops data whose error an earlier flush has returned.
  *
  * Not here: failed data at the end of a connection (test-engine-close.c), and
  * of possibly the same device (test-engine-devices.c).
@@ -140,8 +141,10 @@ test_order (struct world *w)
   assert_devices (w->f, parts, 4);
 }
 
-/* An error that another try cannot change is reported and returned by the
- * flush, and then the data is lost.
+/* An error that another try hardly changes.  The first flush that returns it
+ * keeps the data: the write's answer may still be on its way to the client.
+ * Once the client has it, the next flush returns the error, and only then the
+ * data is lost.
  */
 static void
 test_permanent (struct world *w)
@@ -151,14 +154,58 @@ test_permanent (struct world *w)
   open_writeback (w, 4 * U, 8, 2);
   fail = gate_fail (w->gate, GATE_WRITE, 0, 2 * U, err, -1);
   do_write (w, 0, 4096, 0, 1);
-  do_write (w, 1, 4096, U, 1);
+  do_write (w, 0, 4096, U, 1);
   do_write (w, 1, 4096, 2 * U, 1);
+  flush_fails (w, 1, err);
+  assert_n_reports (0);
+  for (unsigned i = 0; i < 2; i++)
+    do_read (w, i, 4096, 0, 1);
+  /* The client gets the answers of its writes here, and flushes. */
   flush_fails (w, 0, err);
   assert_reports (":0+4096:lost", ":65536+4096:lost");
   do_read (w, 0, 4096, 0, OLD);
   do_flush (w, 1);
   g_assert_false (is_failing (w, 0));
   assert_device (w->f, 4096, 2 * U, 1);
+  gate_release (w->gate, fail);
+}
+
+/* The plugin takes the data after all. */
+static void
+test_permanent_ends (struct world *w)
+{
+  open_writeback (w, 4 * U, 8, 2);
+  make_failed (w, 0, 4096, 0, 1, EPERM);
+  do_flush (w, 1);
+  assert_device (w->f, 4096, 0, 1);
+  g_assert_false (is_failing (w, 0));
+}
+
+/* Two flushes at once.  One returns the error before the other one's try fails.
+ * The other one began before that, and keeps the data as well.
+ */
+static void
+test_permanent_at_once (struct world *w)
+{
+  struct task *first, *second;
+  int fail, hold;
+
+  open_writeback (w, 4 * U, 8, 2);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, U, EPERM, -1);
+  do_write (w, 0, 4096, 0, 1);
+  g_assert_true (drain (w, 0, U, 0));
+  hold = gate_hold (w->gate, GATE_WRITE, 0, U);
+  first = start_held_flush (w, hold, 0);
+  second = start_blocked_flush (w, 1);
+  gate_pass (w->gate, hold, 1);
+  task_ends (first, EPERM);
+  gate_release (w->gate, hold);
+  task_ends (second, EPERM);
+  assert_n_reports (0);
+  do_read (w, 1, 4096, 0, 1);
+  flush_fails (w, 1, EPERM);
+  assert_reports (":0+4096:lost");
+  do_flush (w, 0);
   gate_release (w->gate, fail);
 }
 
@@ -514,14 +561,22 @@ add_supersede (void)
   }
 }
 
-/* A flush gives up the first part of a write that is under way, and returns its
- * error.  The write returns it, too: a later flush succeeds.
+/* A write has deferred its first part, which fails.  Flushes of another
+ * connection return the error while the second part is under way.
  */
+
+enum part_case {
+  PART_ONE_FLUSH,               /* the write succeeds */
+  PART_TWO_FLUSHES,             /* the second one drops the data */
+  PART_CLOSE                    /* the connections end without another flush */
+};
+
 static void
-test_lost_part (struct world *w)
+test_part (struct world *w)
 {
+  enum part_case part = w->arg;
+  int err = part == PART_CLOSE ? ENOSPC : EPERM, other, fail, hold;
   struct task *write;
-  int other, fail, hold;
 
   /* Another device has one of two buffers, and the first part gets the other
    * one.  So the second part is direct.
@@ -531,13 +586,33 @@ test_lost_part (struct world *w)
   other = gate_hold (w->gate, GATE_WRITE, 0, U);
   do_write (w, 2, U, 0, 1);
   gate_wait_held (w->gate, other, 1);
-  fail = gate_fail (w->gate, GATE_WRITE, 4 * U, U, EPERM, -1);
+  fail = gate_fail (w->gate, GATE_WRITE, 4 * U, U, err, -1);
   hold = gate_hold (w->gate, GATE_WRITE, 5 * U, U);
   write = start_held (w, hold, 0, WRITE, U + 4096, 4 * U, 1);
-  flush_fails (w, 1, EPERM);
-  assert_reports (":262144+65536:lost");
+  flush_fails (w, 1, err);
+  assert_n_reports (0);
+  if (part == PART_TWO_FLUSHES) {
+    flush_fails (w, 1, err);
+    assert_reports (":262144+65536:lost");
+  }
   gate_release (w->gate, hold);
-  task_ends (write, EPERM);
+  /* A later flush succeeds, so the write must not. */
+  task_ends (write, part == PART_TWO_FLUSHES ? err : 0);
+  if (part == PART_ONE_FLUSH) {
+    /* The client has heard of no error since the answer. */
+    flush_fails (w, 1, err);
+    assert_n_reports (0);
+    do_read (w, 0, U + 4096, 4 * U, 1);
+    flush_fails (w, 0, err);
+    assert_reports (":262144+65536:lost");
+  }
+  else if (part == PART_CLOSE) {
+    world_close (w, 0);
+    world_close (w, 1);
+    assert_reports (":262144+65536:kept", ":262144+65536:lost");
+    world_open (w, 0, "");
+    flush_fails (w, 0, err);
+  }
   do_flush (w, 0);
   gate_release (w->gate, fail);
   gate_release (w->gate, other);
@@ -546,11 +621,15 @@ test_lost_part (struct world *w)
 static const struct test tests[] = {
   { "failed/retries/0", test_retry, 0 },
   { "failed/retries/1", test_retry, 1 },
-  { "failed/lost-part", test_lost_part },
+  { "failed/part/one-flush", test_part, PART_ONE_FLUSH },
+  { "failed/part/two-flushes", test_part, PART_TWO_FLUSHES },
+  { "failed/part/close", test_part, PART_CLOSE },
   { "failed/several", test_several },
   { "failed/order", test_order },
   { "failed/permanent/EPERM", test_permanent, EPERM },
   { "failed/permanent/EROFS", test_permanent, EROFS },
+  { "failed/permanent-ends", test_permanent_ends },
+  { "failed/permanent-at-once", test_permanent_at_once },
   { "failed/readonly", test_readonly },
   { "failed/sticks", test_sticks },
   { "failed/meanwhile", test_meanwhile },

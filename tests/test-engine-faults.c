@@ -241,6 +241,8 @@ log_unwritten (const char *export_name G_GNUC_UNUSED, uint64_t offset,
     fail ("the log has error %d", err);
   if (!kept && !r->is_last_close && err != EPERM && err != EROFS)
     fail ("the log gives data up that can be tried again");
+  if (!kept && !r->is_last_close && !r->is_reported)
+    fail ("the log gives data up before a flush has returned the error");
   r->n_kept += kept;
   r->n_lost += !kept;
   for (uint64_t b = offset / BLOCK; b < (offset + count) / BLOCK; b++)
