@@ -331,6 +331,7 @@ send (unsigned i, struct request request)
   buf = g_malloc ((request.to - request.from) * CELL + 1);
   request.conn = run.conns[i].id;
   request.device = run.conns[i].device;
+  request.name = run.plan->name[i];
   request.value = is_write ? 1000 + ++run.last_value : 0;
   cells_fill (buf, request.to - request.from, is_write ? request.value : 999);
   r = judge_send (request);

@@ -13,7 +13,9 @@
  * that read.
  *
  * After a flush, or a FUA write, no cell of the device's durable data is older
- * than any successful change that was answered before the flush was sent.
+ * than any successful change that was answered before the flush was sent.  The
+ * filter may log that it has dropped a change.  Then a flush of the same export
+ * name must have failed after the change was answered, or be under way.
  *
  * An extent of zeroes is a read of 0.
  *
@@ -34,6 +36,7 @@ struct request {
   unsigned client, number;
   unsigned conn;                /* of which it is a part; each opening counts */
   unsigned device;              /* two connections of one device share all */
+  unsigned name;                /* of its export */
   unsigned from, to;            /* cells */
   uint64_t value;
   uint64_t sent, answered;      /* 0: not yet */
