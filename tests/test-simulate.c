@@ -365,8 +365,8 @@ run_client (void *vn)
   }
 }
 
-/* A connection cannot write failed data of one with smaller blocks, which has
- * ended.  Its flushes return the error.
+/* A connection cannot write failed data of one with smaller blocks, or with a
+ * larger largest block, which has ended.  Its flushes return the error.
  */
 static bool
 may_be_unable (unsigned i)
@@ -374,7 +374,7 @@ may_be_unable (unsigned i)
   const struct plan *p = run.plan;
 
   for (unsigned k = 0; k < p->n_conns; k++)
-    if (p->min_block[k] < p->min_block[i])
+    if (p->min_block[k] < p->min_block[i] || p->max_block[k] > p->max_block[i])
       return p->device.fails;
   return false;
 }
