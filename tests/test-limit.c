@@ -355,7 +355,7 @@ static const struct model models[] = {
   { "two, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } }, SHARED,
     .clients = 2 },
   /* One direction has a queue.  Operations of the other one wait in it, too. */
-  { "two, 100 MB/s each way",
+  { "two, 100 MB/s duplex",
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
     .marks = { .rate = 0.6, .wait = 1.6, .worst_wait = 2.5, .latencies = 800 },
     .clients = 2 },
