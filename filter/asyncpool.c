@@ -510,8 +510,10 @@ warn_of_one_context (void)
   if (!atomic_exchange (&is_said, true))
     nbdkit_error ("asyncpool: warning: the plugin serves one request at a time "
                   "and does not say multi-conn: the filter passes requests on "
-                  "one at a time: if all contexts show the same data, set "
-                  "asyncpool-contexts=N");
+                  "one at a time: %sif all contexts show the same data, set "
+                  "asyncpool-contexts=N, such as 16",
+                  hooks_same_if_read_only ()
+                  ? "if clients only read, give nbdkit -r: otherwise, " : "");
 }
 
 /* Whether other contexts show the data that this connection's own one shows. */
