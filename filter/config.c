@@ -165,7 +165,8 @@ config_set (struct config *c, const char *key, const char *value)
     c->memory_word = value;             /* nbdkit keeps it */
     if (parse_size (value, MIN_MEMORY, MAX_MEMORY, &c->memory))
       return 1;
-    nbdkit_error ("%s=%s: must be a size from 1M to 1024G", key, value);
+    nbdkit_error ("%s=%s: must be a whole number such as 64M or 2G, from 1M to "
+                  "1024G", key, value);
     return -1;
   }
   if (strcmp (key, "asyncpool-threads") == 0)
