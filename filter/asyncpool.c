@@ -329,9 +329,9 @@ make_engine (int thread_model)
   pass_through = thread_model < NBDKIT_THREAD_MODEL_SERIALIZE_REQUESTS
     || (is_serial && config.engine.contexts == 1);
   if (pass_through) {
-    nbdkit_error ("asyncpool: warning: the plugin or another filter does not "
+    nbdkit_error ("asyncpool: warning: %sthe plugin or another filter does not "
                   "serve requests in parallel: all requests are passed through "
-                  "unchanged");
+                  "unchanged", is_serial ? "asyncpool-contexts=1: " : "");
     return 0;
   }
   if (engine) {
