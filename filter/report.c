@@ -57,7 +57,7 @@ static const struct kind_row {
 /* Why a limit is what it is. */
 static const char *const reasons[LIMIT_REASONS] = {
   [LIMIT_IS_FIXED] = "it is fixed, or there is no device",
-  [LIMIT_STARTS] = "it is the first one",
+  [LIMIT_STARTS] = "it has its first value",
   [LIMIT_GROWS] = "it grew, as operations took no longer",
   [LIMIT_STAYS] = "operations queue a little",
   [LIMIT_TESTS] = "a test of fewer",
@@ -168,9 +168,9 @@ static const struct row {
   { "limit", "kind=\"write\"", NULL,
     NULL, "@ writes", NOW (write_limit.value) },
   { "limit_reason", "kind=\"read\"",
-    "Why: 0 fixed or no device, 1 the first one, 2 it grew, 3 operations queue "
-    "a little, 4 a test of fewer, 5 operations queued, 6 an error, 7 it is at "
-    "its bound.",
+    "Why: 0 fixed or no device, 1 its first value, 2 it grew, 3 operations "
+    "queue a little, 4 a test of fewer, 5 operations queued, 6 an error, 7 it "
+    "is at its bound.",
     "limit of reads", "@", NOW (read_limit.reason), .words = reasons },
   { "limit_reason", "kind=\"write\"", NULL,
     "limit of writes", "@", NOW (write_limit.reason), .words = reasons },
