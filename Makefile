@@ -11,7 +11,7 @@
 #   make peers        test suites of other projects, without asyncpool and with
 #                     it: tests/peers; hours on a busy machine.  SUITES=...
 #                     make deps-peers installs what they need (Debian)
-#   make demo         one table in under a minute: asyncpool over a 64 ms device
+#   make demo         one table in about a minute: asyncpool over a 64 ms device
 #   make check        all tests; check-asan, check-tsan and check-valgrind run
 #                     them under a tool
 #   make simulate     ten million requests under simulated threads, in minutes;
