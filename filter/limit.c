@@ -17,6 +17,8 @@ enum { STREAK_TO_DOUBLE = 6 };
 enum { INTERVAL_FIRST = 8, INTERVAL_MOST = 50 };
 /* In this time, delays of the scheduler are the same in every epoch. */
 #define EPOCH_MIN_NS UINT64_C (5000000)
+/* However fast the device is, a test may take a few epochs. */
+#define TEST_MORE_NS (8 * EPOCH_MIN_NS)
 #define CEILING_NS UINT64_C (60000000000)
 
 #define load(p) atomic_load_explicit (p, memory_order_relaxed)
@@ -155,6 +157,7 @@ static void
 give_up_test (struct limit *l, uint64_t now_ns)
 {
   set (l, l->before, LIMIT_STAYS);
+  l->age = 0;                   /* not again at once */
   end_test (l, now_ns);
   begin_epoch (l, now_ns);
 }
@@ -223,20 +226,16 @@ end_epoch (struct limit *l, uint64_t now_ns)
   begin_epoch (l, now_ns + (l->before ? mean_ns * 5 / 4 : 0));
 }
 
-/* Whether the other limit is tested.  Gives up a test that has lasted for too
- * long.
+/* Gives up a test of either limit that has lasted for too long.  That is longer
+ * than an epoch of operations whose times vary.
  */
-static bool
-is_other_tested (struct limit *l, uint64_t now_ns)
+static void
+end_long_test (struct limit *l, uint64_t now_ns)
 {
-  struct limit *o = l->other;
+  struct limit *t = l->kept ? l->other : l;
 
-  if (l->kept == 0)
-    return false;
-  if (now_ns < o->epoch_ns + 16 * o->before_ns)
-    return true;
-  give_up_test (o, now_ns);
-  return false;
+  if (t->before && now_ns >= t->epoch_ns + 32 * t->before_ns + TEST_MORE_NS)
+    give_up_test (t, now_ns);
 }
 
 /* Others are about the request or the device, not about load. */
@@ -329,10 +328,7 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
 {
   bool is_small = count < l->whole_bytes / 2;
 
-  if (load (&l->reason) == LIMIT_IS_FIXED)
-    return;
-  if (err ? !is_about_load (err)
-      : count > l->whole_bytes || (is_small && !l->has_small))
+  if (load (&l->reason) == LIMIT_IS_FIXED || (err && !is_about_load (err)))
     return;
   LOCK_IN_SCOPE (l->lock);
   if (err) {
@@ -340,7 +336,11 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
       back_off (l, end_ns);
     return;
   }
-  if (is_other_tested (l, end_ns) || !is_about_size (l, is_small, end_ns))
+  /* Operations of any size: with a lower limit, there may be no other ones. */
+  end_long_test (l, end_ns);
+  if (count > l->whole_bytes || (is_small && !l->has_small))
+    return;
+  if (l->kept || !is_about_size (l, is_small, end_ns))
     return;
   if (start_ns >= l->epoch_ns) {
     l->begun++;

@@ -359,6 +359,7 @@ static const struct model models[] = {
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
     .marks = { .rate = 0.6, .wait = 1.6, .worst_wait = 2.5, .latencies = 800 },
     .clients = 2 },
+  { "two, 0.2 ms", { { .latency_ms = 0.2 } }, NO_QUEUE (250), .clients = 2 },
   { "two, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .clients = 2 },
 };
 
@@ -656,10 +657,33 @@ check_given_up (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&other);
 }
 
+/* Neither does it last for ever if the limit sees only operations of a size
+ * that it does not look at.
+ */
+static void
+check_given_up_alone (gconstpointer unused G_GNUC_UNUSED)
+{
+  uint64_t now_ns = 10 * MS_NS;
+  struct limit l;
+  unsigned before;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, false);
+  while (limit_value (&l) < 4 * LIMIT_START)
+    note_until_test (&l, 10 * MS_NS, &now_ns);
+  before = limit_value (&l);
+  note_until_test (&l, 20 * MS_NS, &now_ns);
+  g_assert_cmpuint (limit_value (&l), <, before);
+  now_ns += 2000 * MS_NS;
+  limit_note (&l, 4096, now_ns - 20 * MS_NS, now_ns, 0);
+  g_assert_cmpuint (limit_value (&l), >=, before);
+  limit_destroy (&l);
+}
+
 static void
 add_tests (void)
 {
   g_test_add_data_func ("/limit/given-up", NULL, check_given_up);
+  g_test_add_data_func ("/limit/given-up-alone", NULL, check_given_up_alone);
   g_test_add_data_func ("/limit/outage", NULL, check_outage);
   g_test_add_data_func ("/limit/small", NULL, check_small);
   for (unsigned i = 0; i < G_N_ELEMENTS (models); i++) {
