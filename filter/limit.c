@@ -253,8 +253,10 @@ back_off (struct limit *l, uint64_t now_ns)
 
   if (l->kept)
     give_up_test (l->other, now_ns);
-  if (l->before)
+  if (l->before) {              /* fewer are no reason for the error */
+    store (&l->value, l->before);
     end_test (l, now_ns);
+  }
   value = load (&l->value);
   if (l->good < value / 2 || l->good >= value)
     l->good = value / 2;

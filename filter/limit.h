@@ -41,10 +41,11 @@
  * more small ones.  So if writes have been small for a while, the limit starts
  * again, for them.  With the next whole one it starts again, too.
  *
- * An error that may come from too much load halves the limit.  For a minute the
- * limit then grows at most to the middle between the one that had the error and
- * the highest one without errors.  If no operation has succeeded since the last
- * such error, the device fails whatever its load is.  That does not count.
+ * An error that may come from too much load halves the limit; in a test, that
+ * is the limit before the test.  For a minute the limit then grows at most to
+ * the middle between the one that had the error and the highest one without
+ * errors.  If no operation has succeeded since the last such error, the device
+ * fails whatever its load is.  That does not count.
  *
  * Reads and writes have a limit each.  They may share a queue of the device, or
  * pass through two queues, as on a link with one in each direction.  So while

@@ -679,11 +679,32 @@ check_given_up_alone (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&l);
 }
 
+/* An error in a test does not hold the limit near what the test had. */
+static void
+check_error_in_test (gconstpointer unused G_GNUC_UNUSED)
+{
+  uint64_t now_ns = 10 * MS_NS;
+  struct limit l;
+  unsigned before;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, false);
+  while (limit_value (&l) < 4 * LIMIT_START)
+    note_until_test (&l, 10 * MS_NS, &now_ns);
+  before = limit_value (&l);
+  note_until_test (&l, 80 * MS_NS, &now_ns);
+  g_assert_cmpuint (limit_value (&l), <, before / 2);
+  now_ns += 500 * MS_NS;
+  limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, EIO);
+  g_assert_cmpuint (limit_value (&l), >=, before / 2);
+  limit_destroy (&l);
+}
+
 static void
 add_tests (void)
 {
   g_test_add_data_func ("/limit/given-up", NULL, check_given_up);
   g_test_add_data_func ("/limit/given-up-alone", NULL, check_given_up_alone);
+  g_test_add_data_func ("/limit/error-in-test", NULL, check_error_in_test);
   g_test_add_data_func ("/limit/outage", NULL, check_outage);
   g_test_add_data_func ("/limit/small", NULL, check_small);
   for (unsigned i = 0; i < G_N_ELEMENTS (models); i++) {
