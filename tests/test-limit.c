@@ -626,6 +626,20 @@ note_until_test (struct limit *l, uint64_t time_ns, uint64_t *now_ns)
   }
 }
 
+/* Lets the limit grow, then makes it test.  Returns the limit before that. */
+static unsigned
+start_test (struct limit *l, uint64_t time_ns, uint64_t *now_ns)
+{
+  unsigned before;
+
+  while (limit_value (l) < 4 * LIMIT_START)
+    note_until_test (l, 10 * MS_NS, now_ns);
+  before = limit_value (l);
+  note_until_test (l, time_ns, now_ns);
+  g_assert_cmpuint (limit_value (l), <, before);
+  return before;
+}
+
 /* While one limit is tested, the other one of the device is lower, too.  A test
  * that gets no operations is given up.
  */
@@ -639,12 +653,7 @@ check_given_up (gconstpointer unused G_GNUC_UNUSED)
   limit_init (&l, true, MOST, OPERATION_BYTES, true);
   limit_init (&other, true, MOST, OPERATION_BYTES, true);
   limit_pair (&l, &other);
-  while (limit_value (&l) < 4 * LIMIT_START)
-    note_until_test (&l, 10 * MS_NS, &now_ns);
-  before = limit_value (&l);
-  g_assert_cmpuint (limit_value (&other), ==, LIMIT_START);
-  note_until_test (&l, 20 * MS_NS, &now_ns);
-  g_assert_cmpuint (limit_value (&l), <, before);
+  before = start_test (&l, 20 * MS_NS, &now_ns);
   g_assert_cmpuint (limit_value (&other), <, LIMIT_START);
   for (unsigned i = 0; i < 10; i++, now_ns += 20 * MS_NS)
     limit_note (&other, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
@@ -668,11 +677,7 @@ check_given_up_alone (gconstpointer unused G_GNUC_UNUSED)
   unsigned before;
 
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
-  while (limit_value (&l) < 4 * LIMIT_START)
-    note_until_test (&l, 10 * MS_NS, &now_ns);
-  before = limit_value (&l);
-  note_until_test (&l, 20 * MS_NS, &now_ns);
-  g_assert_cmpuint (limit_value (&l), <, before);
+  before = start_test (&l, 20 * MS_NS, &now_ns);
   now_ns += 2000 * MS_NS;
   limit_note (&l, 4096, now_ns - 20 * MS_NS, now_ns, 0);
   g_assert_cmpuint (limit_value (&l), >=, before);
@@ -688,10 +693,7 @@ check_error_in_test (gconstpointer unused G_GNUC_UNUSED)
   unsigned before;
 
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
-  while (limit_value (&l) < 4 * LIMIT_START)
-    note_until_test (&l, 10 * MS_NS, &now_ns);
-  before = limit_value (&l);
-  note_until_test (&l, 80 * MS_NS, &now_ns);
+  before = start_test (&l, 80 * MS_NS, &now_ns);
   g_assert_cmpuint (limit_value (&l), <, before / 2);
   now_ns += 500 * MS_NS;
   limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, EIO);
