@@ -332,21 +332,34 @@ enable_writeback (struct conn *c)
 
 /* Reads. */
 
+/* Whether a client waits for the device with requests of COUNT bytes.  With
+ * others in flight, it waits for each one for a part of the time only.  To pass
+ * data through a buffer costs about 3/4 ns per byte, so that a client that gets
+ * 1.3 GB/s by itself gains nothing.
+ */
+static bool
+client_waits (struct conn *c, struct speed *s, uint32_t count)
+{
+  uint64_t others = MAX (depth_peak (&c->depth), 1) - 1;
+
+  return speed_wait_ns (s) > others * count * 3 / 4;
+}
+
 /* The device may wait: that is known, or this is the only request so far. */
 static bool
-may_wait (struct conn *c)
+may_wait (struct conn *c, uint32_t count)
 {
   struct speed *s = c->backend.read_speed;
 
-  return speed_wait_ns (s) > 0
+  return client_waits (c, s, count)
     || (!speed_is_known (s) && depth_peak (&c->depth) == 1);
 }
 
 static bool
 may_prefetch (struct conn *c, uint32_t count, uint64_t offset)
 {
-  return c->engine->config.read == READ_AHEAD && c->shares && may_wait (c)
-    && has_hands (c) && !conn_is_refusable (c, count, offset);
+  return c->engine->config.read == READ_AHEAD && c->shares
+    && may_wait (c, count) && has_hands (c) && !conn_is_refusable (c, count, offset);
 }
 
 int
@@ -411,6 +424,7 @@ may_defer (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
     && !conn_is_refusable (c, count, offset)
     && !atomic_load (&c->device->failing)
     && conn_gains (c, true)
+    && client_waits (c, c->backend.write_speed, count)
     && (count < c->unit
         || is_allowed (depth_peak (&c->engine->writeback.filling),
                        c->backend.write_limit));

@@ -41,8 +41,9 @@ struct speed {
   atomic_uint score;            /* 0 to SPEED_MOST; the device waits from
                                  * SPEED_WAITS on */
   atomic_bool known;            /* there was a first operation */
-  atomic_uint_fast64_t wait_ns; /* of the latest slow operation: its time beyond
-                                 * that of a copy */
+  atomic_uint_fast64_t wait_ns; /* of slow operations, a mean of about the
+                                 * latest 8: their time beyond that of a copy;
+                                 * 0: there was none */
 };
 
 /* A successful operation of COUNT bytes took TOOK_NS. */

@@ -1046,6 +1046,7 @@ wait_failures (struct world *w, unsigned n)
 void
 put_in_flight (struct world *w, unsigned i, unsigned n)
 {
+  fake_set_fast (w->f, true);
   while (n-- > 0)
     depth_begin (&w->c[i]->depth, 1, clock_ns (), UINT64_MAX / 2);
 }

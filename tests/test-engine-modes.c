@@ -179,6 +179,33 @@ test_deep_client (struct world *w)
   assert_counter (w, STATS_FAST, 0);
 }
 
+/* A client that waits little for each request, as it keeps others in flight, is
+ * left alone.  Here the device waits about as long as it takes to pass two
+ * requests of U bytes through buffers, and there are three others.
+ */
+static void
+test_short_wait (struct world *w)
+{
+  uint64_t took_ns = SPEED_COPY_NS + U + 2 * U * 3 / 4;
+  uint32_t count = U / w->arg;
+  bool gains = w->arg > 1;
+  int hold;
+
+  open_readahead (w, 8 * U, 16, 4);
+  for (unsigned i = 0; i < 200; i++) {
+    speed_note (w->c[0]->backend.read_speed, took_ns, U);
+    speed_note (w->c[0]->backend.write_speed, took_ns, U);
+  }
+  put_in_flight (w, 0, 3);
+  do_write (w, 0, count, 7 * U, 1);
+  assert_counter (w, STATS_DEFERRED, gains);
+  hold = gate_hold (w->gate, GATE_READ, 2 * count, U);
+  do_read (w, 0, count, 0, OLD);
+  do_read (w, 0, count, count, OLD);
+  assert_states (w, BUF_READING, 2 * count, U, gains);
+  gate_release (w->gate, hold);
+}
+
 static const struct test tests[] = {
   { "modes/auto/fua", test_auto, FUA },
   { "modes/auto/flush", test_auto, FLUSH },
@@ -190,6 +217,8 @@ static const struct test tests[] = {
   { "modes/speed-failed", test_speed_failed },
   { "modes/deep-client/7", test_deep_client, 6 },
   { "modes/deep-client/8", test_deep_client, 7 },
+  { "modes/short-wait", test_short_wait, 1 },
+  { "modes/short-wait/small", test_short_wait, 2 },
 };
 
 int
