@@ -511,7 +511,7 @@ warn_of_one_context (void)
     nbdkit_error ("asyncpool: warning: the plugin serves one request at a time "
                   "and does not say multi-conn: the filter passes requests on "
                   "one at a time: %sif all contexts show the same data, set "
-                  "asyncpool-contexts=N, such as 16",
+                  "asyncpool-contexts=N, such as 32",
                   hooks_same_if_read_only ()
                   ? "if clients only read, give nbdkit -r: otherwise, " : "");
 }

@@ -20,7 +20,7 @@ enum {
    * it moves 128 KiB in each round trip.
    */
   LARGE_BUFFER_SIZE = 1024 * 1024,
-  DEFAULT_CONTEXTS = 16, MAX_CONTEXTS = 128,
+  DEFAULT_CONTEXTS = 32, MAX_CONTEXTS = 128,
   /* The largest minimum block that a plugin may have: so no buffer is ever
    * smaller than a block.
    */

@@ -35,7 +35,7 @@ may_open ()
   copies_out "$name" "${single[@]}"
   stops "$name"
   # A fast server gets no background work, so perhaps none was opened.
-  ! grep -q 'the contexts (16) do the work' pool.log ||
+  ! grep -q 'the contexts (32) do the work' pool.log ||
     grep -q 'one context for this connection' pool.log || found=yes
   is "$name: further contexts" $found "$expected"
 }

@@ -136,7 +136,7 @@ buffers_are ()
 # the memory, and if no number of buffers is given.
 "$NBDKIT" --dump-plugin curl >curl 2>&1 ||
   skip "buffers with curl" "nbdkit's plugin curl is not installed"
-for setting in "64M 64" "32M 64" "1M 8" "16M 64 contexts=16" \
+for setting in "128M 128" "64M 128" "1M 8" "16M 64 contexts=16" \
                "16M 16 contexts=4" "16M 10 buffers=10"; do
   # shellcheck disable=SC2086
   set -- $setting
