@@ -10,6 +10,10 @@
 
 /* The first bounds system calls, the second pages: under the lock. */
 enum { GIVE_BACK_AT_ONCE = 16, GIVE_BACK_BYTES = 2 * 1024 * 1024 };
+/* With all buffers in the tree, one place in four or five shares its counter
+ * with one of them.
+ */
+enum { COUNTERS_PER_BUFFER = 4 };
 
 static gint
 compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
@@ -29,8 +33,10 @@ buffers_init (struct engine *e, unsigned n, uint32_t size)
 
   if (err)
     return err;
+  s->counters_bits = g_bit_storage (COUNTERS_PER_BUFFER * n - 1);
+  s->counters = g_try_new0 (atomic_uint, (gsize) 1 << s->counters_bits);
   s->all = g_try_new0 (struct buf, n);
-  if (s->all == NULL)
+  if (s->counters == NULL || s->all == NULL)
     return ENOMEM;
   s->n = n;
   s->give_back_ns = UINT64_MAX;
@@ -52,6 +58,7 @@ buffers_destroy (struct engine *e)
   if (e->buffers.tree)
     g_tree_unref (e->buffers.tree);
   g_free (e->buffers.all);
+  g_free (e->buffers.counters);
   slab_destroy (&e->buffers.slab);
 }
 
@@ -86,6 +93,27 @@ struct buf *
 buffers_next (struct buf *b, uint64_t offset, uint64_t end)
 {
   return overlapping_from (g_tree_node_next (b->node), offset, end);
+}
+
+/* Neighbours have counters far from each other (Knuth's multiplicative hash).
+ */
+static atomic_uint *
+counter_of (struct buffers *s, uint64_t offset)
+{
+  uint64_t hash = offset / s->slab.size * UINT64_C (0x9e3779b97f4a7c15);
+
+  return &s->counters[hash >> (64 - s->counters_bits)];
+}
+
+bool
+buffers_may_have (struct engine *e, uint64_t offset, uint64_t end)
+{
+  struct buffers *s = &e->buffers;
+
+  for (offset -= offset % s->slab.size; offset < end; offset += s->slab.size)
+    if (atomic_load (counter_of (s, offset)) > 0)
+      return true;
+  return false;
 }
 
 static bool
@@ -363,7 +391,7 @@ buffers_remove (struct buf *b)
   }
   g_tree_remove (b->engine->buffers.tree, b);
   b->node = NULL;
-  atomic_fetch_sub (&b->engine->buffers.in_tree, 1);
+  atomic_fetch_sub (counter_of (&b->engine->buffers, b->base), 1);
   b->dropped = true;
   b->claimed = false;
   if (b->rest)
@@ -625,7 +653,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
     }
   }
   b->node = g_tree_insert_node (e->buffers.tree, b, b);
-  atomic_fetch_add (&e->buffers.in_tree, 1);
+  atomic_fetch_add (counter_of (&e->buffers, base), 1);
 }
 
 void

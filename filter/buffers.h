@@ -139,6 +139,7 @@ struct buffers {
   struct slab slab;
   struct buf *all;
   unsigned n;
+  unsigned counters_bits;       /* there are 2 to the power of this */
   /* Under engine.lock. */
   GTree *tree;
   GQueue free;                  /* youngest first: it is in the CPU's cache, and
@@ -157,7 +158,8 @@ struct buffers {
   GQueue writers;               /* that wait for a buffer, oldest first */
   bool writer_called;           /* one was woken and has not run yet */
   /* Atomic, written under the lock.  A thread that reads 0 need not take it. */
-  atomic_uint in_tree;          /* buffers in the tree */
+  atomic_uint *counters;        /* of buffers in the tree, see
+                                 * buffers_may_have */
   atomic_uint deferring;        /* connections that may defer writes, and
                                  * buffers of waiting data */
 };
@@ -245,6 +247,16 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
   for (struct buf *b = buffers_first (e, offset, end), *b##_next;       \
        b && (b##_next = buffers_next (b, offset, end), true);           \
        b = b##_next)
+/* Whether there may be any, on a thread without the lock.  If not, the plugin
+ * has all data there that was acknowledged before the call.  So a demand read
+ * needs no lock then.  Under load it can wait for the lock longer than for the
+ * plugin.
+ *
+ * No buffer crosses a multiple of the buffer size, so each has one place, and
+ * each place has one counter.  Places share counters, so the answer may be yes
+ * although there is none.
+ */
+extern bool buffers_may_have (struct engine *, uint64_t offset, uint64_t end);
 /* Whether one of them is in one of the STATES: buffers of this device, or of
  * any other.
  */

@@ -11,7 +11,7 @@ static void
 check_tree (struct engine *e)
 {
   const struct buf *last = NULL;
-  unsigned n = 0, in_tree = 0;
+  unsigned n = 0, in_tree = 0, counted = 0;
 
   for (unsigned i = 0; i < e->buffers.n; i++) {
     struct buf *b = &e->buffers.all[i];
@@ -27,6 +27,7 @@ check_tree (struct engine *e)
       g_assert_true (g_tree_node_key (b->node) == b);
       g_assert_cmpuint (b->lo, <, b->hi);
       g_assert_cmpuint (b->hi, <=, e->config.buffer_size);
+      g_assert_true (buffers_may_have (e, b->base, b->base + b->hi));
     }
   }
   for (GTreeNode *node = g_tree_node_first (e->buffers.tree); node;
@@ -40,7 +41,9 @@ check_tree (struct engine *e)
     in_tree++;
   }
   g_assert_cmpuint (in_tree, ==, n);
-  g_assert_cmpuint (atomic_load (&e->buffers.in_tree), ==, n);
+  for (size_t i = 0; i < (size_t) 1 << e->buffers.counters_bits; i++)
+    counted += atomic_load (&e->buffers.counters[i]);
+  g_assert_cmpuint (counted, ==, n);
 }
 
 static bool

@@ -362,7 +362,7 @@ direct_end (struct conn *c, struct direct *d, int err)
      */
     atomic_thread_fence (memory_order_seq_cst);
     extents_change (e, d->offset, d->end);
-    if (atomic_load (&e->buffers.in_tree) > 0) {
+    if (buffers_may_have (e, d->offset, d->end)) {
       ENGINE_LOCK_THEN_DISPATCH (e);
       buffers_drop (e, d->offset, d->end);
     }

@@ -277,7 +277,7 @@ read_serve (struct conn *c, struct stream *covered, void *buf, uint32_t count,
     stats_add (c->engine->stats, STATS_ZERO_BYTES, count);
     return 0;
   }
-  if (atomic_load (&c->engine->buffers.in_tree) > 0)
+  if (buffers_may_have (c->engine, r.offset, r.end))
     return serve_buffered (&r, now_ns, waited);
   *waited = true;
   return read_device (&r, r.offset, r.end);

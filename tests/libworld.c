@@ -942,7 +942,8 @@ count_reading (struct world *w)
 unsigned
 count_held (struct world *w)
 {
-  return atomic_load (&w->e->buffers.in_tree);
+  LOCK_IN_SCOPE (&w->e->lock);
+  return g_tree_nnodes (w->e->buffers.tree);
 }
 
 unsigned

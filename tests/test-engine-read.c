@@ -195,6 +195,26 @@ test_stale_pinned (struct world *w)
   do_read (w, 0, U / 2, 2 * U, OLD);
 }
 
+/* A read where no buffer is does not wait for the lock. */
+static void
+test_no_lock (struct world *w)
+{
+  struct task *read;
+  int hold;
+
+  open_writeback (w, 8 * U, 8, 4);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  do_write (w, 0, U, 2 * U, 1);
+  assert_states (w, BUF_WRITING, 2 * U, U, 1);
+  {
+    LOCK_IN_SCOPE (&w->e->lock);
+    read = task_start (w, 1, READ, U, U, OLD);
+    gate_wait_ended (w->gate, GATE_READ, U, U, 1);
+  }
+  task_ends (read, 0);
+  gate_release (w->gate, hold);
+}
+
 static void
 add_stale (void)
 {
@@ -219,6 +239,7 @@ static const struct test tests[] = {
   { "read/stale-failed/direct", test_stale_failed, WRITE_THROUGH },
   { "read/stale-failed/deferred", test_stale_failed, WRITE_BEHIND },
   { "read/stale-pinned", test_stale_pinned },
+  { "read/no-lock", test_no_lock },
 };
 
 int
