@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include "clock.h"
 #include "cond.h"
@@ -149,12 +150,27 @@ work_locked (struct pool *p)
   p->workers--;
 }
 
+/* Threads of the pool often wake many at a time.  With this policy they do not
+ * interrupt one that runs, such as one that serves a client.
+ */
+static void
+yield_to_requests (void)
+{
+  struct sched_param param;
+  int policy;
+
+  if (pthread_getschedparam (pthread_self (), &policy, &param) == 0
+      && policy == SCHED_OTHER)
+    pthread_setschedparam (pthread_self (), SCHED_BATCH, &param);
+}
+
 /* The thread's only task of GLib's pool. */
 static void
 worker (gpointer data, gpointer unused G_GNUC_UNUSED)
 {
   struct pool *p = data;
 
+  yield_to_requests ();
   LOCK_IN_SCOPE (&p->lock);
   while (rest_locked (p))
     work_locked (p);

@@ -6,6 +6,7 @@
  * A job of these tests says in the hub that it runs, and waits there.
  */
 #include <dlfcn.h>
+#include <sched.h>
 #include <stdatomic.h>
 
 #include "hub.h"
@@ -313,6 +314,32 @@ test_refused (gconstpointer unused G_GNUC_UNUSED)
   scene_end (&s);
 }
 
+static atomic_int policy;
+
+static void
+note_policy (struct job *job G_GNUC_UNUSED)
+{
+  policy = sched_getscheduler (0);
+}
+
+/* Threads of the pool do not interrupt others, unless the user has chosen a
+ * policy for all of nbdkit.
+ */
+static void
+test_policy (gconstpointer unused G_GNUC_UNUSED)
+{
+  int own = sched_getscheduler (0);
+  struct job job = { .run = note_policy };
+  struct pool *p = start_pool (1, HUB_IDLE_NS);
+
+  policy = -1;
+  pool_push (p, &job, POOL_AHEAD);
+  while (policy == -1)
+    g_usleep (1000);
+  g_assert_cmpint (policy, ==, own == SCHED_OTHER ? SCHED_BATCH : own);
+  pool_free (p);
+}
+
 static const struct {
   const char *path;
   void (*test) (gconstpointer);
@@ -329,6 +356,7 @@ static const struct {
   { "/pool/on-demand", test_on_demand, 0 },
   { "/pool/idle", test_idle, 0 },
   { "/pool/refused", test_refused, 0 },
+  { "/pool/policy", test_policy, 0 },
 };
 
 int
