@@ -53,7 +53,7 @@ extern void config_free (struct config *);
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \
-  "                            at a time in each (default: 16 if the\n" \
+  "                            at a time in each (default: 32 if the\n" \
   "                            plugin says multi-conn, or for curl with\n" \
   "                            -r; else no further ones).\n" \
   "asyncpool-write=MODE        auto (default): defer writes after the\n" \

@@ -239,22 +239,34 @@ epoch_ns (struct speed *s)
   return 1000000 + 4 * speed_wait_ns (s);
 }
 
+/* KiB of data that the request moves. */
+static unsigned
+kib_of (enum stats_kind kind, uint32_t count)
+{
+  return kind == STATS_READ || kind == STATS_WRITE ? count / 1024 : 0;
+}
+
 /* False: the connection has ended. */
 static bool
-begin (struct conn *c, struct speed *s, uint64_t *now_ns)
+begin (struct conn *c, enum stats_kind kind, uint32_t count, uint64_t *now_ns)
 {
+  struct speed *s = kind == STATS_READ
+    ? c->backend.read_speed : c->backend.write_speed;
+
   if (!conn_enter (c))
     return false;
   *now_ns = clock_ns ();
   depth_begin (&c->depth, 1, *now_ns, epoch_ns (s));
+  depth_begin (&c->depth_kib, kib_of (kind, count), *now_ns, epoch_ns (s));
   return true;
 }
 
 static void
-end (struct conn *c, enum stats_kind kind, uint64_t start_ns, uint64_t bytes)
+end (struct conn *c, enum stats_kind kind, uint32_t count, uint64_t start_ns)
 {
   depth_end (&c->depth, 1);
-  stats_end (c->engine->stats, kind, start_ns, bytes);
+  depth_end (&c->depth_kib, kib_of (kind, count));
+  stats_end (c->engine->stats, kind, start_ns, count);
   conn_leave (c);
 }
 
@@ -332,26 +344,29 @@ enable_writeback (struct conn *c)
 
 /* Reads. */
 
-/* Whether a client waits for the device with requests of COUNT bytes.  With
- * others in flight, it waits for each one for a part of the time only.  To pass
- * data through a buffer costs about 3/4 ns per byte, so that a client that gets
- * 1.3 GB/s by itself gains nothing.
+/* Whether buffers can make requests of COUNT bytes faster.  While an operation
+ * waits, the client's other requests in flight go on.  To pass these through
+ * buffers would cost about 3/4 ns per byte.  If that is longer than the wait,
+ * buffers make the client slower.
  */
 static bool
-client_waits (struct conn *c, struct speed *s, uint32_t count)
+buffers_gain (struct conn *c, struct speed *s, uint32_t count)
 {
-  uint64_t others = MAX (depth_peak (&c->depth), 1) - 1;
+  uint64_t all = (uint64_t) depth_peak (&c->depth_kib) * 1024;
+  uint64_t others = all > count ? all - count : 0;
 
-  return speed_wait_ns (s) > others * count * 3 / 4;
+  return speed_wait_ns (s) > others * 3 / 4;
 }
 
-/* The device may wait: that is known, or this is the only request so far. */
+/* The client waits for the device, or nothing is known yet and this is its only
+ * request.
+ */
 static bool
 may_wait (struct conn *c, uint32_t count)
 {
   struct speed *s = c->backend.read_speed;
 
-  return client_waits (c, s, count)
+  return buffers_gain (c, s, count)
     || (!speed_is_known (s) && depth_peak (&c->depth) == 1);
 }
 
@@ -359,7 +374,8 @@ static bool
 may_prefetch (struct conn *c, uint32_t count, uint64_t offset)
 {
   return c->engine->config.read == READ_AHEAD && c->shares
-    && may_wait (c, count) && has_hands (c) && !conn_is_refusable (c, count, offset);
+    && may_wait (c, count) && has_hands (c)
+    && !conn_is_refusable (c, count, offset);
 }
 
 int
@@ -370,7 +386,7 @@ conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
   bool waited = false, covered = false;
   int err;
 
-  if (!begin (c, c->backend.read_speed, &now_ns))
+  if (!begin (c, STATS_READ, count, &now_ns))
     return ESHUTDOWN;
   note_fast (c, c->backend.read_speed);
   if (may_prefetch (c, count, offset))
@@ -379,7 +395,7 @@ conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
                     &waited);
   if (s)
     readahead_advance (c, s, count, err, waited, now_ns);
-  end (c, STATS_READ, now_ns, count);
+  end (c, STATS_READ, count, now_ns);
   return err;
 }
 
@@ -423,8 +439,8 @@ may_defer (struct conn *c, uint32_t count, uint64_t offset, unsigned flags)
     && !conn_writes_alone (c)
     && !conn_is_refusable (c, count, offset)
     && !atomic_load (&c->device->failing)
+    && buffers_gain (c, c->backend.write_speed, count)
     && conn_gains (c, true)
-    && client_waits (c, c->backend.write_speed, count)
     && (count < c->unit
         || is_allowed (depth_peak (&c->engine->writeback.filling),
                        c->backend.write_limit));
@@ -474,7 +490,7 @@ conn_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
   bool is_slow;
   int err;
 
-  if (!begin (c, s, &now_ns))
+  if (!begin (c, STATS_WRITE, count, &now_ns))
     return ESHUTDOWN;
   note_fast (c, s);
   if (flags & BACKEND_FUA)
@@ -486,7 +502,7 @@ conn_write (struct conn *c, const void *buf, uint32_t count, uint64_t offset,
   err = write_all (c, buf, count, offset, flags, now_ns);
   if (is_slow)
     depth_end (filling, count / c->unit);
-  end (c, STATS_WRITE, now_ns, count);
+  end (c, STATS_WRITE, count, now_ns);
   return err;
 }
 
@@ -498,7 +514,7 @@ zero_or_trim (struct conn *c, enum stats_kind kind, uint32_t count,
   uint64_t now_ns;
   int err;
 
-  if (!begin (c, c->backend.write_speed, &now_ns))
+  if (!begin (c, kind, count, &now_ns))
     return ESHUTDOWN;
   if (flags & BACKEND_FUA)
     enable_writeback (c);
@@ -509,7 +525,7 @@ zero_or_trim (struct conn *c, enum stats_kind kind, uint32_t count,
       : backend_trim (&c->backend, count, offset, flags);
     direct_end (c, &d, err);
   }
-  end (c, kind, now_ns, count);
+  end (c, kind, count, now_ns);
   return err;
 }
 
@@ -531,7 +547,7 @@ conn_flush (struct conn *c, bool is_own)
   uint64_t now_ns;
   int err;
 
-  if (!begin (c, c->backend.write_speed, &now_ns))
+  if (!begin (c, STATS_FLUSH, 0, &now_ns))
     return ESHUTDOWN;
   if (is_own)
     enable_writeback (c);
@@ -541,7 +557,7 @@ conn_flush (struct conn *c, bool is_own)
   if (err == 0)
     err = atomic_exchange (&c->show_error, 0);
   err = flush_end (c, err);
-  end (c, STATS_FLUSH, now_ns, 0);
+  end (c, STATS_FLUSH, 0, now_ns);
   return err;
 }
 

@@ -44,7 +44,7 @@ struct conn {
   atomic_int show_error;        /* of a flush of the filter's own; the next
                                  * flush on this connection returns it */
   atomic_uint direct_reads;     /* its demand reads in the plugin */
-  struct depth depth;
+  struct depth depth, depth_kib;        /* of requests; of their data in KiB */
   /* Under streams_lock. */
   struct lock streams_lock;
   struct streams streams;

@@ -221,16 +221,16 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
   return r.from < r.to;
 }
 
-/* Into how many operations a window is divided at most, with SHARE buffers.
- * Half of the contexts with larger operations need less time of the processors
- * than all of them with small ones.
+/* From how many operations on they become larger, with SHARE buffers.  Larger
+ * ones on half of the contexts need less time of the processors than small ones
+ * on all.
  */
 static unsigned
 operations (const struct conn *c, unsigned share)
 {
   const struct contexts *s = c->backend.contexts;
 
-  return s ? MIN ((s->max + 1) / 2, share) : share;
+  return s ? MIN (MAX ((s->max + 1) / 2, WINDOW_MIN), share) : share;
 }
 
 /* Zeroes are not prefetched, so they do not count for the window: the plan

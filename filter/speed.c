@@ -10,7 +10,7 @@
 void
 speed_note (struct speed *s, uint64_t took_ns, uint32_t count)
 {
-  uint64_t copy_ns = SPEED_COPY_NS + count, mean_ns = load (&s->wait_ns);
+  uint64_t copy_ns = SPEED_COPY_NS + count, mean_ns;
   unsigned score = load (&s->score);
   unsigned more = load (&s->known) ? SPEED_SLOW : SPEED_MOST;
 
@@ -22,6 +22,7 @@ speed_note (struct speed *s, uint64_t took_ns, uint32_t count)
       store (&s->score, score - 1);
   }
   else {
+    mean_ns = load (&s->wait_ns);
     if (mean_ns == 0)
       mean_ns = took_ns - copy_ns;
     store (&s->wait_ns, mean_ns - mean_ns / 8 + (took_ns - copy_ns) / 8);

@@ -1045,11 +1045,14 @@ wait_failures (struct world *w, unsigned n)
 }
 
 void
-put_in_flight (struct world *w, unsigned i, unsigned n)
+put_in_flight (struct world *w, unsigned i, unsigned n, uint32_t count)
 {
-  fake_set_fast (w->f, true);
-  while (n-- > 0)
-    depth_begin (&w->c[i]->depth, 1, clock_ns (), UINT64_MAX / 2);
+  struct conn *c = w->c[i];
+
+  while (n-- > 0) {
+    depth_begin (&c->depth, 1, clock_ns (), UINT64_MAX / 2);
+    depth_begin (&c->depth_kib, count / KIB, clock_ns (), UINT64_MAX / 2);
+  }
 }
 
 void

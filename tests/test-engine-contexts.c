@@ -723,6 +723,22 @@ test_model (struct world *w)
     assert_device (w->f, BLOCK, i * BLOCK, model[i]);
 }
 
+/* Prefetches become larger when there are half as many as contexts. */
+static void
+test_larger (struct world *w)
+{
+  struct engine_config c = config_for (15, READ_AHEAD);
+  unsigned units = w->arg;      /* of a prefetch */
+  int hold;
+
+  c.buffer_size = 8 * U;
+  open_contexts (w, c);
+  set_window (w, 0, 8 * units);
+  hold = start_held_stream (w, 0);
+  assert_states (w, BUF_READING, 2 * U, 8 * units * U, 8);
+  gate_release (w->gate, hold);
+}
+
 static const struct test tests[] = {
   { "contexts/lazy", test_lazy, .on = CONTEXTS_ONLY },
   { "contexts/burst", test_burst, .on = CONTEXTS_ONLY },
@@ -750,6 +766,8 @@ static const struct test tests[] = {
   { "contexts/fail-together", test_fail_together, .on = CONTEXTS_ONLY },
   { "contexts/stop", test_stop, .on = CONTEXTS_ONLY },
   { "contexts/names", test_names, .on = CONTEXTS_ONLY },
+  { "contexts/larger/1", test_larger, 1, CONTEXTS_ONLY },
+  { "contexts/larger/2", test_larger, 2, CONTEXTS_ONLY },
   { "contexts/flush-fails", test_flush_fails, .on = CONTEXTS_ONLY },
   { "contexts/overtaken", test_overtaken, .on = CONTEXTS_ONLY },
   { "contexts/unshared/flush", test_unshared, true, CONTEXTS_ONLY },

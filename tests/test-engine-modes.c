@@ -173,22 +173,22 @@ test_deep_client (struct world *w)
   unsigned in_flight = w->arg;
 
   open_writeback (w, 8 * U, 8, 4);
-  put_in_flight (w, 0, in_flight);
+  put_in_flight (w, 0, in_flight, 0);
   do_write (w, 0, 4096, 0, 1);
   assert_states (w, BUF_OPEN, 0, U, in_flight < 7);
   assert_counter (w, STATS_FAST, 0);
 }
 
-/* A client that waits little for each request, as it keeps others in flight, is
- * left alone.  Here the device waits about as long as it takes to pass two
- * requests of U bytes through buffers, and there are three others.
+/* A client whose other requests in flight move much data while the device waits
+ * is left alone.  Here the device waits as long as two requests of U bytes need
+ * to pass through buffers.
  */
 static void
 test_short_wait (struct world *w)
 {
   uint64_t took_ns = SPEED_COPY_NS + U + 2 * U * 3 / 4;
-  uint32_t count = U / w->arg;
-  bool gains = w->arg > 1;
+  unsigned part = w->arg;
+  bool gains = part > 1;
   int hold;
 
   open_readahead (w, 8 * U, 16, 4);
@@ -196,13 +196,14 @@ test_short_wait (struct world *w)
     speed_note (w->c[0]->backend.read_speed, took_ns, U);
     speed_note (w->c[0]->backend.write_speed, took_ns, U);
   }
-  put_in_flight (w, 0, 3);
-  do_write (w, 0, count, 7 * U, 1);
+  fake_set_fast (w->f, true);
+  put_in_flight (w, 0, 3, U / part);
+  do_write (w, 0, U, 7 * U, 1);
   assert_counter (w, STATS_DEFERRED, gains);
-  hold = gate_hold (w->gate, GATE_READ, 2 * count, U);
-  do_read (w, 0, count, 0, OLD);
-  do_read (w, 0, count, count, OLD);
-  assert_states (w, BUF_READING, 2 * count, U, gains);
+  hold = gate_hold (w->gate, GATE_READ, 2 * U, U);
+  do_read (w, 0, U, 0, OLD);
+  do_read (w, 0, U, U, OLD);
+  assert_states (w, BUF_READING, 2 * U, U, gains);
   gate_release (w->gate, hold);
 }
 
@@ -217,8 +218,8 @@ static const struct test tests[] = {
   { "modes/speed-failed", test_speed_failed },
   { "modes/deep-client/7", test_deep_client, 6 },
   { "modes/deep-client/8", test_deep_client, 7 },
-  { "modes/short-wait", test_short_wait, 1 },
-  { "modes/short-wait/small", test_short_wait, 2 },
+  { "modes/short-wait/large-others", test_short_wait, 1 },
+  { "modes/short-wait/small-others", test_short_wait, 2 },
 };
 
 int

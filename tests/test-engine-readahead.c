@@ -254,7 +254,7 @@ test_deep (struct world *w)
   int hold;
 
   open_readahead (w, 64 * U, 16, 16);
-  put_in_flight (w, 0, 7);
+  put_in_flight (w, 0, 7, 0);
   set_window (w, 0, 16);
   hold = gate_hold (w->gate, GATE_READ, 24 * U, 0);
   for (unsigned i = 0; i < 24; i++)
@@ -273,7 +273,7 @@ test_quarter (struct world *w)
   int hold;
 
   open_readahead (w, 64 * U, 16, 16);
-  put_in_flight (w, 0, in_flight);
+  put_in_flight (w, 0, in_flight, 0);
   hold = gate_hold (w->gate, GATE_READ, 24 * U, 0);
   for (unsigned i = 0; i < 24; i++)
     do_read (w, 0, U, i * U, OLD);
@@ -288,7 +288,7 @@ static void
 test_slack (struct world *w)
 {
   open_readahead (w, 64 * U, 32, 16);
-  put_in_flight (w, 0, 3);
+  put_in_flight (w, 0, 3, 0);
   for (unsigned i = 0; i < 24; i++)
     do_read (w, 0, U, (i / 4 * 4 + 3 - i % 4) * U, OLD);
   g_assert_cmpuint (count_streams (w, 0), ==, 1);

@@ -304,10 +304,9 @@ extern void wait_n_sets (struct world *, unsigned n);
 /* How often opening has failed in the first of them, since it last worked. */
 extern void wait_failures (struct world *, unsigned n);
 
-/* As if the connection had N more requests in flight.  The device stays as slow
- * as it is known to be: its operations are copies from now on.
- */
-extern void put_in_flight (struct world *, unsigned i, unsigned n);
+/* As if the connection had N more requests of COUNT bytes in flight. */
+extern void put_in_flight (struct world *, unsigned i, unsigned n,
+                           uint32_t count);
 /* As if a write of its device had just taken an hour.  So a writer that waits
  * for a buffer does not look again on its own.
  */
