@@ -36,8 +36,8 @@
  * A dropped buffer was taken out of the tree.  It becomes FREE as soon as no
  * operation and no copy uses it.
  *
- * All functions want engine.lock, except init and destroy.  Other modules may
- * walk the queues under the lock; only this one changes them.
+ * All functions want engine.lock, except init, destroy and buffers_may_have.
+ * Other modules may walk the queues under the lock; only this one changes them.
  */
 #ifndef ASYNCPOOL_BUFFERS_H
 #define ASYNCPOOL_BUFFERS_H
@@ -247,14 +247,15 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
   for (struct buf *b = buffers_first (e, offset, end), *b##_next;       \
        b && (b##_next = buffers_next (b, offset, end), true);           \
        b = b##_next)
-/* Whether there may be any, on a thread without the lock.  If not, the plugin
- * has all data there that was acknowledged before the call.  So a demand read
- * needs no lock then.  Under load it can wait for the lock longer than for the
- * plugin.
+/* Whether the tree may have such a buffer.  Needs no lock.  False: the plugin
+ * has all data of the range that was acknowledged before the call, and no
+ * earlier prefetch of it is left.  So a demand read or a direct operation needs
+ * no lock then.  Under load it can wait longer for that than for the plugin.
  *
- * No buffer crosses a multiple of the buffer size, so each has one place, and
- * each place has one counter.  Places share counters, so the answer may be yes
- * although there is none.
+ * A place is an aligned piece of the device that is as large as a buffer.  No
+ * buffer crosses the border of a place.  Each place has one counter of its
+ * buffers in the tree.  Several places share a counter, so the answer may be
+ * true without such a buffer.
  */
 extern bool buffers_may_have (struct engine *, uint64_t offset, uint64_t end);
 /* Whether one of them is in one of the STATES: buffers of this device, or of

@@ -239,7 +239,7 @@ epoch_ns (struct speed *s)
   return 1000000 + 4 * speed_wait_ns (s);
 }
 
-/* KiB of data that the request moves. */
+/* KiB of data that the request would pass through buffers. */
 static unsigned
 kib_of (enum stats_kind kind, uint32_t count)
 {
@@ -344,16 +344,17 @@ enable_writeback (struct conn *c)
 
 /* Reads. */
 
-/* Whether buffers can make requests of COUNT bytes faster.  While an operation
- * waits, the client's other requests in flight go on.  To pass these through
- * buffers would cost about 3/4 ns per byte.  If that is longer than the wait,
- * buffers make the client slower.
+/* Whether buffers can make a request of COUNT bytes faster.  While the device
+ * waits, the client's other requests in flight go on.  To pass their data
+ * through buffers would cost about 3/4 ns per byte.  If that takes longer than
+ * the wait, buffers make the client slower.
  */
 static bool
 buffers_gain (struct conn *c, struct speed *s, uint32_t count)
 {
   uint64_t all = (uint64_t) depth_peak (&c->depth_kib) * 1024;
-  uint64_t others = all > count ? all - count : 0;
+  bool has_others = depth_peak (&c->depth) > 1 && all > count;
+  uint64_t others = has_others ? all - count : 0;
 
   return speed_wait_ns (s) > others * 3 / 4;
 }

@@ -357,8 +357,8 @@ direct_end (struct conn *c, struct direct *d, int err)
 
   device_note_change (c, d->offset, d->end);
   if (!d->running) {            /* it is unregistered */
-    /* The plugin's data has changed.  A prefetch that began before is seen
-     * here, one that begins now reads the new data.
+    /* The plugin's data has changed.  This thread sees a prefetch that began
+     * before the fence.  A later one reads the new data.
      */
     atomic_thread_fence (memory_order_seq_cst);
     extents_change (e, d->offset, d->end);

@@ -150,30 +150,38 @@ work_locked (struct pool *p)
   p->workers--;
 }
 
-/* Threads of the pool often wake many at a time.  With this policy they do not
- * interrupt one that runs, such as one that serves a client.
- */
-static void
-yield_to_requests (void)
+/* Returns whether the thread had the policy FROM, and has TO now. */
+static bool
+change_policy (int from, int to)
 {
   struct sched_param param;
   int policy;
 
-  if (pthread_getschedparam (pthread_self (), &policy, &param) == 0
-      && policy == SCHED_OTHER)
-    pthread_setschedparam (pthread_self (), SCHED_BATCH, &param);
+  return pthread_getschedparam (pthread_self (), &policy, &param) == 0
+    && policy == from
+    && pthread_setschedparam (pthread_self (), to, &param) == 0;
 }
 
-/* The thread's only task of GLib's pool. */
+/* The thread's only task of GLib's pool.
+ *
+ * Many threads of the pool often wake at once.  With SCHED_BATCH, one that
+ * wakes does not interrupt a running thread, such as one that serves a client.
+ * A policy that the user has chosen stays.  Later GLib may use the thread for
+ * something else.
+ */
 static void
 worker (gpointer data, gpointer unused G_GNUC_UNUSED)
 {
+  bool is_changed = change_policy (SCHED_OTHER, SCHED_BATCH);
   struct pool *p = data;
 
-  yield_to_requests ();
-  LOCK_IN_SCOPE (&p->lock);
-  while (rest_locked (p))
-    work_locked (p);
+  {
+    LOCK_IN_SCOPE (&p->lock);
+    while (rest_locked (p))
+      work_locked (p);
+  }
+  if (is_changed)
+    change_policy (SCHED_BATCH, SCHED_OTHER);
 }
 
 static void *

@@ -221,9 +221,9 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
   return r.from < r.to;
 }
 
-/* From how many operations on they become larger, with SHARE buffers.  Larger
- * ones on half of the contexts need less time of the processors than small ones
- * on all.
+/* How many operations a window has before they become larger, with SHARE
+ * buffers.  Larger ones on half of the contexts need less CPU time than small
+ * ones on all.  The first ones are small with few contexts, too.
  */
 static unsigned
 operations (const struct conn *c, unsigned share)

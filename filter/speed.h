@@ -16,9 +16,9 @@
  *
  * struct depth: how many requests does this client keep in flight by itself?
  * It is the peak of the last two epochs.  An epoch is some device latencies
- * long, so that a client counts as deep between the bursts that it sends.  Other
- * depths count the data of these requests, and the buffers that all clients'
- * writes in flight would fill.
+ * long, so that a client counts as deep between the bursts that it sends.
+ * Others of this type count the data of these requests, and the buffers that
+ * all clients' writes in flight would fill.
  *
  * Both are advice.  All fields are atomics without order: a lost update costs
  * speed for a moment, never correctness.
@@ -41,9 +41,9 @@ struct speed {
   atomic_uint score;            /* 0 to SPEED_MOST; the device waits from
                                  * SPEED_WAITS on */
   atomic_bool known;            /* there was a first operation */
-  atomic_uint_fast64_t wait_ns; /* the mean time beyond that of a copy, of about
-                                 * the latest 8 slow operations; 0: none was
-                                 * slow yet */
+  atomic_uint_fast64_t wait_ns; /* how much longer than a copy the latest slow
+                                 * operations took: a mean of about 8; 0: none
+                                 * was slow yet */
 };
 
 /* A successful operation of COUNT bytes took TOOK_NS. */

@@ -723,7 +723,7 @@ test_model (struct world *w)
     assert_device (w->f, BLOCK, i * BLOCK, model[i]);
 }
 
-/* Prefetches become larger when there are half as many as contexts. */
+/* Prefetches become larger once there are half as many as contexts. */
 static void
 test_larger (struct world *w)
 {

@@ -179,17 +179,13 @@ test_deep_client (struct world *w)
   assert_counter (w, STATS_FAST, 0);
 }
 
-/* A client whose other requests in flight move much data while the device waits
- * is left alone.  Here the device waits as long as two requests of U bytes need
- * to pass through buffers.
+/* The device waits as long as two requests of U bytes take to pass through
+ * buffers.
  */
 static void
-test_short_wait (struct world *w)
+open_short_wait (struct world *w)
 {
   uint64_t took_ns = SPEED_COPY_NS + U + 2 * U * 3 / 4;
-  unsigned part = w->arg;
-  bool gains = part > 1;
-  int hold;
 
   open_readahead (w, 8 * U, 16, 4);
   for (unsigned i = 0; i < 200; i++) {
@@ -197,6 +193,19 @@ test_short_wait (struct world *w)
     speed_note (w->c[0]->backend.write_speed, took_ns, U);
   }
   fake_set_fast (w->f, true);
+}
+
+/* The filter leaves a client alone if its other requests in flight move much
+ * data while the device waits.
+ */
+static void
+test_short_wait (struct world *w)
+{
+  unsigned part = w->arg;
+  bool gains = part > 1;
+  int hold;
+
+  open_short_wait (w);
   put_in_flight (w, 0, 3, U / part);
   do_write (w, 0, U, 7 * U, 1);
   assert_counter (w, STATS_DEFERRED, gains);
@@ -205,6 +214,16 @@ test_short_wait (struct world *w)
   do_read (w, 0, U, U, OLD);
   assert_states (w, BUF_READING, 2 * U, U, gains);
   gate_release (w->gate, hold);
+}
+
+/* A large request that has ended is none of the others. */
+static void
+test_short_wait_alone (struct world *w)
+{
+  open_short_wait (w);
+  do_read (w, 0, 8 * U, 0, OLD);
+  do_write (w, 0, U, 7 * U, 1);
+  assert_counter (w, STATS_DEFERRED, 1);
 }
 
 static const struct test tests[] = {
@@ -220,6 +239,7 @@ static const struct test tests[] = {
   { "modes/deep-client/8", test_deep_client, 7 },
   { "modes/short-wait/large-others", test_short_wait, 1 },
   { "modes/short-wait/small-others", test_short_wait, 2 },
+  { "modes/short-wait/alone", test_short_wait_alone },
 };
 
 int

@@ -195,7 +195,7 @@ test_stale_pinned (struct world *w)
   do_read (w, 0, U / 2, 2 * U, OLD);
 }
 
-/* A read where no buffer is does not wait for the lock. */
+/* A read that no buffer overlaps does not wait for the lock. */
 static void
 test_no_lock (struct world *w)
 {
