@@ -35,8 +35,10 @@ buffers_init (struct engine *e, unsigned n, uint32_t size)
     return err;
   s->counters_bits = g_bit_storage (COUNTERS_PER_BUFFER * n - 1);
   s->counters = g_try_new0 (atomic_uint, (gsize) 1 << s->counters_bits);
+  if (s->counters == NULL)
+    return ENOMEM;
   s->all = g_try_new0 (struct buf, n);
-  if (s->counters == NULL || s->all == NULL)
+  if (s->all == NULL)
     return ENOMEM;
   s->n = n;
   s->give_back_ns = UINT64_MAX;

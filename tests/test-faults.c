@@ -94,21 +94,23 @@ new_engine (void)
   return e;
 }
 
-/* No memory for the buffers, for the statistics, or for a slab of terabytes. */
+/* No memory for the counters, for the buffers, for the statistics, or for a slab
+ * of terabytes.
+ */
 static void
 test_new (void)
 {
   struct engine_config c = config ();
   struct engine *e;
 
-  for (unsigned n = 1; n <= 2; n++) {
+  for (unsigned n = 1; n <= 3; n++) {
     inject (&inject_memory, n, 1);
     g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
     g_assert_cmpuint (inject_end (&inject_memory), ==, n);
   }
-  inject (&inject_memory, 3, 1);
+  inject (&inject_memory, 4, 1);
   engine_free (new_engine ());
-  g_assert_cmpuint (inject_end (&inject_memory), ==, 2);
+  g_assert_cmpuint (inject_end (&inject_memory), ==, 3);
   inject (&inject_maps, 1, 1);
   g_assert_cmpint (engine_new (&c, &e), ==, ENOMEM);
   g_assert_cmpuint (inject_end (&inject_maps), ==, 1);
