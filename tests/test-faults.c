@@ -94,8 +94,8 @@ new_engine (void)
   return e;
 }
 
-/* No memory for the counters, for the buffers, for the statistics, or for a slab
- * of terabytes.
+/* No memory for the counters, for the buffers, for the statistics, or for a
+ * slab of terabytes.
  */
 static void
 test_new (void)
