@@ -139,7 +139,8 @@ struct buffers {
   struct slab slab;
   struct buf *all;
   unsigned n;
-  unsigned counters_bits;       /* there are 2 to the power of this */
+  unsigned counters_bits;       /* the number of counters is 2 to the power of
+                                 * this */
   /* Under engine.lock. */
   GTree *tree;
   GQueue free;                  /* youngest first: it is in the CPU's cache, and
@@ -254,8 +255,8 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
  *
  * A place is an aligned piece of the device that is as large as a buffer.  No
  * buffer crosses the border of a place.  Each place has one counter of its
- * buffers in the tree.  Several places share a counter, so the answer may be
- * true without such a buffer.
+ * buffers in the tree.  Several places share a counter, and a large range is not
+ * looked at, so the answer may be true without such a buffer.
  */
 extern bool buffers_may_have (struct engine *, uint64_t offset, uint64_t end);
 /* Whether one of them is in one of the STATES: buffers of this device, or of
