@@ -255,8 +255,8 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
  *
  * A place is an aligned piece of the device that is as large as a buffer.  No
  * buffer crosses the border of a place.  Each place has one counter of its
- * buffers in the tree.  Several places share a counter, and a large range is not
- * looked at, so the answer may be true without such a buffer.
+ * buffers in the tree.  Several places share a counter, and the answer for many
+ * places is always true.  So it may be true without such a buffer.
  */
 extern bool buffers_may_have (struct engine *, uint64_t offset, uint64_t end);
 /* Whether one of them is in one of the STATES: buffers of this device, or of
