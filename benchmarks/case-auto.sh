@@ -24,7 +24,7 @@ auto_latencies=${AUTO_LATENCIES:-0 0.1 1 5 20 64 300}
 auto_limits=${AUTO_LIMITS:-none rate servers}
 auto_shapes=${AUTO_SHAPES:-}
 auto_rtts=${AUTO_RTTS:-5 20 64 150}
-auto_grid=${AUTO_GRID:-16 64 256 1024}
+auto_grid=${AUTO_GRID:-16 64 256 1024 16x1024 64x1024}
 auto_contexts=${AUTO_CONTEXTS:-4x128 16x128 32x128 16x1024 32x1024}
 auto_threads=${AUTO_THREADS:-16}
 auto_rate=${AUTO_RATE:-100}     # MB/s
@@ -191,8 +191,8 @@ auto_device () { # SHAPE
   fi
 }
 
-# N or NxKIB.  asyncpool-buffers makes the number fixed also where contexts
-# bound it.
+# N or NxKIB: N buffers, or contexts.  asyncpool-buffers makes the number fixed
+# also where contexts bound it.
 auto_numbers () { # KIND N
   local n=${2%x*} kib=128 numbers
   [[ $2 != *x* ]] || kib=${2#*x}
@@ -783,7 +783,8 @@ table_auto () {
   cat <<END
 
 none: no filter.  auto: asyncpool with no parameter.  16 ...: asyncpool with
-that number of buffers, or 16x128: that many contexts with buffers of 128 KiB.
+that number of buffers of 128 KiB, 16x1024: of 1024 KiB.  For ssh, http and
+https 16x128 is that many contexts with buffers of 128 KiB.
 /best: auto over the best of these numbers.  /none: auto over no filter.  !: the
 goal is missed: $auto_goal_best of the best, and $auto_goal_none of no filter.
 to90: seconds until auto, and the best, reach 90 % of their final rate.
