@@ -55,7 +55,7 @@ notes_demo () {
   cat <<'END'
 Little's law: limit = in flight x 128 KiB / 64 ms.  That is 2 MB/s for 1 in
 flight, 131 for 64 and 2097 for 1024.  "asyncpool" has no parameter: it starts
-with 64 in flight, and finds more within the run.  "nbdkit at delay 0" is the
+with 8 MiB in flight, and finds more within the run.  "nbdkit at delay 0" is the
 same client on a device without latency, where nothing works ahead on another
 processor.
 asyncpool writes with asyncpool-write=behind.  The final flush and the start-up

@@ -277,8 +277,9 @@ threads_error (int err)
 static int
 memory_error (int err)
 {
-  uint64_t bytes =
-    (uint64_t) config.engine.buffers * config.engine.buffer_size;
+  const struct engine_config *e = &config.engine;
+  uint64_t bytes = (uint64_t) e->buffers * e->buffer_size
+    + (uint64_t) e->large_buffers * e->large_size;
 
   if (config.buffers_given)
     nbdkit_error ("asyncpool-buffers=%u asyncpool-buffer-size=%s: cannot "
@@ -344,10 +345,8 @@ make_engine (int thread_model)
     nbdkit_debug ("asyncpool: the contexts (%u) do the work: the plugin or "
                   "another filter serves one request at a time",
                   config.engine.contexts);
-    if (hooks_same_if_read_only ()) {
+    if (hooks_same_if_read_only ())
       next_set_same_if_read_only ();
-      config_enlarge_buffers (&config);
-    }
     config.engine.threads = MIN (config.engine.threads, SERIAL_THREADS);
   }
   else

@@ -8,8 +8,10 @@
 #include "clock.h"
 #include "engine.h"
 
-/* The first bounds system calls, the second pages: under the lock. */
-enum { GIVE_BACK_AT_ONCE = 16, GIVE_BACK_BYTES = 2 * 1024 * 1024 };
+/* At one time, under the lock: at most GIVE_BACK_BYTES.  Each buffer counts as
+ * GIVE_BACK_LEAST at least, as it needs a system call.
+ */
+enum { GIVE_BACK_LEAST = 128 * 1024, GIVE_BACK_BYTES = 2 * 1024 * 1024 };
 /* Even with all buffers in the tree, at most one counter in four is in use. */
 enum { COUNTERS_PER_BUFFER = 4 };
 /* From so many places on, the tree is faster. */
@@ -25,14 +27,41 @@ compare (gconstpointer ap, gconstpointer bp, gpointer data G_GNUC_UNUSED)
   return a->seq < b->seq ? -1 : a->seq > b->seq;
 }
 
-int
-buffers_init (struct engine *e, unsigned n, uint32_t size)
+static uint32_t
+size_of (const struct buf *b)
 {
-  struct buffers *s = &e->buffers;
-  int err = slab_init (&s->slab, n, size);
+  const struct engine_config *c = &b->engine->config;
 
+  return b->is_large ? c->large_size : c->buffer_size;
+}
+
+/* Returns false on overflow. */
+static bool
+add_bytes (size_t *bytes, unsigned n, uint32_t size)
+{
+  size_t more;
+
+  return !__builtin_mul_overflow (n, size, &more)
+    && !__builtin_add_overflow (*bytes, more, bytes);
+}
+
+int
+buffers_init (struct engine *e)
+{
+  const struct engine_config *c = &e->config;
+  struct buffers *s = &e->buffers;
+  unsigned n = c->buffers + c->large_buffers;
+  size_t bytes = 0;
+  char *data;
+  int err;
+
+  if (!add_bytes (&bytes, c->buffers, c->buffer_size)
+      || !add_bytes (&bytes, c->large_buffers, c->large_size))
+    return ENOMEM;
+  err = slab_init (&s->slab, bytes);
   if (err)
     return err;
+  s->place = c->large_buffers > 0 ? c->large_size : c->buffer_size;
   s->counters_bits = g_bit_storage (COUNTERS_PER_BUFFER * n - 1);
   s->counters = g_try_new0 (atomic_uint, (gsize) 1 << s->counters_bits);
   if (s->counters == NULL)
@@ -43,13 +72,16 @@ buffers_init (struct engine *e, unsigned n, uint32_t size)
   s->n = n;
   s->give_back_ns = UINT64_MAX;
   s->tree = g_tree_new_full (compare, NULL, NULL, NULL);
+  data = s->slab.data;
   for (unsigned i = 0; i < n; i++) {
     struct buf *b = &s->all[i];
 
     b->engine = e;
-    b->data = s->slab.data + (size_t) i * size;
+    b->is_large = i >= c->buffers;
+    b->data = data;
+    data += size_of (b);
     b->link.data = b->dirty_link.data = b;
-    g_queue_push_tail_link (&s->free, &b->link);
+    g_queue_push_tail_link (&s->free[b->is_large].queue, &b->link);
   }
   return 0;
 }
@@ -83,9 +115,8 @@ overlapping_from (GTreeNode *node, uint64_t offset, uint64_t end)
 struct buf *
 buffers_first (struct engine *e, uint64_t offset, uint64_t end)
 {
-  /* A buffer that overlaps may begin up to a buffer size before. */
-  uint32_t size = e->config.buffer_size;
-  struct buf key = { .base = offset < size ? 0 : offset - size + 1 };
+  /* A buffer that overlaps begins in the same place or later. */
+  struct buf key = { .base = offset - offset % e->buffers.place };
 
   return overlapping_from (g_tree_lower_bound (e->buffers.tree, &key), offset,
                            end);
@@ -103,7 +134,7 @@ buffers_next (struct buf *b, uint64_t offset, uint64_t end)
 static atomic_uint *
 counter_of (struct buffers *s, uint64_t offset)
 {
-  uint64_t hash = offset / s->slab.size * UINT64_C (0x9e3779b97f4a7c15);
+  uint64_t hash = offset / s->place * UINT64_C (0x9e3779b97f4a7c15);
 
   return &s->counters[hash >> (64 - s->counters_bits)];
 }
@@ -113,9 +144,9 @@ buffers_may_have (struct engine *e, uint64_t offset, uint64_t end)
 {
   struct buffers *s = &e->buffers;
 
-  if ((end - offset) / s->slab.size >= MANY_PLACES)
+  if ((end - offset) / s->place >= MANY_PLACES)
     return true;
-  for (offset -= offset % s->slab.size; offset < end; offset += s->slab.size)
+  for (offset -= offset % s->place; offset < end; offset += s->place)
     if (atomic_load (counter_of (s, offset)) > 0)
       return true;
   return false;
@@ -147,16 +178,18 @@ buffers_others_have (const struct device *d, unsigned states, uint64_t offset,
 
 /* States. */
 
-/* The queue where a buffer of this state is, if any. */
+/* The queue that holds the buffer in this state, or NULL. */
 static GQueue *
-queue_of (struct engine *e, enum buf_state state)
+queue_of (struct buf *b, enum buf_state state)
 {
+  struct buffers *s = &b->engine->buffers;
+
   switch (state) {
-  case BUF_FREE: return &e->buffers.free;
-  case BUF_READING: return &e->buffers.reading;
-  case BUF_CLEAN: return &e->buffers.clean;
-  case BUF_OPEN: return &e->buffers.open;
-  case BUF_FAILED: return &e->buffers.failed;
+  case BUF_FREE: return &s->free[b->is_large].queue;
+  case BUF_READING: return &s->reading;
+  case BUF_CLEAN: return &s->clean;
+  case BUF_OPEN: return &s->open;
+  case BUF_FAILED: return &s->failed;
   default: return NULL;
   }
 }
@@ -201,7 +234,7 @@ void
 buffers_set_state (struct buf *b, enum buf_state state)
 {
   struct engine *e = b->engine;
-  GQueue *from = queue_of (e, b->state), *to = queue_of (e, state);
+  GQueue *from = queue_of (b, b->state), *to = queue_of (b, state);
   bool was_dirty = buf_is_dirty (b), was_waiting = buf_is_waiting (b);
 
   check_transition (b->state, state);
@@ -301,7 +334,7 @@ buffers_remove_writer (struct writer *w)
     return;
   g_queue_unlink (&s->writers, &w->link);
   s->writer_called = false;
-  if (s->free.length + s->clean.length > 0)
+  if (s->free[false].queue.length + s->clean.length > 0)
     buffers_call_writer (w->conn->engine);
 }
 
@@ -310,36 +343,52 @@ buffers_remove_writer (struct writer *w)
 static void
 put (struct buf *b)
 {
-  struct engine *e = b->engine;
+  struct free_buffers *free = &b->engine->buffers.free[b->is_large];
 
   b->dropped = false;
   b->conn = NULL;
   b->since_ns = clock_ns ();
   buffers_set_state (b, BUF_FREE);
-  if (e->buffers.last_used == NULL)
-    e->buffers.last_used = &b->link;
-  buffers_call_writer (e);
+  if (free->last_used == NULL)
+    free->last_used = &b->link;
+  if (!b->is_large)
+    buffers_call_writer (b->engine);
+}
+
+/* Gives memory back until *LEFT is used up; the last buffer may exceed it.
+ * Returns when the next buffer is due; UINT64_MAX: none has memory.
+ */
+static uint64_t
+give_back (struct engine *e, struct free_buffers *free, uint64_t now_ns,
+           int *left)
+{
+  for (; free->last_used; free->last_used = free->last_used->prev) {
+    struct buf *b = free->last_used->data;
+    uint64_t due_ns = MAX (b->since_ns + e->config.idle_ns, now_ns);
+
+    if (due_ns > now_ns || *left <= 0)
+      return due_ns;
+    *left -= MAX (size_of (b), GIVE_BACK_LEAST);
+    slab_give_back (b->data, size_of (b));
+    b->memory_of = 0;
+  }
+  return UINT64_MAX;
 }
 
 void
 buffers_give_back (struct engine *e, uint64_t now_ns)
 {
   struct buffers *s = &e->buffers;
-  unsigned left = CLAMP (GIVE_BACK_BYTES / s->slab.size, 1,
-                         GIVE_BACK_AT_ONCE);
+  int left = GIVE_BACK_BYTES;
+  uint64_t due_ns[2];
 
   buffers_evict_idle (e, now_ns);
-  for (; s->last_used; s->last_used = s->last_used->prev) {
-    struct buf *b = s->last_used->data;
-
-    s->give_back_ns = MAX (b->since_ns + e->config.idle_ns, now_ns);
-    if (s->give_back_ns > now_ns || left-- == 0)
-      return;
-    slab_give_back (&s->slab, b->data);
-    b->memory_of = 0;
-  }
-  s->give_back_ns =
-    s->free.length < s->n ? now_ns + e->config.idle_ns : UINT64_MAX;
+  for (unsigned i = 0; i < 2; i++)
+    due_ns[i] = give_back (e, &s->free[i], now_ns, &left);
+  s->give_back_ns = MIN (due_ns[0], due_ns[1]);
+  if (s->give_back_ns == UINT64_MAX
+      && s->free[0].queue.length + s->free[1].queue.length < s->n)
+    s->give_back_ns = now_ns + e->config.idle_ns;
 }
 
 void
@@ -360,6 +409,13 @@ cancel_reading (struct buf *b)
   b->err = ECANCELED;
   cond_broadcast (&b->changed);
   return true;
+}
+
+/* How many units the prefetch has. */
+static unsigned
+buf_units (const struct buf *b)
+{
+  return (b->hi + b->device->unit - 1) / b->device->unit;
 }
 
 static bool
@@ -388,8 +444,9 @@ buffers_remove (struct buf *b)
 {
   note_waste (b);
   if (is_ahead (b)) {
-    b->engine->buffers.n_ahead--;
-    if (--b->conn->n_ahead == 0) {
+    b->engine->buffers.n_ahead -= !b->is_large;
+    b->conn->ahead_units -= buf_units (b);
+    if (b->conn->ahead_units == 0) {
       b->engine->buffers.readers--;
       b->device->readers--;
     }
@@ -458,7 +515,13 @@ void
 buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 {
   BUFFERS_FOREACH (b, e, offset, end) {
-    if (is_ahead (b))
+    /* A client that writes what it has read still wants the rest. */
+    if (b->is_large && b->state == BUF_CLEAN && b->pins == 0
+        && offset <= buf_start (b) && end < buf_first_end (b)) {
+      b->lo = end - b->base;
+      b->used = MAX (b->used, b->lo);
+    }
+    else if (is_ahead (b))
       buffers_remove (b);
   }
 }
@@ -491,14 +554,15 @@ buffers_drop_conn (struct conn *c, uint64_t offset, uint64_t end)
 }
 
 static struct buf *
-take_free (struct engine *e)
+take_free (struct engine *e, bool is_large)
 {
-  GList *link = g_queue_peek_head_link (&e->buffers.free);
+  struct free_buffers *free = &e->buffers.free[is_large];
+  GList *link = g_queue_peek_head_link (&free->queue);
 
   if (link == NULL)
     return NULL;
-  if (link == e->buffers.last_used)
-    e->buffers.last_used = NULL;
+  if (link == free->last_used)
+    free->last_used = NULL;
   buffers_set_state (link->data, BUF_TAKEN);
   return link->data;
 }
@@ -531,23 +595,24 @@ buffers_evict_idle (struct engine *e, uint64_t now_ns)
   }
 }
 
-/* Whether prefetches have more than their half. */
+/* Whether prefetches have more than half of the usual buffers. */
 static bool
 is_much_ahead (const struct engine *e)
 {
   return e->buffers.n_ahead > e->config.buffers / 2;
 }
 
-/* Frees the buffer that was prefetched last, as its stream comes to the others
- * first.  Considers only connections with more than SHARE buffers.
+/* Frees the buffer of that size that was prefetched last, as its stream comes
+ * to the others first.  Considers only connections with more than SHARE units.
  */
 static bool
-evict_clean (struct engine *e, unsigned share)
+evict_clean (struct engine *e, bool is_large, unsigned share)
 {
   for (GList *l = e->buffers.clean.tail; l; l = l->prev) {
     struct buf *b = l->data;
 
-    if (b->pins == 0 && b->conn->n_ahead > share) {
+    if (b->is_large == is_large && b->pins == 0
+        && b->conn->ahead_units > share) {
       evict (b);
       return true;
     }
@@ -555,8 +620,9 @@ evict_clean (struct engine *e, unsigned share)
   return false;
 }
 
-/* Frees the last prefetch that is queued, if no client waits for it.  The
- * workers begin with the first one: if the last one has begun, all have.
+/* For a writer: frees the last prefetch that is queued, if no client waits for
+ * it.  The workers begin with the first one: if the last one has begun, all
+ * have.
  */
 static bool
 evict_reading (struct engine *e)
@@ -564,7 +630,7 @@ evict_reading (struct engine *e)
   for (GList *l = e->buffers.reading.tail; l; l = l->prev) {
     struct buf *b = l->data;
 
-    if (b->dropped || b->pins > 0)
+    if (b->is_large || b->dropped || b->pins > 0)
       continue;
     if (!cancel_reading (b))
       return false;
@@ -578,44 +644,59 @@ evict_reading (struct engine *e)
 struct buf *
 buffers_take_for_write (struct engine *e)
 {
-  struct buf *b = take_free (e);
+  struct buf *b = take_free (e, false);
 
   if (b || e->buffers.n_ahead == 0)
     return b;
   buffers_evict_idle (e, clock_ns ());
-  b = take_free (e);
+  b = take_free (e, false);
   if (b == NULL && is_much_ahead (e)
-      && (evict_reading (e) || evict_clean (e, 0)))
-    b = take_free (e);
+      && (evict_reading (e) || evict_clean (e, false, 0)))
+    b = take_free (e, false);
   return b;
 }
 
 unsigned
-buffers_share (const struct conn *c)
+buffers_share (const struct conn *c, uint32_t *units)
 {
   struct engine *e = c->engine;
   struct device *d = c->device;
-  bool is_new = c->n_ahead == 0;
-  unsigned limit = limit_value (&d->read_limit);
+  bool is_new = c->ahead_units == 0;
+  unsigned readers = e->buffers.readers + is_new;
+  unsigned of_device = d->readers + is_new;
 
-  return MIN (e->config.buffers / (e->buffers.readers + is_new),
-              MAX (limit / (d->readers + is_new), 1));
+  if (limit_is_large (&d->read_limit)
+      && e->config.large_buffers / readers > 0) {
+    unsigned limit = limit_value (&d->read_limit);
+    /* If memory is the bound, and not contexts, use the rest of it, too. */
+    unsigned more = c->backend.contexts || limit < e->config.large_buffers
+      ? 0 : e->config.buffers;
+
+    *units = c->large_units;
+    return MIN (e->config.large_buffers / readers, MAX (limit / of_device, 1))
+      * *units + more / readers;
+  }
+  *units = 1;
+  return MIN (e->config.buffers / readers,
+              MAX (limit_wholes (&d->read_limit) / of_device, 1));
 }
 
 struct buf *
-buffers_take_for_ahead (struct conn *c)
+buffers_take_for_ahead (struct conn *c, unsigned units)
 {
+  bool is_large = units > 1;
   struct engine *e = c->engine;
-  unsigned share = buffers_share (c);
+  uint32_t most;
+  unsigned share = buffers_share (c, &most);
   struct buf *b;
 
-  if (c->n_ahead >= share
-      || (e->buffers.writers.length > 0 && is_much_ahead (e)))
+  if (c->ahead_units + units > share
+      || (!is_large && e->buffers.writers.length > 0 && is_much_ahead (e)))
     return NULL;
-  b = take_free (e);
-  if (b == NULL && evict_clean (e, share))
-    b = take_free (e);
-  return b;
+  b = take_free (e, is_large);
+  if (b == NULL && evict_clean (e, is_large, share))
+    b = take_free (e, is_large);
+  return b == NULL && is_large ? buffers_take_for_ahead (c, 1) : b;
 }
 
 uint64_t
@@ -642,7 +723,7 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   b->reported_seq = 0;
   /* A plugin that does not fill the buffer shows no bytes of another device. */
   if (b->memory_of != 0 && b->memory_of != c->device->id)
-    b->io.clear_bytes = e->buffers.slab.size;
+    b->io.clear_bytes = size_of (b);
   b->memory_of = c->device->id;
   if (e->buffers.give_back_ns == UINT64_MAX) {
     e->buffers.give_back_ns = clock_ns () + e->config.idle_ns;
@@ -651,11 +732,12 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
   buffers_set_state (b, state);
   if (state == BUF_READING) {
     c->n_reading++;
-    e->buffers.n_ahead++;
-    if (c->n_ahead++ == 0) {
+    e->buffers.n_ahead += !b->is_large;
+    if (c->ahead_units == 0) {
       e->buffers.readers++;
       c->device->readers++;
     }
+    c->ahead_units += buf_units (b);
   }
   b->node = g_tree_insert_node (e->buffers.tree, b, b);
   atomic_fetch_add (counter_of (&e->buffers, base), 1);
@@ -678,6 +760,6 @@ buffers_unpin (struct buf *b)
     return;
   cond_broadcast (&b->changed);
   buffers_put_if_unused (b);
-  if (b->state == BUF_CLEAN)
+  if (b->state == BUF_CLEAN && !b->is_large)
     buffers_call_writer (b->engine);    /* it may be evicted now */
 }

@@ -8,7 +8,8 @@
  *
  * The filter divides a device into units: aligned pieces of the size of a
  * buffer, or smaller if the plugin's largest block is smaller.  A buffer holds
- * bytes of one unit of one device: [lo, hi), and the pieces in rest.
+ * bytes of one unit of one device: [lo, hi), and the pieces in rest.  A large
+ * buffer holds a prefetch of several units.  Only prefetches use large buffers.
  *
  *   state     the buffer holds
  *   FREE      nothing
@@ -84,6 +85,7 @@ struct buf {
   /* Constant. */
   struct engine *engine;
   char *data;                   /* the byte at base */
+  bool is_large;
   /* Under engine.lock.  A prefetch uses base, hi and conn without it: they do
    * not change in READING.  A dispatched write uses io.hook.
    */
@@ -134,28 +136,34 @@ struct writer {
   GList link;                   /* in buffers.writers, while it waits */
 };
 
+/* FREE buffers of one size. */
+struct free_buffers {
+  GQueue queue;                 /* youngest first: it is in the CPU's cache, and
+                                 * those that are not needed stay at the end */
+  GList *last_used;             /* the last one with memory.  All before it have
+                                 * memory, those behind it were never used or
+                                 * have given it back; NULL: none has memory */
+};
+
 struct buffers {
   /* Constant after buffers_init. */
   struct slab slab;
   struct buf *all;
-  unsigned n;
+  unsigned n;                   /* their number, large ones included */
+  uint32_t place;               /* bytes of the largest buffer */
   unsigned counters_bits;       /* the number of counters is 2 to the power of
                                  * this */
   /* Under engine.lock. */
   GTree *tree;
-  GQueue free;                  /* youngest first: it is in the CPU's cache, and
-                                 * those that are not needed stay at the end */
-  GList *last_used;             /* in free: the last one with memory.  All
-                                 * before it have memory, those behind it were
-                                 * never used or have given it back; NULL: no
-                                 * free one has memory */
+  struct free_buffers free[2];  /* the usual ones, and the large ones */
   uint64_t give_back_ns;        /* when to look for unused memory; UINT64_MAX:
                                  * there is none */
   GQueue reading, clean, open;  /* oldest first */
   GQueue failed;                /* by seq */
   uint64_t seq;                 /* of the latest event, see buffers_next_seq */
-  unsigned n_ahead;             /* READING and CLEAN buffers in the tree */
-  unsigned readers;             /* connections with conn.n_ahead > 0 */
+  unsigned n_ahead;             /* READING and CLEAN buffers in the tree that
+                                 * are not large */
+  unsigned readers;             /* connections with conn.ahead_units > 0 */
   GQueue writers;               /* that wait for a buffer, oldest first */
   bool writer_called;           /* one was woken and has not run yet */
   /* Atomic, written under the lock.  A thread that reads 0 need not take it. */
@@ -235,8 +243,8 @@ buf_of_io (struct backend_io *io)
   return (struct buf *) ((char *) io - offsetof (struct buf, io));
 }
 
-/* Allocates N buffers of SIZE bytes.  0 or ENOMEM. */
-extern int buffers_init (struct engine *, unsigned n, uint32_t size);
+/* Allocates the buffers that engine.config says.  0 or ENOMEM. */
+extern int buffers_init (struct engine *);
 extern void buffers_destroy (struct engine *);
 
 /* The buffers in the tree that overlap [OFFSET, END), by offset and age. */
@@ -253,7 +261,7 @@ extern struct buf *buffers_next (struct buf *, uint64_t offset, uint64_t end);
  * earlier prefetch of it is left.  So a demand read or a direct operation needs
  * no lock then.  Under load it can wait longer for that than for the plugin.
  *
- * A place is an aligned piece of the device that is as large as a buffer.  No
+ * A place is an aligned piece of the device, as large as the largest buffer. No
  * buffer crosses the border of a place.  Each place has one counter of its
  * buffers in the tree.  Several places share a counter, and the answer for many
  * places is always true.  So it may be true without such a buffer.
@@ -269,19 +277,24 @@ extern bool buffers_others_have (const struct device *, unsigned states,
 
 /* Taking a buffer.
  *
- * Prefetches and writes have half of the buffers each while both want more.
- * Both may evict prefetched data whose connection has followed no stream for
- * STREAM_IDLE_NS.
+ * Prefetches and writes have half of the usual buffers each while both want
+ * more.  Both may evict prefetched data whose connection has followed no stream
+ * for STREAM_IDLE_NS.
  *
  * Both return a buffer that is TAKEN, for buffers_enter, or NULL.
  */
 extern struct buf *buffers_take_for_write (struct engine *);
-extern struct buf *buffers_take_for_ahead (struct conn *);
-/* How many buffers the connection may prefetch into.  The connections that read
- * have equal parts of the slab, and those of a device have equal parts of its
- * limit.  The smaller part counts.
+/* UNITS: of the prefetch.  Without a large buffer for several units, it may
+ * return a usual one, for one unit.
  */
-extern unsigned buffers_share (const struct conn *);
+extern struct buf *buffers_take_for_ahead (struct conn *, unsigned units);
+/* How many units the connection may have prefetched.  The connections that read
+ * have equal parts of the buffers, and those of a device have equal parts of
+ * its limit.  The smaller part counts.  *UNITS: of a prefetch, at most.  If the
+ * limit is about large operations, and there are large buffers for all, these
+ * are large prefetches.
+ */
+extern unsigned buffers_share (const struct conn *, uint32_t *units);
 /* Removes prefetched data of connections that follow no stream any more. */
 extern void buffers_evict_idle (struct engine *, uint64_t now_ns);
 /* When the first buffer becomes idle in that sense; UINT64_MAX: none will. */
@@ -327,6 +340,7 @@ extern void buffers_remove (struct buf *);
  */
 extern void buffers_cut (struct buf *, uint64_t offset, uint64_t end);
 /* Removes all prefetched data in the range, as the plugin's data has changed.
+ * It may remove more.
  */
 extern void buffers_drop (struct engine *, uint64_t offset, uint64_t end);
 /* The same for data that other connections than this one have prefetched; their

@@ -26,9 +26,10 @@ check_tree (struct engine *e)
     if (should) {
       g_assert_true (g_tree_node_key (b->node) == b);
       g_assert_cmpuint (b->lo, <, b->hi);
-      g_assert_cmpuint (b->hi, <=, e->config.buffer_size);
-      g_assert_cmpuint (b->base / e->config.buffer_size, ==,
-                        (buf_end (b) - 1) / e->config.buffer_size);
+      g_assert_cmpuint (b->hi, <=, b->is_large ? e->config.large_size
+                        : e->config.buffer_size);
+      g_assert_cmpuint (b->base / e->buffers.place, ==,
+                        (buf_end (b) - 1) / e->buffers.place);
     }
   }
   for (GTreeNode *node = g_tree_node_first (e->buffers.tree); node;
@@ -115,10 +116,12 @@ check_buf (struct engine *e, const struct buf *b)
     }
   if (buf_is_dirty (b))
     g_assert_nonnull (b->conn);
-  if (b->state == BUF_READING || b->state == BUF_CLEAN)
-    g_assert_cmpuint (b->base % b->device->unit + b->hi, <=, b->device->unit);
-  else if (b->node)
+  if (b->node)
     g_assert_cmpuint (b->base % b->device->unit, ==, 0);
+  if (b->node && !b->is_large)
+    g_assert_cmpuint (buf_end (b) - b->base, <=, b->device->unit);
+  if (buf_is_waiting (b))
+    g_assert_false (b->is_large);
 }
 
 static void
@@ -134,27 +137,36 @@ check_sorted (const GQueue *q)
   }
 }
 
+static void
+check_free (const struct free_buffers *free)
+{
+  bool is_used = free->last_used != NULL;
+
+  for (const GList *l = free->queue.head; l; l = l->next) {
+    const struct buf *b = l->data;
+
+    is_used = is_used && (l->prev == NULL || l->prev != free->last_used);
+    g_assert_true (is_used == (b->memory_of != 0));
+  }
+}
+
 /* The queues hold all buffers of their states. */
 static void
 check_queues (struct engine *e)
 {
   const struct buffers *s = &e->buffers;
   unsigned n[BUF_STATES] = { 0 }, dirty_of_exports = 0;
-  bool is_used = s->last_used != NULL;
 
   for (unsigned i = 0; i < s->n; i++)
     n[s->all[i].state]++;
-  g_assert_cmpuint (s->free.length, ==, n[BUF_FREE]);
+  g_assert_cmpuint (s->free[0].queue.length + s->free[1].queue.length, ==,
+                    n[BUF_FREE]);
   g_assert_cmpuint (s->reading.length, ==, n[BUF_READING]);
   g_assert_cmpuint (s->clean.length, ==, n[BUF_CLEAN]);
   g_assert_cmpuint (s->open.length, ==, n[BUF_OPEN]);
   g_assert_cmpuint (s->failed.length, ==, n[BUF_FAILED]);
-  for (const GList *l = s->free.head; l; l = l->next) {
-    const struct buf *b = l->data;
-
-    is_used = is_used && (l == s->free.head || l->prev != s->last_used);
-    g_assert_true (is_used == (b->memory_of != 0));
-  }
+  check_free (&s->free[0]);
+  check_free (&s->free[1]);
   check_sorted (&s->failed);
   QUEUE_FOREACH (struct export, x, &e->exports, link) {
     dirty_of_exports += x->dirty.length;
@@ -177,7 +189,7 @@ static void
 check_conns (struct engine *e)
 {
   const struct buffers *s = &e->buffers;
-  unsigned waiting = 0, deferring = 0, readers = 0, all_ahead = 0;
+  unsigned waiting = 0, deferring = 0, readers = 0, n_ahead = 0;
 
   QUEUE_FOREACH (struct conn, c, &e->conns, link) {
     unsigned dirty = 0, reading = 0, ahead = 0;
@@ -189,20 +201,21 @@ check_conns (struct engine *e)
         continue;
       dirty += buf_is_dirty (b);
       reading += b->state == BUF_READING;
-      ahead += !b->dropped
-        && (b->state == BUF_READING || b->state == BUF_CLEAN);
+      if (!b->dropped && (b->state == BUF_READING || b->state == BUF_CLEAN)) {
+        ahead += (b->hi + b->device->unit - 1) / b->device->unit;
+        n_ahead += !b->is_large;
+      }
     }
     g_assert_cmpuint (c->n_dirty, ==, dirty);
     g_assert_cmpuint (c->n_reading, ==, reading);
-    g_assert_cmpuint (c->n_ahead, ==, ahead);
+    g_assert_cmpuint (c->ahead_units, ==, ahead);
     readers += ahead > 0;
-    all_ahead += ahead;
     deferring += atomic_load (&c->defers);
   }
   for (unsigned i = 0; i < s->n; i++)
     waiting += buf_is_waiting (&s->all[i]);
   g_assert_cmpuint (s->readers, ==, readers);
-  g_assert_cmpuint (s->n_ahead, ==, all_ahead);
+  g_assert_cmpuint (s->n_ahead, ==, n_ahead);
   g_assert_cmpuint (atomic_load (&s->deferring), ==, waiting + deferring);
 }
 

@@ -13,13 +13,10 @@
 #include "memlimit.h"
 
 enum {
-  MAX_BUFFERS = 65536,
+  MAX_BUFFERS = 65536, MAX_LARGE_BUFFERS = 4096,
   DEFAULT_BUFFER_SIZE = 128 * 1024,
-  /* With contexts, few operations are in flight.  With HTTP, larger ones hardly
-   * take longer: 32 of 1 MiB are 524 MB/s at 64 ms.  With ssh they do, because
-   * it moves 128 KiB in each round trip.
-   */
-  LARGE_BUFFER_SIZE = 1024 * 1024,
+  /* With HTTP, 32 operations of this size in flight are 524 MB/s at 64 ms. */
+  LARGE_SIZE = 1024 * 1024,
   DEFAULT_CONTEXTS = 32, MAX_CONTEXTS = 128,
   /* The largest minimum block that a plugin may have: so no buffer is ever
    * smaller than a block.
@@ -40,10 +37,10 @@ enum {
  */
 #define IDLE_NS UINT64_C (10000000000)
 
-/* 2048 buffers: 4 GB/s at 64 ms.  A filter is one of many programs on a machine
- * or in a container: it takes at most a sixteenth.
+/* 2048 buffers: 4 GB/s at 64 ms.  128 large ones: 2 GB/s.  A filter is one of
+ * many programs on a machine or in a container: it takes at most a sixteenth.
  */
-#define DEFAULT_MEMORY UINT64_C (268435456)
+#define DEFAULT_MEMORY UINT64_C (402653184)
 enum { DEFAULT_PART = 16 };
 #define MIN_MEMORY UINT64_C (1048576)
 #define MAX_MEMORY (UINT64_C (1) << 40)
@@ -51,6 +48,8 @@ enum { DEFAULT_PART = 16 };
  * that clients fill and read.
  */
 enum { MIN_BUFFERS = 4 };
+/* With fewer large ones, there would be little in flight. */
+enum { MIN_LARGE_BUFFERS = 16 };
 
 /* A client that pauses for less, or is followed by another one, opens nothing.
  */
@@ -208,13 +207,23 @@ n_fit (const struct config *c, uint32_t size)
   return memory / size;
 }
 
+/* A third of the memory is for large buffers, if that is enough for a few and
+ * no parameter says otherwise.
+ */
 static void
-set_buffers (struct config *c, uint32_t size)
+set_buffers (struct config *c)
 {
   struct engine_config *e = &c->engine;
+  uint64_t n = n_fit (c, e->buffer_size);
+  uint64_t n_large = n_fit (c, 3 * LARGE_SIZE);
 
-  e->buffer_size = size;
-  e->buffers = CLAMP (n_fit (c, size), MIN_BUFFERS, MAX_BUFFERS);
+  if (!c->buffer_size_given && e->read == READ_AHEAD
+      && n_large >= MIN_LARGE_BUFFERS) {
+    e->large_buffers = MIN (n_large, MAX_LARGE_BUFFERS);
+    e->large_size = LARGE_SIZE;
+    n -= n / 3;
+  }
+  e->buffers = CLAMP (n, MIN_BUFFERS, MAX_BUFFERS);
   if (!c->threads_given)
     e->threads = e->buffers;
   /* One to fill while one is written. */
@@ -251,10 +260,9 @@ config_complete (struct config *c)
   if (check_buffers (c) == -1)
     return -1;
   if (!c->buffers_given)
-    set_buffers (c, e->buffer_size);
+    set_buffers (c);
   else if (!c->threads_given)
     e->threads = e->buffers;
-  e->read_step = e->buffer_size;
   c->contexts_given = e->contexts != 0;
   if (!c->contexts_given)
     e->contexts = DEFAULT_CONTEXTS;
@@ -267,31 +275,15 @@ config_complete (struct config *c)
   return 0;
 }
 
-void
-config_enlarge_buffers (struct config *c)
-{
-  uint32_t size = c->engine.buffer_size;
-
-  if (c->buffer_size_given || c->buffers_given)
-    return;
-  while (size < LARGE_BUFFER_SIZE
-         && n_fit (c, 2 * size) >= CONN_PER_CONTEXT * c->engine.contexts)
-    size *= 2;
-  set_buffers (c, size);
-}
-
 bool
 config_try_less (struct config *c)
 {
   if (c->buffers_given || c->memory)
     return false;
-  if (c->engine.buffer_size > c->engine.read_step) {    /* they were enlarged */
-    c->engine.buffer_size /= 2;
-    return true;
-  }
   if (c->engine.buffers <= LIMIT_START)
     return false;
   c->engine.buffers /= 2;
+  c->engine.large_buffers /= 2;
   if (!c->threads_given)        /* it may be less, as hooks do the work */
     c->engine.threads = MIN (c->engine.threads, c->engine.buffers);
   c->engine.adapts_to = MIN (c->engine.adapts_to, c->engine.buffers);

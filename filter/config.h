@@ -30,26 +30,22 @@ extern int config_set (struct config *, const char *key, const char *value);
  * called.
  */
 extern int config_complete (struct config *);
-/* Makes the buffers larger, if no parameter says how large or how many they
- * are.  For contexts of a plugin whose larger operations hardly take longer.
- */
-extern void config_enlarge_buffers (struct config *);
 /* After the slab could not be mapped: halves its size, if no parameter says how
- * large it is.  Buffers that were enlarged become smaller first.  Returns
- * whether it did.
+ * large it is.  Returns whether it did.
  */
 extern bool config_try_less (struct config *);
 extern void config_free (struct config *);
 
 #define CONFIG_HELP \
-  "asyncpool-memory=SIZE       Memory for data, at most (default: 256M,\n" \
+  "asyncpool-memory=SIZE       Memory for data, at most (default: 384M,\n" \
   "                            or a sixteenth of the memory of the machine\n" \
   "                            or the container if that is less).\n" \
   "asyncpool-buffers=N         A fixed number of buffers, all of them in\n" \
   "                            flight (default: what fits into the memory;\n" \
   "                            those in flight follow the device).\n" \
-  "asyncpool-buffer-size=SIZE  Size of a buffer (default: 128K, or 1M for\n" \
-  "                            curl up to nbdkit 1.34).\n" \
+  "asyncpool-buffer-size=SIZE  Size of all buffers (default: 128K, and a\n" \
+  "                            third of the memory in buffers of 1M for\n" \
+  "                            prefetches).\n" \
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \

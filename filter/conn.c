@@ -3,6 +3,7 @@
  * Connections and their requests: see conn.h.
  */
 #include <errno.h>
+#include <limits.h>
 
 #include "clock.h"
 #include "dispatch.h"
@@ -31,12 +32,14 @@ unit_of (const struct engine *e, const struct backend *b)
  * operations take, so the limit does not see that queue.
  */
 static unsigned
-most_in_flight (const struct engine *e, const struct backend *b)
+most_in_flight (const struct engine *e, const struct backend *b,
+                unsigned n_buffers)
 {
   unsigned most = e->config.adapts_to;
 
   if (most == 0)
     return e->config.buffers;
+  most = MIN (most, n_buffers);
   return b->serial ? MIN (most, CONN_PER_CONTEXT * e->config.contexts) : most;
 }
 
@@ -93,7 +96,8 @@ join (struct conn *c, struct device *fresh_device,
   ENGINE_LOCK_THEN_DISPATCH (e);
   c->device = d = device_join (fresh_device);
   c->shares = d->size == backend->size && d->unit == c->unit
-    && d->min_block == backend->min_block;
+    && d->min_block == backend->min_block
+    && d->large_units == c->large_units;
   c->backend = *backend;
   c->backend.stats = e->stats;
   c->backend.pieces = &e->pieces;
@@ -122,7 +126,8 @@ conn_open (struct engine *e, const char *export_name,
   if (backend->min_block > e->config.buffer_size)
     return EINVAL;
   unit = unit_of (e, backend);
-  d = device_new (e, export_name, unit, most_in_flight (e, backend));
+  d = device_new (e, export_name, unit,
+                  most_in_flight (e, backend, e->config.buffers));
   c = g_try_new0 (struct conn, 1);
   if (c == NULL || d == NULL) {
     if (d)
@@ -132,8 +137,14 @@ conn_open (struct engine *e, const char *export_name,
   }
   c->engine = e;
   c->unit = unit;
-  c->step = MIN (unit, e->config.read_step);
-  c->streams.most_units = unit / c->step;
+  c->large_units = d->large_units = 1;
+  if (e->config.large_buffers > 0
+      && backend->max_block >= e->config.large_size) {
+    c->large_units = d->large_units = e->config.large_size / unit;
+    limit_set_large (&d->read_limit, e->config.large_size,
+                     most_in_flight (e, backend, e->config.large_buffers),
+                     backend->serial ? e->config.contexts : UINT_MAX);
+  }
   d->shared = backend->shared;
   d->size = backend->size;
   d->min_block = backend->min_block;
@@ -283,7 +294,7 @@ has_hands (const struct conn *c)
 static bool
 is_allowed (unsigned n, struct limit *l)
 {
-  if (n <= limit_value (l))
+  if (n <= limit_wholes (l))
     return true;
   limit_hit (l);
   return false;
@@ -298,6 +309,17 @@ conn_gains (struct conn *c, bool is_write)
     && has_hands (c)
     && is_allowed (depth_peak (&c->depth) + 1,
                    is_write ? b->write_limit : b->read_limit);
+}
+
+uint32_t
+conn_piece (struct conn *c, uint32_t count)
+{
+  const struct contexts *s = c->backend.contexts;
+  uint64_t piece = c->unit, depth = MAX (depth_peak (&c->depth), 1);
+
+  while (s && count * depth > piece * s->max && piece < count)
+    piece *= 2;
+  return piece;
 }
 
 bool
@@ -422,7 +444,8 @@ write_through (struct conn *c, const void *buf, uint32_t count,
     return err;
   if (flags == 0 && conn_gains (c, true)
       && !conn_writes_alone (c) && !conn_is_refusable (c, count, offset))
-    err = fanout_pwrite (c->pool, &c->backend, c->unit, buf, count, offset);
+    err = fanout_pwrite (c->pool, &c->backend, conn_piece (c, count), buf,
+                         count, offset);
   else
     err = backend_pwrite (&c->backend, buf, count, offset, flags);
   direct_end (c, &d, err);

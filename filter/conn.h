@@ -35,8 +35,8 @@ struct conn {
   struct backend backend;
   struct pool *pool;            /* for its operations: the engine's, or that of
                                  * its contexts */
-  uint32_t unit;                /* bytes of a buffer that it uses */
-  uint32_t step;                /* bytes: streams are planned in such steps */
+  uint32_t unit;                /* bytes of a usual buffer that it uses */
+  uint32_t large_units;         /* units of a large prefetch; 1: it has none */
   bool shares;                  /* it may use the device's buffers */
   /* Atomic. */
   atomic_uint calls;            /* CONN_CALL per call, and CONN_CLOSED */
@@ -59,7 +59,8 @@ struct conn {
                                  * shows them to all has succeeded */
   unsigned n_dirty;             /* its dirty buffers */
   unsigned n_reading;           /* its READING buffers, also dropped ones */
-  unsigned n_ahead;             /* its READING and CLEAN buffers in the tree */
+  unsigned ahead_units;         /* units of its READING and CLEAN buffers in
+                                 * the tree */
   uint64_t evicted_at;          /* lowest prefetched unit of it that was
                                  * evicted, until readahead.c takes the value;
                                  * UINT64_MAX: none */
@@ -118,6 +119,10 @@ extern int conn_extents (struct conn *, uint32_t count, uint64_t offset,
  * client does not keep as many requests in flight itself as the limit allows.
  */
 extern bool conn_gains (struct conn *, bool is_write);
+/* The size of the pieces of a direct request: one unit.  With contexts, so many
+ * units that all requests in flight find a context.
+ */
+extern uint32_t conn_piece (struct conn *, uint32_t count);
 /* Whether a thread that is in a call for this connection may call the plugin
  * with the other one's own handle.  Not if that has hooks: the plugin may ask
  * which connection the thread serves.  Not if it is serial: the retry filter

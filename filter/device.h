@@ -66,11 +66,12 @@ struct device {
   bool shared;                  /* backend.shared */
   uint64_t size;
   uint32_t unit, min_block;
+  uint32_t large_units;         /* as conn.large_units */
   /* Under engine.lock. */
   unsigned conns;               /* that have not ended */
   unsigned refs;                /* all connections */
   unsigned n_dirty;             /* its dirty buffers */
-  unsigned readers;             /* connections with conn.n_ahead > 0 */
+  unsigned readers;             /* connections with conn.ahead_units > 0 */
   unsigned n_overtaken;         /* those that are overtaken */
   unsigned flushes;             /* under way */
   bool lost_by_name;            /* the data in lost was replaced through another

@@ -19,7 +19,7 @@ engine_new (const struct engine_config *config, struct engine **ep)
   e->contexts_check_ns = UINT64_MAX;
   writeback_init (e);
   extents_init (e);
-  err = buffers_init (e, config->buffers, config->buffer_size);
+  err = buffers_init (e);
   if (err == 0 && (e->stats = stats_new ()) == NULL)
     err = ENOMEM;
   if (err) {

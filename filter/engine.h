@@ -46,8 +46,9 @@ struct engine_config {
   unsigned adapts_to;           /* the numbers in flight follow the device, up
                                  * to this; 0: they are BUFFERS */
   uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
-  uint32_t read_step;           /* bytes of a stream's first prefetches, a
-                                 * power of two from 64 KiB to buffer_size */
+  unsigned large_buffers;       /* further ones, for large prefetches */
+  uint32_t large_size;          /* bytes, a power of two, a multiple of
+                                 * buffer_size */
   unsigned threads;             /* at most */
   uint64_t idle_ns;             /* after this, unused threads end and unused
                                  * memory is given back */

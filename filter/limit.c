@@ -15,10 +15,18 @@ enum { STREAK_TO_DOUBLE = 6 };
  * later.
  */
 enum { INTERVAL_FIRST = 8, INTERVAL_MOST = 50 };
+/* The same for tests of the size. */
+enum { SIZE_INTERVAL_FIRST = 64, SIZE_INTERVAL_MOST = 1024 };
 /* In this time, delays of the scheduler are the same in every epoch. */
 #define EPOCH_MIN_NS UINT64_C (5000000)
 /* However fast the device is, a test may take a few epochs. */
 #define TEST_MORE_NS (8 * EPOCH_MIN_NS)
+/* A test is given up after so many latencies, and TEST_MORE_NS. */
+enum { LONG_TEST_LATENCIES = 64 };
+/* A test of the size measures each rate until so many times the limit of
+ * operations have ended.
+ */
+enum { SIZE_TEST_ROUNDS = 3 };
 #define CEILING_NS UINT64_C (60000000000)
 
 #define load(p) atomic_load_explicit (p, memory_order_relaxed)
@@ -60,13 +68,28 @@ limit_value (struct limit *l)
   return load (&l->value);
 }
 
+unsigned
+limit_wholes (struct limit *l)
+{
+  unsigned units = load (&l->is_large) ? l->large_bytes / l->whole_bytes : 1;
+
+  return load (&l->value) * units;
+}
+
+bool
+limit_is_large (struct limit *l)
+{
+  return load (&l->is_large);
+}
+
 void
 limit_show (struct limit *l, struct stats_limit *shown)
 {
   LOCK_IN_SCOPE (l->lock);
   if (load (&l->value) > shown->value)
     *shown = (struct stats_limit) {
-      load (&l->value), load (&l->reason), l->base_ns / 1e9
+      load (&l->value), load (&l->reason), l->base_ns / 1e9,
+      load (&l->is_large) ? l->large_bytes : l->whole_bytes
     };
 }
 
@@ -77,15 +100,35 @@ limit_hit (struct limit *l)
     store (&l->hit, true);
 }
 
+static unsigned
+most_of (const struct limit *l)
+{
+  return load (&l->is_large) ? l->most_large : l->most;
+}
+
 static void
 set (struct limit *l, uint64_t value, enum limit_reason reason)
 {
-  unsigned old = load (&l->value);
+  unsigned old = load (&l->value), most = most_of (l);
 
-  value = CLAMP (value, MIN (LIMIT_LEAST, l->most), l->most);
+  value = CLAMP (value, MIN (LIMIT_LEAST, most), most);
   l->skip = MAX (value / 4, value - MIN (old, value));
   store (&l->value, value);
-  store (&l->reason, value == l->most ? LIMIT_IS_MOST : reason);
+  store (&l->reason, value == most ? LIMIT_IS_MOST : reason);
+}
+
+void
+limit_set_large (struct limit *l, uint32_t bytes, unsigned most,
+                 unsigned at_once)
+{
+  if (load (&l->reason) == LIMIT_IS_FIXED || most == 0)
+    return;
+  l->large_bytes = bytes;
+  l->at_once = at_once;
+  l->most_large = most;
+  store (&l->is_large, true);
+  set (l, (uint64_t) LIMIT_START * l->whole_bytes / bytes, LIMIT_STARTS);
+  l->skip = load (&l->value) / 2;
 }
 
 /* Operations take as long as without a queue. */
@@ -110,17 +153,25 @@ begin_epoch (struct limit *l, uint64_t from_ns)
   store (&l->hit, false);
 }
 
+/* The other limit learns nothing for a while. */
+static void
+keep_other (struct limit *l)
+{
+  struct limit *o = l->other;
+
+  if (o && o->kept == 0)
+    o->kept = load (&o->value);
+}
+
 /* Lowers the other limit by the same factor as this one. */
 static void
 lower_other (struct limit *l)
 {
   struct limit *o = l->other;
 
-  if (o == NULL)
-    return;
-  if (o->kept == 0)
-    o->kept = load (&o->value);
-  store (&o->value, MAX ((uint64_t) o->kept * load (&l->value) / l->before,
+  keep_other (l);
+  if (o)
+    store (&o->value, MAX ((uint64_t) o->kept * load (&l->value) / l->before,
                          MIN (LIMIT_LEAST, o->kept)));
 }
 
@@ -150,12 +201,80 @@ static void
 end_test (struct limit *l, uint64_t now_ns)
 {
   l->before = 0;
+  l->size_test = SIZE_IS_NOT_TESTED;
   raise_other (l, now_ns);
 }
+
+/* Tests of the size. */
+
+static void
+change_size (struct limit *l)
+{
+  store (&l->is_large, !load (&l->is_large));
+  l->base_ns = l->good = 0;
+  l->least_ns = UINT64_MAX;
+}
+
+static bool
+size_is_due (const struct limit *l, uint64_t now_ns)
+{
+  return l->most_large > 0 && l->size_age >= l->size_interval
+    && now_ns >= l->ceiling_until_ns
+    && (!load (&l->is_large) || load (&l->value) <= LIMIT_LEAST + 1);
+}
+
+static void
+measure (struct limit *l, enum size_test step, uint64_t from_ns)
+{
+  l->size_test = step;
+  l->moved = 0;
+  begin_epoch (l, from_ns);
+}
+
+static void
+begin_size_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
+{
+  l->before = load (&l->value);
+  l->before_ns = mean_ns;
+  l->before_base_ns = l->base_ns;
+  keep_other (l);
+  measure (l, SIZE_BEFORE, now_ns);
+}
+
+/* How many operations of the other size to test.  Whole buffers: twice as many
+ * as a large one has units, so fewer bytes than LIMIT_LEAST large ones have.
+ * Large ones: the bytes that the device serves without a queue.  If the
+ * contexts bound the operations, as many as there are contexts.
+ */
+static unsigned
+n_of_other_size (const struct limit *l)
+{
+  uint64_t units = l->large_bytes / l->whole_bytes;
+  uint64_t served = l->before * MIN (l->base_ns, l->before_ns) / l->before_ns;
+
+  if (load (&l->is_large))
+    return 2 * units;
+  return l->before > l->at_once ? l->at_once : served / units;
+}
+
+/* Goes back to the size before its test. */
+static void
+undo_size_test (struct limit *l)
+{
+  if (l->size_test != SIZE_BEFORE)
+    change_size (l);
+  l->base_ns = l->before_base_ns;
+  l->size_interval = MAX (l->size_interval, SIZE_INTERVAL_FIRST);
+  l->size_age = 0;
+}
+
+/* Tests of the number. */
 
 static void
 give_up_test (struct limit *l, uint64_t now_ns)
 {
+  if (l->size_test)
+    undo_size_test (l);
   set (l, l->before, LIMIT_STAYS);
   l->age = 0;                   /* not again at once */
   end_test (l, now_ns);
@@ -171,8 +290,10 @@ judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 
   if (!is_base)
     l->age = l->interval;
-  if (l->age == l->interval)
+  if (l->age == l->interval) {
     l->base_ns = mean_ns;
+    l->is_first_base = false;
+  }
   if (!is_base && load (&l->value) > LIMIT_LEAST) {
     set (l, load (&l->value) / 2, LIMIT_TESTS);
     lower_other (l);
@@ -191,16 +312,89 @@ judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 }
 
 static void
+judge_size_test (struct limit *l, double rate, uint64_t now_ns)
+{
+  bool is_large = load (&l->is_large);
+
+  if (load (&l->hit) && rate >= (is_large ? 1.1 : 0.9) * l->before_rate) {
+    l->size_interval = SIZE_INTERVAL_FIRST;
+    l->size_age = 0;
+    l->interval = INTERVAL_FIRST;
+    l->streak = STREAK_TO_DOUBLE;
+    /* The base will include a queue if the device has one: measure it soon. */
+    l->age = is_large ? 0 : l->interval;
+    set (l, load (&l->value), LIMIT_STAYS);
+  }
+  else {
+    l->size_interval = MIN (4 * l->size_interval, SIZE_INTERVAL_MOST);
+    undo_size_test (l);
+    set (l, l->before, LIMIT_STAYS);
+  }
+  end_test (l, now_ns);
+  begin_epoch (l, now_ns);
+}
+
+/* Whether the new size has moved far less than the old one in the same time. */
+static bool
+is_clear (const struct limit *l, uint64_t elapsed_ns)
+{
+  return l->size_test == SIZE_AFTER && elapsed_ns >= l->before_elapsed_ns
+    && 2.0 * l->moved < l->before_rate * elapsed_ns;
+}
+
+/* An operation has ended in a test of the size.  IS_OF_SIZE: the size that is
+ * used at present.
+ */
+static void
+note_size_test (struct limit *l, bool is_of_size, uint32_t count,
+                uint64_t start_ns, uint64_t now_ns)
+{
+  uint64_t elapsed_ns = now_ns - l->epoch_ns;
+  unsigned value = load (&l->value);
+
+  if (now_ns < l->epoch_ns)
+    return;
+  l->moved += count;
+  l->begun += is_of_size && start_ns >= l->epoch_ns;
+  if (elapsed_ns >= LONG_TEST_LATENCIES * l->before_ns + TEST_MORE_NS)
+    give_up_test (l, now_ns);
+  else if (l->size_test == SIZE_CHANGES) {
+    if (l->begun >= value)      /* those from before the change have ended */
+      measure (l, SIZE_AFTER, now_ns);
+  }
+  else if (!is_clear (l, elapsed_ns)
+           && (elapsed_ns < TEST_MORE_NS
+               || l->begun < SIZE_TEST_ROUNDS * value))
+    return;
+  else if (l->size_test == SIZE_AFTER)
+    judge_size_test (l, (double) l->moved / elapsed_ns, now_ns);
+  else if (!load (&l->hit))
+    give_up_test (l, now_ns);
+  else {
+    unsigned n = n_of_other_size (l);
+
+    l->before_rate = (double) l->moved / elapsed_ns;
+    l->before_elapsed_ns = elapsed_ns;
+    change_size (l);
+    set (l, n, LIMIT_TESTS);
+    measure (l, SIZE_CHANGES, now_ns);
+  }
+}
+
+static void
 change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 {
   unsigned value = load (&l->value);
+  bool grows = mean_ns * 20 <= l->base_ns * 23 && value < most_of (l);
 
   l->good = MAX (l->good, value);
-  if (l->age == l->interval)
+  if (!grows && size_is_due (l, now_ns))
+    begin_size_test (l, mean_ns, now_ns);
+  else if (l->age == l->interval)
     begin_test (l, value / 2, mean_ns);
   else if (mean_ns * 20 > l->base_ns * 27)
     begin_test (l, (value * l->base_ns + mean_ns / 2) / mean_ns, mean_ns);
-  else if (mean_ns * 20 <= l->base_ns * 23)
+  else if (grows)
     grow (l, now_ns);
   else
     set (l, value, LIMIT_STAYS);
@@ -211,8 +405,10 @@ end_epoch (struct limit *l, uint64_t now_ns)
 {
   uint64_t mean_ns = MAX (l->sum_ns / l->n, 1);
 
-  if (l->base_ns == 0)
+  if (l->base_ns == 0) {
     l->base_ns = l->least_ns;
+    l->is_first_base = true;
+  }
   if (l->before)
     judge_test (l, mean_ns, now_ns);
   else {
@@ -221,20 +417,24 @@ end_epoch (struct limit *l, uint64_t now_ns)
     if (load (&l->hit))
       change (l, mean_ns, now_ns);
     l->age = MIN (l->age + 1, l->interval);
+    l->size_age++;
   }
   /* The epoch of a test leaves time for the operations from before to end. */
   begin_epoch (l, now_ns + (l->before ? mean_ns * 5 / 4 : 0));
 }
 
-/* Gives up a test of either limit that has lasted for too long.  That is longer
- * than an epoch of operations whose times vary.
+/* Gives up a test of either limit that has lasted for too long: longer than an
+ * epoch of operations whose times vary, or with less than one round.
  */
 static void
 end_long_test (struct limit *l, uint64_t now_ns)
 {
   struct limit *t = l->kept ? l->other : l;
+  uint64_t latencies = t->begun < load (&t->value) ? LONG_TEST_LATENCIES / 4
+    : LONG_TEST_LATENCIES;
 
-  if (t->before && now_ns >= t->epoch_ns + 32 * t->before_ns + TEST_MORE_NS)
+  if (t->before && now_ns >= t->epoch_ns + latencies * t->before_ns
+      + TEST_MORE_NS)
     give_up_test (t, now_ns);
 }
 
@@ -254,6 +454,8 @@ back_off (struct limit *l, uint64_t now_ns)
   if (l->kept)
     give_up_test (l->other, now_ns);
   if (l->before) {              /* fewer are no reason for the error */
+    if (l->size_test)
+      undo_size_test (l);
     store (&l->value, l->before);
     end_test (l, now_ns);
   }
@@ -270,17 +472,20 @@ back_off (struct limit *l, uint64_t now_ns)
 
 /* Whether the mean time is known: its standard error is a sixteenth, or the
  * epoch has become too long.  While the limit doubles, a quarter of its
- * operations is enough.
+ * operations is enough, but MIN_SAMPLES or half of the limit.
  */
 static bool
 is_known (const struct limit *l, uint64_t elapsed_ns)
 {
   double n = l->n, mean = l->sum_ns / n;
   unsigned value = load (&l->value), rest = value - l->skip;
+  unsigned least = MIN_SAMPLES;
 
-  if (l->streak >= STREAK_TO_DOUBLE)
+  if (l->streak >= STREAK_TO_DOUBLE) {
     rest /= 4;
-  if (n < MAX (rest, MIN_SAMPLES) || elapsed_ns < EPOCH_MIN_NS)
+    least = MIN (least, value / 2);
+  }
+  if (n < MAX (rest, least) || elapsed_ns < EPOCH_MIN_NS)
     return false;
   return (l->squares / n - mean * mean) * 256 <= mean * mean * n
     || (n >= 8 * value + 128 && elapsed_ns >= 4 * EPOCH_MIN_NS);
@@ -289,7 +494,7 @@ is_known (const struct limit *l, uint64_t elapsed_ns)
 static void
 note (struct limit *l, uint64_t time_ns)
 {
-  if (l->base_ns)
+  if (l->base_ns && !l->is_first_base)
     time_ns = MIN (time_ns, 8 * l->base_ns);
   l->sum_ns += time_ns;
   l->squares += (double) time_ns * time_ns;
@@ -302,6 +507,7 @@ start_again (struct limit *l, bool is_small, uint64_t now_ns)
 {
   if (l->before)
     end_test (l, now_ns);
+  store (&l->is_large, false);
   l->is_small = is_small;
   l->base_ns = l->age = l->good = l->ceiling_until_ns = 0;
   l->least_ns = UINT64_MAX;
@@ -309,6 +515,24 @@ start_again (struct limit *l, bool is_small, uint64_t now_ns)
   l->streak = STREAK_TO_DOUBLE;
   set (l, LIMIT_START, LIMIT_STARTS);
   begin_epoch (l, now_ns);
+}
+
+/* While the limit is about large operations, there may be none.  If it is at
+ * its bound, whole buffers have prefetches, too: that says nothing, nor do the
+ * operations in a test.
+ */
+static void
+look_for_large (struct limit *l, uint32_t count, uint64_t now_ns)
+{
+  unsigned value = load (&l->value);
+
+  if (count > l->whole_bytes || l->before || value == l->most_large)
+    l->since_large = 0;
+  else if (count >= l->whole_bytes / 2 && ++l->since_large >= 8 * value + 128) {
+    start_again (l, false, now_ns);
+    l->since_large = l->size_age = 0;
+    l->size_interval = SIZE_INTERVAL_FIRST;
+  }
 }
 
 /* Whether the limit is about operations of this size now. */
@@ -328,7 +552,8 @@ void
 limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
             uint64_t end_ns, int err)
 {
-  bool is_small = count < l->whole_bytes / 2;
+  uint32_t whole;
+  bool is_small;
 
   if (load (&l->reason) == LIMIT_IS_FIXED || (err && !is_about_load (err)))
     return;
@@ -338,16 +563,22 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
       back_off (l, end_ns);
     return;
   }
+  l->has_worked |= start_ns >= l->epoch_ns;
   /* Operations of any size: with a lower limit, there may be no other ones. */
   end_long_test (l, end_ns);
-  if (count > l->whole_bytes || (is_small && !l->has_small))
+  if (load (&l->is_large))
+    look_for_large (l, count, end_ns);
+  whole = load (&l->is_large) ? l->large_bytes : l->whole_bytes;
+  is_small = count < whole / 2;
+  if (l->size_test) {
+    note_size_test (l, count <= whole && !is_small, count, start_ns, end_ns);
+    return;
+  }
+  if (count > whole || (is_small && !l->has_small))
     return;
   if (l->kept || !is_about_size (l, is_small, end_ns))
     return;
-  if (start_ns >= l->epoch_ns) {
-    l->begun++;
-    l->has_worked = true;
-  }
+  l->begun += start_ns >= l->epoch_ns;
   l->least_ns = MIN (l->least_ns, MAX (end_ns - start_ns, 1));
   if (l->begun < MAX (l->skip, 1))
     return;

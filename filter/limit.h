@@ -35,11 +35,30 @@
  * An epoch first waits for operations that show the latest change of the limit.
  * It lasts until the mean time is known to a sixteenth, so it is longer on a
  * device whose times vary.  One operation counts as 8 x base at most, because
- * one that hangs says nothing about a queue.
+ * one that hangs says nothing about a queue.  Before the first test there is no
+ * such bound, as the first base may be too short.
  *
- * All this is about operations of about a whole buffer.  A device may bear many
- * more small ones.  So if writes have been small for a while, the limit starts
- * again, for them.  With the next whole one it starts again, too.
+ * The limit looks at operations of one size at a time: large prefetches,
+ * operations of about a whole buffer, or small writes.  A device may bear many
+ * more small writes.  So if writes have been small for a while, the limit
+ * starts again, for them.  With the next whole one it starts again, too.
+ *
+ * Large prefetches are better where the number of operations bounds a device,
+ * such as a server with few connections.  There the time of an operation hardly
+ * grows with its size.  Whole buffers are better where bytes bound the device,
+ * and LIMIT_LEAST large operations are already a queue.  So the limit begins
+ * with large ones.  If it falls to LIMIT_LEAST + 1, it tests whole buffers.
+ * With whole buffers, it tests large ones if it does not grow.  If whole reads
+ * have ended for a while, and no large one, as with a client that reads at
+ * random, the limit starts again with whole buffers.
+ *
+ * A test of the size measures the rate in bytes, changes the size, waits until
+ * the operations from before have ended, and measures the rate again.  It
+ * keeps large operations if they move at least 1.1 times the bytes per second,
+ * and whole buffers if they move at least 0.9 times.  Otherwise the size and
+ * the limit are as before.  The first test is not delayed.  After a change of
+ * the size the next one follows 64 epochs later.  Each time that the size
+ * stays, the wait is four times as long, up to 1024 epochs.
  *
  * An error that may come from too much load halves the limit; in a test, that
  * is the limit before the test.  For a minute the limit then grows at most to
@@ -50,6 +69,7 @@
  * Reads and writes have a limit each.  They may share a queue of the device, or
  * pass through two queues, as on a link with one in each direction.  So while
  * one limit is tested, the other one is lower by the same factor, and learns
+ * nothing.  In a test of the size, the other one keeps its value, and learns
  * nothing.  The epoch of a test begins when the operations from before have had
  * the time to end.  A test that gets too few operations to end is given up.
  *
@@ -78,9 +98,11 @@ enum limit_reason {
 };
 
 struct limit {
-  /* Constant after limit_init. */
-  unsigned most;
-  uint32_t whole_bytes;
+  /* Constant after limit_init and limit_set_large. */
+  unsigned most, most_large;    /* the latter is 0 if there are no large ones */
+  uint32_t whole_bytes, large_bytes;
+  unsigned at_once;             /* operations that the plugin gets at a time, at
+                                 * most */
   bool has_small;
   struct limit *other;          /* of the device's other kind, or NULL */
   struct lock *lock;            /* a leaf: own_lock, or that of OTHER */
@@ -89,10 +111,13 @@ struct limit {
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
   atomic_bool hit;              /* the limit was in the way in this epoch */
+  atomic_bool is_large;         /* all of this is about large operations */
   /* Under the lock. */
   unsigned kept;                /* the value to return to after the test of
                                  * OTHER; 0: it has none */
   uint64_t base_ns;             /* 0: not known yet */
+  bool is_first_base;           /* it is the shortest time of the first epoch,
+                                 * and not a mean */
   unsigned age;                 /* epochs since it was measured */
   unsigned interval;            /* the age at which it is measured again */
   unsigned streak;              /* growths since the last cut */
@@ -102,6 +127,18 @@ struct limit {
   uint64_t ceiling_until_ns;
   unsigned before;              /* the limit before the test; 0: no test */
   uint64_t before_ns;           /* the mean time then */
+  enum size_test {
+    SIZE_IS_NOT_TESTED, SIZE_BEFORE, SIZE_CHANGES, SIZE_AFTER
+  } size_test;                  /* the step of a test of the size: it measures
+                                 * the rate, waits for the operations from
+                                 * before the change, measures again */
+  uint64_t moved;               /* bytes of the operations that ended in this
+                                 * step */
+  uint64_t before_elapsed_ns;
+  double before_rate;           /* bytes per ns */
+  uint64_t before_base_ns;
+  unsigned size_age;            /* epochs since the size was tested */
+  unsigned size_interval;       /* the age at which it is tested again */
   /* The epoch: */
   uint64_t epoch_ns;            /* when it began */
   unsigned begun;               /* operations that began and ended in it */
@@ -113,6 +150,9 @@ struct limit {
   /* Small operations: */
   bool is_small;                /* all of this is about them */
   unsigned since_whole;         /* how many ended since the latest whole one */
+  /* Large operations: */
+  unsigned since_large;         /* how many whole ones ended since the latest
+                                 * large one */
 };
 
 /* ADAPTS: the limit follows the device, from LIMIT_START on and up to MOST.  If
@@ -122,6 +162,13 @@ struct limit {
  */
 extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t whole_bytes, bool has_small);
+/* The filter may also have operations of up to BYTES in flight, and at most
+ * MOST of these.  The limit begins with them.  The plugin gets AT_ONCE
+ * operations of any size at a time, at most.  Call it before the first
+ * operation.
+ */
+extern void limit_set_large (struct limit *, uint32_t bytes, unsigned most,
+                             unsigned at_once);
 extern void limit_destroy (struct limit *);
 /* Makes them the two limits of a device: one is lower while the other is
  * tested.  Call it before the first operation.  They share a lock, so destroy
@@ -129,6 +176,10 @@ extern void limit_destroy (struct limit *);
  */
 extern void limit_pair (struct limit *, struct limit *);
 extern unsigned limit_value (struct limit *);
+/* The same in operations of WHOLE_BYTES. */
+extern unsigned limit_wholes (struct limit *);
+/* Whether limit_value counts large operations.  If so, the filter uses them. */
+extern bool limit_is_large (struct limit *);
 /* Sets *SHOWN to the limit if it is larger than that. */
 extern void limit_show (struct limit *, struct stats_limit *shown);
 /* The filter wanted to have more in flight. */

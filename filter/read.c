@@ -145,7 +145,8 @@ read_device (struct read *r, uint64_t from, uint64_t to)
   if (conn_gains (c, false)
       && !conn_is_refusable (c, count, from)
       && !(c->backend.contexts && device_hides_own (c, from, to)))
-    err = fanout_pread (c->pool, &c->backend, c->unit, buf, count, from);
+    err = fanout_pread (c->pool, &c->backend, conn_piece (c, count), buf, count,
+                        from);
   else
     err = backend_pread (&c->backend, buf, count, from);
   atomic_fetch_sub_explicit (&c->direct_reads, 1, memory_order_relaxed);

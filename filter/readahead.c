@@ -95,40 +95,40 @@ is_held (struct conn *c, uint64_t offset, uint64_t end)
     || (c->backend.contexts && device_hides_own (c, offset, end));
 }
 
-/* Of the steps from OFFSET on, those that are known to be zeroes. */
+/* Of the units from OFFSET on, those that are known to be zeroes. */
 static uint64_t
 n_zeroes (struct conn *c, uint64_t offset)
 {
   uint64_t end = extents_zeroes_end (c, offset);
 
-  return (end - offset + (end == c->backend.size ? c->step - 1 : 0)) / c->step;
+  return (end - offset + (end == c->backend.size ? c->unit - 1 : 0)) / c->unit;
 }
 
-/* The end of the step at FROM, or FROM if the step needs no prefetch.  No
+/* The end of the unit at FROM, or FROM if the unit needs no prefetch.  No
  * client can ask for bytes behind the device's last whole block.
  */
 static uint64_t
-step_end (struct conn *c, uint64_t from)
+unit_end (struct conn *c, uint64_t from)
 {
-  uint32_t count = MIN (c->step, c->backend.size - from);
+  uint32_t count = MIN (c->unit, c->backend.size - from);
   uint64_t end = from + count - count % c->device->min_block;
 
   return end > from && n_zeroes (c, from) == 0 && !is_held (c, from, end)
     ? end : from;
 }
 
-/* The end of an operation from FROM on, or FROM if the first step needs none.
+/* The end of an operation from FROM on, or FROM if the first unit needs none.
  * An operation has BYTES at most, and does not cross a multiple of BYTES.
  */
 static uint64_t
 operation_end (struct conn *c, uint64_t from, uint64_t to, uint32_t bytes)
 {
-  uint64_t end = from, step_to = step_end (c, from);
+  uint64_t end = from, next = unit_end (c, from);
 
   to = MIN (to, from / bytes * bytes + bytes);
-  while (end < step_to) {
-    end = step_to;
-    step_to = end < to ? step_end (c, end) : end;
+  while (end < next) {
+    end = next;
+    next = end < to ? unit_end (c, end) : end;
   }
   return end;
 }
@@ -147,32 +147,37 @@ start (struct conn *c, struct stream_range r, uint32_t bytes)
    */
   if (e->stopping || atomic_load (&c->backend.gone_ns) != 0)
     return r.from;
-  for (; r.from < r.to; r.from = MAX (end, r.from + c->step)) {
+  for (; r.from < r.to; r.from = MAX (end, r.from + c->unit)) {
     struct buf *b;
+    unsigned units;
 
     end = operation_end (c, r.from, r.to, bytes);
     if (end == r.from) {
-      end += n_zeroes (c, r.from) * c->step;
+      end += n_zeroes (c, r.from) * c->unit;
       continue;
     }
-    b = buffers_take_for_ahead (c);
+    units = (end - r.from + c->unit - 1) / c->unit;
+    b = buffers_take_for_ahead (c, units);
     if (b == NULL)
       return r.from;
+    if (units > 1 && !b->is_large)
+      end = unit_end (c, r.from);
     buffers_enter (b, BUF_READING, c, r.from, 0, end - r.from);
     dispatch_buf (b, false, POOL_AHEAD, prefetched);
   }
   return r.to;
 }
 
-/* How many buffers this connection may use ahead of its streams: an equal part
- * of the slab, less its demand reads in the plugin.  So the sum stays at
- * the configured number of buffers.  A client that keeps three quarters of its
- * share in flight gets no prefetches.  Their copies and wake-ups would cost
- * more than it gains.  MINE: its active streams.  *EVICTED_AT: takes
- * conn.evicted_at.
+/* How many units this connection may be ahead of its streams: an equal part of
+ * the buffers, less its demand reads in the plugin, a unit for each.  So the
+ * sum stays at the number of buffers.  A client that keeps three quarters of
+ * its share in flight gets no prefetches.  Their copies and wake-ups would cost
+ * more than it gains.  Large prefetches are better than its own reads, whatever
+ * it has in flight.  MINE: its active streams.  *UNITS: as buffers_share.
+ * *EVICTED_AT: takes conn.evicted_at.
  */
 static unsigned
-max_ahead (struct conn *c, unsigned mine, uint64_t now_ns,
+max_ahead (struct conn *c, unsigned mine, uint64_t now_ns, uint32_t *units,
            uint64_t *evicted_at)
 {
   struct engine *e = c->engine;
@@ -187,7 +192,9 @@ max_ahead (struct conn *c, unsigned mine, uint64_t now_ns,
   buffers_evict_idle (e, now_ns);
   *evicted_at = c->evicted_at;
   c->evicted_at = UINT64_MAX;
-  share = buffers_share (c);
+  share = buffers_share (c, units);
+  if (*units > 1)
+    return share;
   if (surplus > 0 && surplus >= share - share / 4) {
     limit_hit (&c->device->read_limit);
     return 0;
@@ -215,30 +222,18 @@ take_from_ended (struct conn *c, struct stream *s, uint64_t bytes)
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    r = stream_take (&c->streams, s, c->step, bytes);
+    r = stream_take (&c->streams, s, c->unit, bytes);
   }
   drop (c, r);
   return r.from < r.to;
-}
-
-/* How many operations a window has before they become larger, with SHARE
- * buffers.  Larger ones on half of the contexts need less CPU time than small
- * ones on all.  The first ones are small with few contexts, too.
- */
-static unsigned
-operations (const struct conn *c, unsigned share)
-{
-  const struct contexts *s = c->backend.contexts;
-
-  return s ? MIN (MAX ((s->max + 1) / 2, WINDOW_MIN), share) : share;
 }
 
 /* Zeroes are not prefetched, so they do not count for the window: the plan
  * begins behind them.  *BYTES: the size of its operations.
  */
 static struct stream_range
-plan (struct conn *c, struct stream *s, unsigned share, uint64_t evicted_at,
-      uint64_t now_ns, uint32_t *bytes)
+plan (struct conn *c, struct stream *s, unsigned share, uint32_t units,
+      uint64_t evicted_at, uint64_t now_ns, uint32_t *bytes)
 {
   struct stream_range r;
   uint64_t ahead;
@@ -246,14 +241,13 @@ plan (struct conn *c, struct stream *s, unsigned share, uint64_t evicted_at,
   LOCK_IN_SCOPE (&c->streams_lock);
   stream_lost (&c->streams, evicted_at);
   if (s->is_sequential) {
-    ahead = MAX (s->ahead, s->end / c->step * c->step);
-    stream_skip_ahead (s, ahead + n_zeroes (c, ahead) * c->step);
+    ahead = MAX (s->ahead, s->end / c->unit * c->unit);
+    stream_skip_ahead (s, ahead + n_zeroes (c, ahead) * c->unit);
     s->zeroes = extents_zeroes (c, s->end, s->ahead);
   }
-  c->streams.operations = operations (c, share);
-  r = stream_plan (&c->streams, s, c->step, share * (c->unit / c->step),
-                   c->backend.size, now_ns);
-  *bytes = stream_operation (&c->streams) * c->step;
+  c->streams.most_units = units;
+  r = stream_plan (&c->streams, s, c->unit, share, c->backend.size, now_ns);
+  *bytes = stream_operation (&c->streams) * c->unit;
   if (c->streams.wants_more)
     limit_hit (&c->device->read_limit);
   return r;
@@ -265,7 +259,7 @@ readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
 {
   struct stream_range r;
   unsigned mine, share;
-  uint32_t bytes;
+  uint32_t bytes, units;
   uint64_t stop, evicted_at;
 
   {
@@ -276,9 +270,9 @@ readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
       stream_answered (&c->streams, count, waited);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
-  share = max_ahead (c, mine, now_ns, &evicted_at);
+  share = max_ahead (c, mine, now_ns, &units, &evicted_at);
   do {
-    r = plan (c, s, share, evicted_at, now_ns, &bytes);
+    r = plan (c, s, share, units, evicted_at, now_ns, &bytes);
     evicted_at = UINT64_MAX;
     if (r.from == r.to)
       return;
@@ -303,9 +297,9 @@ readahead_missed (struct conn *c, struct stream *s)
 
   {
     LOCK_IN_SCOPE (&c->streams_lock);
-    r.from = s->end / c->step * c->step;
+    r.from = s->end / c->unit * c->unit;
     r.to = MIN (s->ahead, c->backend.size);
-    bytes = stream_operation (&c->streams) * c->step;
+    bytes = stream_operation (&c->streams) * c->unit;
   }
   if (r.from < r.to)
     start (c, r, bytes);        /* as far as there are buffers */

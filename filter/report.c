@@ -60,7 +60,7 @@ static const char *const reasons[LIMIT_REASONS] = {
   [LIMIT_STARTS] = "it has its first value",
   [LIMIT_GROWS] = "it grew, as operations took no longer",
   [LIMIT_STAYS] = "operations queue a little",
-  [LIMIT_TESTS] = "a test of fewer",
+  [LIMIT_TESTS] = "a test of the number or the size",
   [LIMIT_WAS_CUT] = "it was cut, as operations queued",
   [LIMIT_HAD_ERROR] = "it was halved after an error",
   [LIMIT_IS_MOST] = "it is at its bound",
@@ -169,7 +169,7 @@ static const struct row {
     NULL, "@ writes", NOW (write_limit.value) },
   { "limit_reason", "kind=\"read\"",
     "Why: 0 fixed or no device, 1 its first value, 2 it grew, 3 operations "
-    "queue a little, 4 a test of fewer, 5 operations queued, 6 an error, 7 it "
+    "queue a little, 4 a test, 5 operations queued, 6 an error, 7 it "
     "is at its bound.",
     "limit of reads", "@", NOW (read_limit.reason), .words = reasons },
   { "limit_reason", "kind=\"write\"", NULL,
@@ -181,6 +181,11 @@ static const struct row {
   { "limit_base_seconds", "kind=\"write\"", NULL,
     NULL, "@ ms for a write", NOW (write_limit.base),
     .decimals = 3, .scale = 1000 },
+  { "limit_operation_bytes", "kind=\"read\"",
+    "The largest prefetch or deferred write.",
+    "largest operation", "@ bytes prefetched", NOW (read_limit.bytes) },
+  { "limit_operation_bytes", "kind=\"write\"", NULL,
+    NULL, "@ bytes written", NOW (write_limit.bytes) },
   { "threads", NULL, "Threads that call the plugin for the filter.",
     "threads", "@ in all", NOW (threads) },
   { "threads_busy", NULL, "Those of the threads that are at work now.",

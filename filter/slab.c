@@ -10,34 +10,32 @@
 #include "slab.h"
 
 int
-slab_init (struct slab *s, size_t count, size_t size)
+slab_init (struct slab *s, size_t size)
 {
   size_t pages = sysconf (_SC_PHYS_PAGES), page = sysconf (_SC_PAGESIZE);
-  size_t bytes;
 
-  if (__builtin_mul_overflow (count, size, &bytes) || bytes / page > pages)
+  if (size / page > pages)
     return ENOMEM;
-  s->data = mmap (NULL, bytes, PROT_READ | PROT_WRITE,
+  s->data = mmap (NULL, size, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (s->data == MAP_FAILED)
     return errno;
-  s->count = count;
   s->size = size;
   return 0;
 }
 
 void
-slab_give_back (struct slab *s, char *buffer)
+slab_give_back (char *buffer, size_t size)
 {
   /* It fails only for memory that the process has locked: it stays. */
-  if (madvise (buffer, s->size, MADV_DONTNEED) == -1)
-    memset (buffer, 0, s->size);
+  if (madvise (buffer, size, MADV_DONTNEED) == -1)
+    memset (buffer, 0, size);
 }
 
 void
 slab_destroy (struct slab *s)
 {
   if (s->data)
-    munmap (s->data, s->count * s->size);
+    munmap (s->data, s->size);
   s->data = NULL;
 }

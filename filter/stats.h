@@ -53,6 +53,7 @@ struct stats_limit {
   double value;                 /* buffers */
   double reason;                /* enum limit_reason */
   double base;                  /* seconds; 0: not known */
+  double bytes;                 /* of one operation, at most */
 };
 
 /* What holds at one moment.  engine_now fills it.  report.c has a row for each

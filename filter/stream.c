@@ -289,6 +289,8 @@ stream_plan (struct streams *t, struct stream *s, uint32_t unit, uint32_t share,
       || (t->failed && t->answered < WINDOW_MIN * (uint64_t) unit))
     return (struct stream_range) { 0 };
   grow (t, unit, share);
+  /* At most as many as the share holds large ones. */
+  t->operations = min (OPERATIONS, share / (t->most_units ? t->most_units : 1));
   to = furthest (t, s, unit,
                  min (t->window, part_of (t, s, unit, share, now_ns)));
   to = min (to + s->zeroes, size);

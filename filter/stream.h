@@ -23,9 +23,9 @@
  * Zeroes that are known do not count for the window, and a stream goes on
  * behind them.
  *
- * Operations: a window that grows is first divided into more operations.  When
- * there cannot be more, they become larger.  A prefetch then waits until the
- * window has room for a whole operation.
+ * Operations: a window has at most OPERATIONS of them, which grow with it up to
+ * most_units.  A larger window has more.  A prefetch waits until the window has
+ * room for a whole operation.
  *
  * Likely end: no prefetch goes beyond it, once the connection has an earlier
  * stream.  Of the earlier streams, those count that came as far as this one.
@@ -51,7 +51,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { STREAMS = 16, WINDOW_MIN = 4 };
+enum { STREAMS = 16, WINDOW_MIN = 4, OPERATIONS = 8 };
 #define STREAM_IDLE_NS UINT64_C (1000000000)
 
 struct stream {
@@ -70,10 +70,10 @@ struct stream {
 struct streams {
   struct stream s[STREAMS];
   bool has_begun;               /* there was a read */
-  uint32_t most_units;          /* of one operation, a power of two; 0 = 1 */
-  unsigned operations;          /* the window is divided into so many at most,
-                                 * unless they would be larger than most_units;
-                                 * the caller sets it before stream_plan */
+  uint32_t most_units;          /* of one operation, a power of two; 0 = 1; the
+                                 * caller sets it before stream_plan */
+  uint32_t operations;          /* of a window, at most, until they have
+                                 * most_units */
   uint32_t window;              /* units; 0 = WINDOW_MIN */
   uint64_t answered;            /* bytes read since the window doubled */
   bool waited;                  /* a read had to wait since then */

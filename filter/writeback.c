@@ -209,7 +209,7 @@ filled (struct buf *b)
   }
   if (b->hi == b->conn->unit || buf_first_end (b) == b->conn->backend.size
       || (e->buffers.writers.length > 0
-          && (e->buffers.free.length == 0
+          && (e->buffers.free[false].queue.length == 0
               || !buffers_have_room (b->device))))
     order_submit_locked (b);
   if (oldest_open (e))
@@ -271,7 +271,8 @@ wait_for_buffer (struct writer *w, uint64_t now_ns)
   submit_open (c);
   if (!w->waits || c->device->n_dirty > 0)
     w->until_ns = now_ns + others_wait_ns (c);
-  if (e->buffers.failed.length == e->buffers.n || now_ns >= w->until_ns)
+  if (e->buffers.failed.length == e->config.buffers
+      || now_ns >= w->until_ns)
     return EAGAIN;
   pool_wake_idle (e->pool);
   buffers_add_writer (w);

@@ -234,7 +234,7 @@ config (unsigned buffers, unsigned threads, enum write_mode write,
         enum read_mode read)
 {
   return (struct engine_config) {
-    .buffers = buffers, .buffer_size = U, .read_step = U, .threads = threads,
+    .buffers = buffers, .buffer_size = U, .threads = threads,
     .write = write,
     .read = read, .idle_ns = HOUR_NS, .linger_ns = HOUR_NS,
     .others_ns = HOUR_NS,
@@ -872,7 +872,7 @@ count_state (struct world *w, enum buf_state state, uint64_t offset,
   unsigned n = 0;
 
   LOCK_IN_SCOPE (&w->e->lock);
-  for (unsigned i = 0; i < w->e->config.buffers; i++) {
+  for (unsigned i = 0; i < w->e->buffers.n; i++) {
     const struct buf *b = &w->e->buffers.all[i];
 
     n += b->state == state && b->node
@@ -905,7 +905,8 @@ static unsigned
 count_free (struct world *w)
 {
   LOCK_IN_SCOPE (&w->e->lock);
-  return w->e->buffers.free.length;
+  return w->e->buffers.free[0].queue.length
+    + w->e->buffers.free[1].queue.length;
 }
 
 void
@@ -957,7 +958,7 @@ unsigned
 count_prefetched (struct world *w, unsigned i)
 {
   LOCK_IN_SCOPE (&w->e->lock);
-  return w->c[i]->n_ahead;
+  return w->c[i]->ahead_units;
 }
 
 unsigned
@@ -1059,6 +1060,17 @@ void
 make_patient (struct world *w, unsigned i)
 {
   speed_note (w->c[i]->backend.write_speed, HOUR_NS, 1);
+}
+
+void
+wait_without_memory (struct world *w)
+{
+  for (unsigned n = 1; n > 0; g_usleep (1000)) {
+    LOCK_IN_SCOPE (&w->e->lock);
+    n = 0;
+    for (unsigned i = 0; i < w->e->buffers.n; i++)
+      n += w->e->buffers.all[i].memory_of != 0;
+  }
 }
 
 void

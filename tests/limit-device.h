@@ -18,7 +18,10 @@
 #define MS_NS UINT64_C (1000000)
 #define S_NS (1000 * MS_NS)
 
-enum { SERVERS_MAX = 64, OPERATION_BYTES = 128 * 1024 };
+enum {
+  SERVERS_MAX = 64, OPERATION_BYTES = 128 * 1024,
+  LARGE_BYTES = 8 * OPERATION_BYTES
+};
 
 /* What a device is like.  A field that is 0 does not apply. */
 struct device {
@@ -85,16 +88,16 @@ device_first_free (const struct device *d, const struct device_state *s)
 }
 
 static inline uint64_t
-device_pipe_ns (const struct device *d)
+device_pipe_ns (const struct device *d, uint32_t bytes)
 {
-  return d->mb_per_s ? OPERATION_BYTES * 1000 / d->mb_per_s : 0;
+  return d->mb_per_s ? bytes * 1000.0 / d->mb_per_s : 0;
 }
 
 /* The mean time of an operation that has the device to itself. */
 static inline uint64_t
 device_alone_ns (const struct device *d)
 {
-  return d->latency_ms * MS_NS + device_pipe_ns (d);
+  return d->latency_ms * MS_NS + device_pipe_ns (d, OPERATION_BYTES);
 }
 
 /* How long one that begins at NOW_NS would wait for others. */
@@ -118,9 +121,10 @@ device_wait_ns (const struct device *d, const struct device_state *s,
 /* An operation begins at NOW_NS.  Returns when it ends. */
 static inline uint64_t
 device_begin (const struct device *d, struct device_state *s, uint64_t now_ns,
-              unsigned client, int *err)
+              unsigned client, uint32_t bytes, int *err)
 {
   uint64_t latency_ns = d->latency_ms * MS_NS;
+  uint64_t pipe_ns = device_pipe_ns (d, bytes);
   uint64_t start_ns = now_ns + device_wait_ns (d, s, now_ns);
 
   *err = 0;
@@ -140,15 +144,15 @@ device_begin (const struct device *d, struct device_state *s, uint64_t now_ns,
   if (d->servers)
     s->server_free_ns[device_first_free (d, s)] = start_ns + latency_ns;
   if (d->duplex && client == 0)
-    return s->back_free_ns = start_ns + latency_ns + device_pipe_ns (d);
+    return s->back_free_ns = start_ns + latency_ns + pipe_ns;
   if (d->duplex) {
-    uint64_t there_ns = MAX (now_ns, s->pipe_free_ns) + device_pipe_ns (d);
+    uint64_t there_ns = MAX (now_ns, s->pipe_free_ns) + pipe_ns;
 
     s->pipe_free_ns = there_ns;
     return MAX (there_ns + latency_ns, s->back_free_ns);
   }
   if (d->mb_per_s)
-    s->pipe_free_ns = start_ns += device_pipe_ns (d);
+    s->pipe_free_ns = start_ns += pipe_ns;
   return start_ns + latency_ns;
 }
 

@@ -199,10 +199,11 @@ rule_init (struct rule *r, const struct rule_ops *ops, unsigned most)
 }
 
 static inline void
-rule_note (struct rule *r, uint64_t start_ns, uint64_t now_ns, int err)
+rule_note (struct rule *r, uint32_t bytes, uint64_t start_ns, uint64_t now_ns,
+           int err)
 {
   if (rule_is_ours (r)) {
-    limit_note (&r->limit, OPERATION_BYTES, start_ns, now_ns, err);
+    limit_note (&r->limit, bytes, start_ns, now_ns, err);
     return;
   }
   if (err)

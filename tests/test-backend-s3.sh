@@ -29,16 +29,6 @@ clients=(nbdcopy-synchronous qemu-img)
 for_contexts with_name test_reads
 for_contexts with_name test_killed_read
 
-# The manual's command, with its parameters of asyncpool.
-manual=$(perl -00 -ne 'print if /^ nbdkit .* S3 /' \
-  "$TESTS_DIR/../nbdkit-async.pod")
-read -r -d '' -a parameters < <(grep -o 'asyncpool-[a-z-]*=[^ ]*' \
-  <<<"$manual") || :
-is "the manual's command sets the size of buffers" "${#parameters[@]}" 1
-check "the manual's parameters read the object" \
-  "$NBDKIT" -r -U - "--filter=$FILTER" "${backend_plugin[@]}" \
-  "${parameters[@]}" --run 'nbdcopy --synchronous "$uri" copy'
-check "the copy is equal" cmp image copy
 backend_stop $kind
 
 # nbdkit 1.32 allows no larger object: all blocks of the device have this size.

@@ -21,7 +21,7 @@ test_join (struct world *w)
   struct engine_config c = config (8, 2, WRITE_BEHIND, READ_DIRECT);
   struct gate_op op;
 
-  c.buffer_size = c.read_step = 128 * KIB;
+  c.buffer_size = 128 * KIB;
   world_init (w, 1024 * KIB, c);
   for (unsigned i = 0; i < 32; i++)
     do_write (w, 0, 4096, 128 * KIB + i * 4096, 1);

@@ -86,6 +86,25 @@ test_burst (struct world *w)
   do_flush (w, 0);
 }
 
+/* A large request has so many pieces that all the requests of its client find
+ * contexts.
+ */
+static void
+test_pieces (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+
+  c.contexts = 9;
+  open_contexts (w, c);
+  g_assert_cmpuint (conn_piece (w->c[0], U), ==, U);
+  g_assert_cmpuint (conn_piece (w->c[0], 8 * U), ==, U);
+  g_assert_cmpuint (conn_piece (w->c[0], 9 * U), ==, 2 * U);
+  put_in_flight (w, 0, 4, U);
+  g_assert_cmpuint (conn_piece (w->c[0], U), ==, U);
+  g_assert_cmpuint (conn_piece (w->c[0], 8 * U), ==, 4 * U);
+  g_assert_cmpuint (conn_piece (w->c[0], 512 * U), ==, 256 * U);
+}
+
 /* A demand read is served though each context is at work. */
 static void
 test_demand (struct world *w)
@@ -723,25 +742,10 @@ test_model (struct world *w)
     assert_device (w->f, BLOCK, i * BLOCK, model[i]);
 }
 
-/* Prefetches become larger once there are half as many as contexts. */
-static void
-test_larger (struct world *w)
-{
-  struct engine_config c = config_for (15, READ_AHEAD);
-  unsigned units = w->arg;      /* of a prefetch */
-  int hold;
-
-  c.buffer_size = 8 * U;
-  open_contexts (w, c);
-  set_window (w, 0, 8 * units);
-  hold = start_held_stream (w, 0);
-  assert_states (w, BUF_READING, 2 * U, 8 * units * U, 8);
-  gate_release (w->gate, hold);
-}
-
 static const struct test tests[] = {
   { "contexts/lazy", test_lazy, .on = CONTEXTS_ONLY },
   { "contexts/burst", test_burst, .on = CONTEXTS_ONLY },
+  { "contexts/pieces", test_pieces, .on = CONTEXTS_ONLY },
   { "contexts/demand", test_demand, .on = CONTEXTS_ONLY },
   { "contexts/kept", test_kept, .on = CONTEXTS_ONLY },
   { "contexts/apart", test_apart, .on = CONTEXTS_ONLY },
@@ -766,8 +770,6 @@ static const struct test tests[] = {
   { "contexts/fail-together", test_fail_together, .on = CONTEXTS_ONLY },
   { "contexts/stop", test_stop, .on = CONTEXTS_ONLY },
   { "contexts/names", test_names, .on = CONTEXTS_ONLY },
-  { "contexts/larger/1", test_larger, 1, CONTEXTS_ONLY },
-  { "contexts/larger/2", test_larger, 2, CONTEXTS_ONLY },
   { "contexts/flush-fails", test_flush_fails, .on = CONTEXTS_ONLY },
   { "contexts/overtaken", test_overtaken, .on = CONTEXTS_ONLY },
   { "contexts/unshared/flush", test_unshared, true, CONTEXTS_ONLY },

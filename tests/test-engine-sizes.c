@@ -42,16 +42,17 @@ open_with (struct world *w, uint32_t min_block, uint32_t max_block)
 
 /* Larger prefetches. */
 
-enum { STEPS = 8, STEP_UNITS = 256 };
+enum { LARGE = 8, DEVICE_UNITS = 256 };
 
-/* A device of STEP_UNITS steps of U, with buffers of STEPS of them. */
+/* A device of DEVICE_UNITS, with large buffers of LARGE units, too. */
 static void
-open_steps (struct world *w, unsigned buffers, unsigned more)
+open_large (struct world *w, unsigned buffers, unsigned more)
 {
   struct engine_config c = config (buffers, more, WRITE_BEHIND, READ_AHEAD);
 
-  c.buffer_size = STEPS * U;
-  world_start (w, STEP_UNITS * U, c);
+  c.adapts_to = c.large_buffers = buffers;
+  c.large_size = LARGE * U;
+  world_start (w, DEVICE_UNITS * U, c);
   world_open (w, 0, "");
 }
 
@@ -70,25 +71,25 @@ count_reads_of (struct world *w, uint32_t count)
  * no byte twice.
  */
 static void
-test_steps (struct world *w)
+test_large (struct world *w)
 {
   uint64_t bytes = 0;
 
-  open_steps (w, 8, 2);
+  open_large (w, 8, 2);
   start_stream (w, 0);
-  set_window (w, 0, 8 * STEPS);
+  set_window (w, 0, 8 * LARGE);
   for (unsigned i = 2; i < 62; i += 4)
     do_read (w, 0, 4 * U, i * U, OLD);
-  g_assert_cmpuint (count_reads_of (w, STEPS * U), >=, 4);
-  for (unsigned i = 62; i < STEP_UNITS - 3; i += 3)
+  g_assert_cmpuint (count_reads_of (w, LARGE * U), >=, 4);
+  for (unsigned i = 62; i < DEVICE_UNITS - 3; i += 3)
     do_read (w, 0, 3 * U, i * U, OLD);
   for (unsigned i = 0; i < gate_started (w->gate, GATE_READ, ANYWHERE); i++) {
     struct gate_op op = gate_op (w->gate, GATE_READ, ANYWHERE, i);
 
-    g_assert_cmpuint (op.offset % (STEPS * U) + op.count, <=, STEPS * U);
+    g_assert_cmpuint (op.offset % (LARGE * U) + op.count, <=, LARGE * U);
     bytes += op.count;
   }
-  g_assert_cmpuint (bytes, <=, STEP_UNITS * U);
+  g_assert_cmpuint (bytes, <=, DEVICE_UNITS * U);
   do_write (w, 0, 2 * U, 60 * U, 1);
   assert_reads (w, 0, PARTS ({ 58 * U, 2 * U, OLD }, { 60 * U, 2 * U, 1 },
                              { 62 * U, 20 * U, OLD }));
@@ -96,15 +97,15 @@ test_steps (struct world *w)
 
 /* A large prefetch leaves out what a buffer holds. */
 static void
-test_steps_around (struct world *w)
+test_large_around (struct world *w)
 {
   int hold;
 
-  open_steps (w, 8, 2);
+  open_large (w, 8, 2);
   hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   do_write (w, 0, 512, 20 * U + 512, 1);
   start_stream (w, 0);
-  set_window (w, 0, 8 * STEPS);
+  set_window (w, 0, 8 * LARGE);
   for (unsigned i = 2; i < 20; i++)
     do_read (w, 0, U, i * U, OLD);
   assert_reads (w, 0, PARTS ({ 20 * U, 512, OLD }, { 20 * U + 512, 512, 1 },
@@ -112,6 +113,125 @@ test_steps_around (struct world *w)
   for (unsigned i = 21; i < 40; i++)
     do_read (w, 0, U, i * U, OLD);
   gate_release (w->gate, hold);
+}
+
+/* Without a free large buffer, prefetches have one unit. */
+static void
+test_large_few (struct world *w)
+{
+  struct buf *taken[7];
+  int hold;
+
+  open_large (w, 8, 2);
+  set_window (w, 0, 8 * LARGE);
+  {
+    LOCK_IN_SCOPE (&w->e->lock);
+    for (unsigned i = 0; i < G_N_ELEMENTS (taken); i++)
+      taken[i] = buffers_take_for_ahead (w->c[0], 2);
+  }
+  hold = start_held_stream (w, 0);
+  assert_states (w, BUF_READING, 0, DEVICE_UNITS * U, 1 + 8);
+  {
+    LOCK_IN_SCOPE (&w->e->lock);
+    for (unsigned i = 0; i < G_N_ELEMENTS (taken); i++) {
+      taken[i]->dropped = true;
+      taken[i]->memory_of = w->c[0]->device->id;
+      buffers_put_if_unused (taken[i]);
+    }
+  }
+  gate_release (w->gate, hold);
+  for (unsigned i = 2; i < DEVICE_UNITS; i++)
+    do_read (w, 0, U, i * U, OLD);
+  g_assert_cmpuint (count_reads_of (w, LARGE * U), >, DEVICE_UNITS / LARGE / 4);
+}
+
+/* A client that writes what it has read still finds the rest prefetched. */
+static void
+test_large_in_place (struct world *w)
+{
+  uint64_t bytes = 0;
+
+  open_large (w, 8, 2);
+  start_stream (w, 0);
+  set_window (w, 0, 8 * LARGE);
+  for (unsigned i = 2; i < DEVICE_UNITS; i++) {
+    do_read (w, 0, U, i * U, OLD);
+    do_write (w, 0, U, i * U, 1);
+  }
+  for (unsigned i = 0; i < gate_started (w->gate, GATE_READ, ANYWHERE); i++)
+    bytes += gate_op (w->gate, GATE_READ, ANYWHERE, i).count;
+  g_assert_cmpuint (count_reads_of (w, LARGE * U), >, DEVICE_UNITS / LARGE / 2);
+  g_assert_cmpuint (bytes, <, DEVICE_UNITS * U * 5 / 4);
+  assert_reads (w, 0, PARTS ({ 0, 2 * U, OLD }, { 2 * U, 30 * U, 1 }));
+}
+
+/* With more readers than large buffers, each one has a part of the others. */
+static void
+test_large_many_readers (struct world *w)
+{
+  struct engine_config c = config (8, 2, WRITE_BEHIND, READ_AHEAD);
+
+  c.adapts_to = 8;
+  c.large_buffers = 1;
+  c.large_size = LARGE * U;
+  world_start (w, DEVICE_UNITS * U, c);
+  world_open (w, 0, "");
+  world_open (w, 1, "");
+  for (unsigned i = 0; i < 20; i++)
+    for (unsigned n = 0; n < 2; n++)
+      do_read (w, n, U, (100 * n + i) * U, OLD);
+  g_assert_cmpuint (stats_counter (w->e->stats, STATS_AHEAD_USED), >=, 30 * U);
+}
+
+/* If the limit is about whole buffers, no prefetch is larger.  What was
+ * prefetched before is still read.
+ */
+static void
+test_large_no_more (struct world *w)
+{
+  unsigned n;
+
+  open_large (w, 8, 2);
+  start_stream (w, 0);
+  set_window (w, 0, 8 * LARGE);
+  for (unsigned i = 2; i < 30; i++)
+    do_read (w, 0, U, i * U, OLD);
+  conn_wait_for_prefetches (w->c[0]);
+  n = count_reads_of (w, LARGE * U);
+  g_assert_cmpuint (n, >, 0);
+  atomic_store (&w->c[0]->device->read_limit.is_large, false);
+  for (unsigned i = 30; i < DEVICE_UNITS; i++)
+    do_read (w, 0, U, i * U, OLD);
+  g_assert_cmpuint (count_reads_of (w, LARGE * U), ==, n);
+}
+
+/* A large buffer gives its memory back, too, and shows no bytes of another
+ * device.
+ */
+static void
+test_large_memory (struct world *w)
+{
+  struct engine_config c = config (4, 2, WRITE_BEHIND, READ_AHEAD);
+  const struct buf *b;
+
+  c.adapts_to = c.large_buffers = 4;
+  c.large_size = LARGE * U;
+  c.idle_ns = 1000000;
+  world_start (w, DEVICE_UNITS * U, c);
+  world_open (w, 0, "");
+  start_stream (w, 0);
+  set_window (w, 0, 4 * LARGE);
+  for (unsigned i = 2; i < 30; i++)
+    do_read (w, 0, U, i * U, OLD);
+  b = &w->e->buffers.all[4];
+  g_assert_true (b->is_large);
+  stop_readahead (w, 0);
+  make_older (w, STREAM_IDLE_NS);
+  stop_reading (w, STREAM_IDLE_NS);
+  wait_without_memory (w);
+  for (unsigned i = 0; i < LARGE * U; i++)
+    g_assert_cmpint (b->data[i], ==, 0);
+  do_read (w, 0, U, 30 * U, OLD);
 }
 
 /* No operation is larger than the plugin's maximum block size, which need not
@@ -123,7 +243,7 @@ test_max_block (struct world *w)
   struct engine_config c = config (16, 4, WRITE_BEHIND, READ_AHEAD);
   uint32_t max = 96 * KIB;
 
-  c.buffer_size = c.read_step = 256 * KIB;
+  c.buffer_size = 256 * KIB;
   world_start (w, 2048 * KIB, c);
   open_with (w, 1, max);
   for (unsigned i = 0; i < 16; i++)
@@ -272,8 +392,13 @@ test_refusable_stream (struct world *w)
 
 static const struct test tests[] = {
   { "sizes/odd", test_odd },
-  { "sizes/steps", test_steps },
-  { "sizes/steps-around", test_steps_around },
+  { "sizes/large", test_large },
+  { "sizes/large-around", test_large_around },
+  { "sizes/large-few", test_large_few },
+  { "sizes/large-in-place", test_large_in_place },
+  { "sizes/large-many-readers", test_large_many_readers },
+  { "sizes/large-no-more", test_large_no_more },
+  { "sizes/large-memory", test_large_memory },
   { "sizes/max-block", test_max_block },
   { "sizes/min-block", test_min_block },
   { "sizes/limits", test_limits },

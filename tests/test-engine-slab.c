@@ -375,7 +375,7 @@ test_half (struct world *w)
     do_read (w, 0, U, (2 + i) * U, OLD);
     LOCK_IN_SCOPE (&w->e->lock);
     g_queue_push_tail_link (&w->e->buffers.writers, &writer.link);
-    b = buffers_take_for_ahead (w->c[0]);
+    b = buffers_take_for_ahead (w->c[0], 1);
     g_assert_cmpint (b != NULL, ==, i == 1);    /* 3 prefetched of 4, then 2 */
     g_queue_unlink (&w->e->buffers.writers, &writer.link);
     if (b) {
@@ -484,17 +484,6 @@ test_limit_reads (struct world *w)
     do_read (w, 0, U, i * U, OLD);
     LOCK_IN_SCOPE (&w->e->lock);
     g_assert_cmpuint (w->e->buffers.n_ahead, <=, 3);
-  }
-}
-
-static void
-wait_without_memory (struct world *w)
-{
-  for (unsigned n = 1; n > 0; g_usleep (1000)) {
-    LOCK_IN_SCOPE (&w->e->lock);
-    n = 0;
-    for (unsigned i = 0; i < w->e->buffers.n; i++)
-      n += w->e->buffers.all[i].memory_of != 0;
   }
 }
 

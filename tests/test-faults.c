@@ -75,7 +75,7 @@ static struct engine_config
 config (void)
 {
   return (struct engine_config) {
-    .buffers = BUFFERS, .buffer_size = U, .read_step = U, .threads = THREADS,
+    .buffers = BUFFERS, .buffer_size = U, .threads = THREADS,
     .write = WRITE_BEHIND, .read = READ_DIRECT,
     .idle_ns = HOUR_NS, .linger_ns = HOUR_NS,
     .others_ns = HOUR_NS, .contexts = CONTEXTS,

@@ -20,7 +20,7 @@
 #include "limit-device.h"
 #include "limit-rules.h"
 
-enum { PHASES = 3, CLIENTS = 2, MOST = 2048, BINS = 400 };
+enum { PHASES = 3, CLIENTS = 2, MOST = 2048, MOST_LARGE = 256, BINS = 400 };
 
 /* What the filter's rule has to reach, beside the best fixed number. */
 struct marks {
@@ -37,11 +37,13 @@ struct model {
   struct marks marks;
   unsigned wants[PHASES];       /* 0: as many as it gets */
   unsigned clients;             /* 0: one */
+  bool large;                   /* operations may have LARGE_BYTES */
 };
 
 /* What one client is, or both together. */
 struct bin {
-  unsigned done, errors, probes;
+  unsigned done;                /* in OPERATION_BYTES */
+  unsigned errors, probes;
   double wait;                  /* sum of time / time alone */
   double limit;                 /* at its end */
 };
@@ -56,12 +58,14 @@ struct run {
 
 struct operation {
   uint64_t end_ns, start_ns;
+  uint32_t bytes;
   unsigned client;
   int err;
 };
 
 struct client {
   struct rule rule;
+  bool is_large;                /* a fixed number of large operations */
   unsigned in_flight;
 };
 
@@ -109,6 +113,14 @@ model_clients (const struct model *m)
   return MAX (m->clients, 1);
 }
 
+static uint32_t
+operation_bytes (struct client *c)
+{
+  return c->is_large
+    || (rule_is_ours (&c->rule) && limit_is_large (&c->rule.limit))
+    ? LARGE_BYTES : OPERATION_BYTES;
+}
+
 /* Begins what the client wants, as far as its limit allows. */
 static void
 fill (struct simulation *s, const struct device *d, unsigned client,
@@ -119,9 +131,11 @@ fill (struct simulation *s, const struct device *d, unsigned client,
   if (!wants)
     wants = UINT_MAX;
   while (c->in_flight < MIN (wants, rule_value (&c->rule))) {
-    struct operation op = { .start_ns = s->now_ns, .client = client };
+    struct operation op = { .start_ns = s->now_ns, .client = client,
+                            .bytes = operation_bytes (c) };
 
-    op.end_ns = device_begin (d, &s->state, s->now_ns, client, &op.err);
+    op.end_ns = device_begin (d, &s->state, s->now_ns, client, op.bytes,
+                              &op.err);
     heap_push (s, op);
     c->in_flight++;
   }
@@ -137,12 +151,12 @@ end_first (struct simulation *s, struct bin *bin)
 
   s->now_ns = op.end_ns;
   device_end (&s->state);
-  rule_note (&c->rule, op.start_ns, s->now_ns, op.err);
+  rule_note (&c->rule, op.bytes, op.start_ns, s->now_ns, op.err);
   c->in_flight--;
   if (op.err)
     bin->errors++;
   else
-    bin->done++;
+    bin->done += op.bytes / OPERATION_BYTES;
 }
 
 static void
@@ -185,10 +199,20 @@ run_phase (struct simulation *s, struct run *run, unsigned phase)
   }
 }
 
-/* OPS: NULL for a fixed number, MOST. */
+static void
+client_init (struct client *c, const struct model *m,
+             const struct rule_ops *ops, unsigned most, bool is_large)
+{
+  c->is_large = is_large;
+  rule_init (&c->rule, ops, most);
+  if (m->large && rule_is_ours (&c->rule))
+    limit_set_large (&c->rule.limit, LARGE_BYTES, MOST_LARGE, MOST);
+}
+
+/* OPS: NULL for a fixed number, MOST, of operations that are large or not. */
 static struct run *
 run_model (const struct model *m, const struct rule_ops *ops, unsigned most,
-           unsigned n_bins)
+           bool is_large, unsigned n_bins)
 {
   struct run *run = g_new0 (struct run, 1);
   struct simulation s = { .state.seed = random_seed };
@@ -197,7 +221,7 @@ run_model (const struct model *m, const struct rule_ops *ops, unsigned most,
   run->n_bins = n_bins;
   s.heap = g_new (struct operation, CLIENTS * (MOST + 1));
   for (unsigned i = 0; i < CLIENTS; i++)
-    rule_init (&s.client[i].rule, ops, most);
+    client_init (&s.client[i], m, ops, most, is_large);
   if (model_clients (m) == 2 && rule_is_ours (&s.client[0].rule))
     limit_pair (&s.client[0].rule.limit, &s.client[1].rule.limit);
   for (; run->phases < PHASES && m->phase[run->phases].latency_ms;
@@ -270,15 +294,15 @@ struct best {
   unsigned number[PHASES];
 };
 
-/* The best fixed number of each phase. */
+/* The best fixed number of each phase, of operations of one size. */
 static struct best
-find_best (const struct model *m)
+find_best_of (const struct model *m, bool is_large)
 {
   struct best best = { 0 };
-  unsigned worse = 0;
+  unsigned most = is_large ? MOST_LARGE : MOST, worse = 0;
 
-  for (unsigned n = 1, step = 1; n <= MOST && worse < 8; n += step) {
-    g_autofree struct run *run = run_model (m, NULL, n, BINS);
+  for (unsigned n = 1, step = 1; n <= most && worse < 8; n += step) {
+    g_autofree struct run *run = run_model (m, NULL, n, is_large, BINS);
 
     step = n >= 64 ? n : n == 8 * step ? 2 * step : step;
     worse++;
@@ -295,6 +319,20 @@ find_best (const struct model *m)
   return best;
 }
 
+static struct best
+find_best (const struct model *m)
+{
+  struct best best = find_best_of (m, false);
+  struct best large = m->large ? find_best_of (m, true) : best;
+
+  for (unsigned p = 0; p < PHASES; p++)
+    if (large.rate[p] > best.rate[p]) {
+      best.rate[p] = large.rate[p];
+      best.number[p] = large.number[p];
+    }
+  return best;
+}
+
 /* Marks of models with a queue, without one, and with a long tail.  An epoch
  * lasts 5 ms at least, so the first models take more latencies.
  */
@@ -304,6 +342,7 @@ find_best (const struct model *m)
 /* Reads and writes, of which each limit sees only its own part of the queue. */
 #define SHARED \
   .marks = { .rate = 0.95, .wait = 1.6, .worst_wait = 2.5, .latencies = 80 }
+#define LARGE(w) .marks = { .rate = 0.93, .wait = w, .latencies = 80 }
 /* Less than LIMIT_LEAST: three operations wait, and the demand read. */
 #define FEWER(w) .marks = { .rate = 0.95, .wait = w, .latencies = 300 }
 
@@ -326,7 +365,7 @@ static const struct model models[] = {
     { { .latency_ms = 20, .cv = 1, .servers = 4 } }, TAIL },
   { "tail, 16 servers",
     { { .latency_ms = 20, .cv = 1, .servers = 16 } }, TAIL },
-  { "late, 0.2 ms", { { .latency_ms = 0.2, .late = 0.01 } }, NO_QUEUE (250) },
+  { "late, 0.2 ms", { { .latency_ms = 0.2, .late = 0.01 } }, NO_QUEUE (350) },
   { "late, 20 ms", { { .latency_ms = 20, .late = 0.05 } }, NO_QUEUE (25) },
   { "late, 16 servers",
     { { .latency_ms = 20, .late = 0.05, .servers = 16 } }, QUEUE },
@@ -359,6 +398,37 @@ static const struct model models[] = {
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
     .marks = { .rate = 0.6, .wait = 1.6, .worst_wait = 2.5, .latencies = 800 },
     .clients = 2 },
+  /* With large operations.  A test of their size is a queue for a while. */
+  { "large, 0.2 ms", { { .latency_ms = 0.2 } }, NO_QUEUE (250),
+    .large = true },
+  { "large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .large = true },
+  { "large, 300 ms", { { .latency_ms = 300 } }, NO_QUEUE (25), .large = true },
+  { "large, 10 MB/s", { { .latency_ms = 20, .mb_per_s = 10 } },
+    .marks = { .rate = 0.95, .wait = 4, .latencies = 400 },
+    .large = true },
+  { "large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } }, LARGE (1.7),
+    .large = true },
+  { "large, 1000 MB/s", { { .latency_ms = 20, .mb_per_s = 1000 } }, QUEUE,
+    .large = true },
+  { "large, 1 server", { { .latency_ms = 20, .servers = 1 } },
+    .marks = { .rate = 0.87, .wait = 8, .latencies = 80 }, .large = true },
+  { "large, 4 servers", { { .latency_ms = 20, .servers = 4 } }, LARGE (2),
+    .large = true },
+  { "large, 16 servers", { { .latency_ms = 20, .servers = 16 } }, QUEUE,
+    .large = true },
+  { "large, 64 servers", { { .latency_ms = 20, .servers = 64 } }, QUEUE,
+    .large = true },
+  { "large, 1000 per s",
+    { { .latency_ms = 20, .per_s = 1000, .burst = 500 } }, QUEUE,
+    .large = true },
+  { "large, tail, 16 servers",
+    { { .latency_ms = 20, .cv = 1, .servers = 16 } },
+    .marks = { .rate = 0.9, .wait = 1.6, .latencies = 400 }, .large = true },
+  { "large, 16 servers, 100 MB/s, 16 servers",
+    { { .latency_ms = 20, .servers = 16 },
+      { .latency_ms = 20, .mb_per_s = 100 },
+      { .latency_ms = 20, .servers = 16 } },
+    .marks = { .rate = 0.93, .wait = 1.7, .latencies = 600 }, .large = true },
   { "two, 0.2 ms", { { .latency_ms = 0.2 } }, NO_QUEUE (250), .clients = 2 },
   { "two, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .clients = 2 },
 };
@@ -415,7 +485,7 @@ check_model (gconstpointer data)
 
   for (unsigned i = 0; i < RUNS; i++) {
     random_seed = seed + i * 1000;
-    runs[i] = run_model (m, &rule_ops[RULE_OURS], MOST, BINS);
+    runs[i] = run_model (m, &rule_ops[RULE_OURS], MOST, false, BINS);
   }
   random_seed = seed;
   for (unsigned p = 0; p < runs[0]->phases; p++)
@@ -433,7 +503,7 @@ run_rule (const struct model *m, unsigned rule, unsigned n_bins)
   bool is_fixed = rule != RULE_OURS && !ops->round;
 
   return run_model (m, is_fixed ? NULL : ops,
-                    is_fixed ? (unsigned) ops->start : MOST, n_bins);
+                    is_fixed ? (unsigned) ops->start : MOST, false, n_bins);
 }
 
 /* Of the phase with the worst one. */
@@ -658,7 +728,7 @@ check_given_up (gconstpointer unused G_GNUC_UNUSED)
   for (unsigned i = 0; i < 10; i++, now_ns += 20 * MS_NS)
     limit_note (&other, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
   g_assert_cmpuint (limit_value (&other), <, LIMIT_START);
-  now_ns += 1000 * MS_NS;
+  now_ns += 2000 * MS_NS;
   limit_note (&other, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
   g_assert_cmpuint (limit_value (&other), ==, LIMIT_START);
   g_assert_cmpuint (limit_value (&l), >=, before);
@@ -701,9 +771,104 @@ check_error_in_test (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&l);
 }
 
+/* Notes operations of the size that the limit is about, as note_until_test,
+ * until that size is WANTED.  Each takes TIME_NS, and NS_PER_MB for its data.
+ */
+static void
+note_until_size (struct limit *l, bool wanted, uint64_t time_ns,
+                 uint64_t *now_ns)
+{
+  for (unsigned n = 0; n < 10000 && limit_is_large (l) != wanted; n++) {
+    uint32_t bytes = limit_is_large (l) ? LARGE_BYTES : OPERATION_BYTES;
+    uint64_t busy_ns = bytes * 10;      /* 100 MB/s */
+
+    limit_hit (l);
+    *now_ns += busy_ns;
+    limit_note (l, bytes, *now_ns - MAX (busy_ns * limit_value (l), time_ns),
+                *now_ns, 0);
+  }
+  g_assert_true (limit_is_large (l) == wanted);
+}
+
+/* An error or a lack of operations in a test of the size ends it.  The size and
+ * about the limit are as before.
+ */
+static void
+check_size_undone (gconstpointer data)
+{
+  int err = GPOINTER_TO_INT (data);
+  uint64_t now_ns = 10 * MS_NS;
+  struct limit l;
+  unsigned before;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, false);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST);
+  g_assert_true (limit_is_large (&l));
+  note_until_size (&l, false, 20 * MS_NS, &now_ns);
+  g_assert_cmpint (atomic_load (&l.reason), ==, LIMIT_TESTS);
+  before = l.before;
+  now_ns += err ? 1 : 10000 * MS_NS;
+  limit_note (&l, 4096, now_ns - 1, now_ns, err);
+  g_assert_true (limit_is_large (&l));
+  g_assert_cmpuint (limit_value (&l), ==, err ? LIMIT_LEAST : before);
+  /* Later it is tested again, and small ones are as good. */
+  note_until_size (&l, false, 20 * MS_NS, &now_ns);
+  while (atomic_load (&l.reason) == LIMIT_TESTS) {
+    limit_hit (&l);
+    now_ns += OPERATION_BYTES * 10;
+    limit_note (&l, OPERATION_BYTES,
+                now_ns - OPERATION_BYTES * 10 * limit_value (&l), now_ns, 0);
+  }
+  g_assert_false (limit_is_large (&l));
+  limit_destroy (&l);
+}
+
+/* A client that never has large operations gets the limit that it would have
+ * without them.
+ */
+static void
+check_never_large (gconstpointer unused G_GNUC_UNUSED)
+{
+  uint64_t now_ns = 20 * MS_NS;
+  struct limit l;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, false);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST);
+  g_assert_cmpuint (limit_wholes (&l), ==, LIMIT_START);
+  for (unsigned i = 0; i < 100000; i++) {
+    limit_hit (&l);
+    now_ns += 20 * MS_NS / limit_wholes (&l);
+    limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  }
+  g_assert_cmpuint (limit_wholes (&l), ==, MOST);
+  limit_destroy (&l);
+}
+
+/* With a fixed number, and without large buffers, operations are not large. */
+static void
+check_not_large (gconstpointer unused G_GNUC_UNUSED)
+{
+  struct limit l;
+
+  limit_init (&l, false, MOST, OPERATION_BYTES, false);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST);
+  g_assert_false (limit_is_large (&l));
+  g_assert_cmpuint (limit_value (&l), ==, MOST);
+  limit_destroy (&l);
+  limit_init (&l, true, MOST, OPERATION_BYTES, false);
+  limit_set_large (&l, LARGE_BYTES, 0, MOST);
+  g_assert_false (limit_is_large (&l));
+  limit_destroy (&l);
+}
+
 static void
 add_tests (void)
 {
+  g_test_add_data_func ("/limit/size-error", GINT_TO_POINTER (EIO),
+                        check_size_undone);
+  g_test_add_data_func ("/limit/size-given-up", NULL, check_size_undone);
+  g_test_add_data_func ("/limit/never-large", NULL, check_never_large);
+  g_test_add_data_func ("/limit/not-large", NULL, check_not_large);
   g_test_add_data_func ("/limit/given-up", NULL, check_given_up);
   g_test_add_data_func ("/limit/given-up-alone", NULL, check_given_up_alone);
   g_test_add_data_func ("/limit/error-in-test", NULL, check_error_in_test);

@@ -122,30 +122,6 @@ copies_in "parallel"
 stops "parallel"
 says_nothing "parallel" pool.log
 
-# buffers_are NUMBER NAME PARAMETER...
-buffers_are ()
-{
-  local number=$1 name=$2
-  shift 2
-  "$NBDKIT" -U - --filter=noparallel "--filter=$FILTER" "$@" \
-    serialize=requests asyncpool-stats=- --run true 2>stats
-  check "$name: $number buffers" grep -q "^buffers: $number in all" stats
-}
-
-# With contexts of curl, buffers have 1 MiB if four for each context fit into
-# the memory, and if no number of buffers is given.
-"$NBDKIT" --dump-plugin curl >curl 2>&1 ||
-  skip "buffers with curl" "nbdkit's plugin curl is not installed"
-for setting in "128M 128" "64M 128" "1M 8" "16M 64 contexts=16" \
-               "16M 16 contexts=4" "16M 10 buffers=10"; do
-  # shellcheck disable=SC2086
-  set -- $setting
-  ! grep -q '^name=curl' curl ||
-    buffers_are "$2" "curl, $1${3:+, $3}" curl http://127.0.0.1:1/ \
-      "asyncpool-memory=$1" ${3:+"asyncpool-$3"}
-done
-buffers_are 512 "other contexts, 64M" null 1M asyncpool-memory=64M
-
 # Statistics of a filter that passes all requests on.
 check "noparallel, asyncpool-stats: nbdkit ends without error" \
   "$NBDKIT" -U - "--filter=$FILTER" --filter=noparallel memory 1M \

@@ -149,6 +149,25 @@ else
   skip "a container's limit" "needs root and a mount namespace"
 fi
 
+# A third of the memory is for buffers of 1M, the rest for buffers of 128K.
+
+# buffers_are NUMBER PARAMETER=VALUE...
+buffers_are ()
+{
+  local number=$1
+  shift
+  "$NBDKIT" -U - "--filter=$FILTER" memory 1M asyncpool-stats=- "$@" \
+    --run true 2>stats
+  check "$*: $number buffers" grep -q "^buffers: $number in all" stats
+}
+buffers_are $((256 + 16)) asyncpool-memory=48M
+buffers_are $((2048 + 128)) asyncpool-memory=384M
+buffers_are 376 asyncpool-memory=47M
+buffers_are 384 asyncpool-memory=48M asyncpool-read=direct
+buffers_are 64 asyncpool-memory=64M asyncpool-buffer-size=1M
+buffers_are 512 asyncpool-memory=64M asyncpool-buffer-size=128K
+buffers_are 10 asyncpool-memory=64M asyncpool-buffers=10
+
 # Good parameters.
 
 # accepts [PARAMETER=VALUE...]

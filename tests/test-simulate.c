@@ -192,9 +192,10 @@ make_plan (struct plan *p, uint64_t seed)
   for (unsigned i = 0; i < p->n_clients; i++)
     for (unsigned n = 0; n < p->n_steps;)
       n += plan_some (rand, p, area, &p->steps[i][n], p->n_steps - n);
-  p->config.read_step = (uint32_t) UNIT >> draw (rand, 0, 3);
-  for (unsigned i = 0; i < p->n_conns; i++)     /* as in the filter */
-    p->config.read_step = MAX (p->config.read_step, p->min_block[i]);
+  if (draw (rand, 0, 1)) {
+    p->config.large_buffers = draw (rand, 1, 8);
+    p->config.large_size = (uint32_t) UNIT << draw (rand, 1, 3);
+  }
   g_rand_free (rand);
 }
 

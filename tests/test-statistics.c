@@ -337,6 +337,12 @@ test_now (void)
                                "@ reads" } },
     { &now.write_limit.value, { "limit", ",kind=\"write\"", "limit: ",
                                 "@ writes" } },
+    { &now.read_limit.bytes, { "limit_operation_bytes", ",kind=\"read\"",
+                               "largest operation: ",
+                               "@ bytes prefetched" } },
+    { &now.write_limit.bytes, { "limit_operation_bytes", ",kind=\"write\"",
+                                "largest operation: ",
+                                "@ bytes written" } },
     { &now.connections, { "connections", "", "clients: ",
                           "@ connections" } },
     { &now.contexts, { "contexts", "", "clients: ", "@ further contexts" } },
@@ -387,12 +393,13 @@ static void
 test_width (void)
 {
   static const char *const names[] = {
-    "limit: ", "limit of reads: ", "limit of writes: ", "without a queue: "
+    "limit: ", "limit of reads: ", "limit of writes: ", "without a queue: ",
+    "largest operation: "
   };
   struct stats *s = stats_new ();
 
   now.read_limit = now.write_limit =
-    (struct stats_limit) { .value = 2048, .base = 1.2345 };
+    (struct stats_limit) { .value = 2048, .base = 1.2345, .bytes = 1 << 20 };
   for (unsigned reason = 0; reason < LIMIT_REASONS; reason++) {
     now.read_limit.reason = now.write_limit.reason = reason;
     for (unsigned i = 0; i < G_N_ELEMENTS (names); i++) {

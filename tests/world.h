@@ -311,6 +311,8 @@ extern void put_in_flight (struct world *, unsigned i, unsigned n,
  * for a buffer does not look again on its own.
  */
 extern void make_patient (struct world *, unsigned i);
+/* Waits until no buffer has memory. */
+extern void wait_without_memory (struct world *);
 /* As if its read-ahead window had grown to N units. */
 extern void set_window (struct world *, unsigned i, unsigned n);
 /* As if its read-ahead had just failed. */
