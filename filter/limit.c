@@ -127,7 +127,9 @@ limit_set_large (struct limit *l, uint32_t bytes, unsigned most,
   l->at_once = at_once;
   l->most_large = most;
   store (&l->is_large, true);
-  set (l, (uint64_t) LIMIT_START * l->whole_bytes / bytes, LIMIT_STARTS);
+  /* All contexts at once: they open while there is work for them. */
+  set (l, at_once < most ? at_once
+       : (uint64_t) LIMIT_START * l->whole_bytes / bytes, LIMIT_STARTS);
   l->skip = load (&l->value) / 2;
 }
 
