@@ -270,7 +270,7 @@ undo_size_test (struct limit *l)
   l->size_age = 0;
 }
 
-/* Tests of the number. */
+/* The end of a test. */
 
 static void
 give_up_test (struct limit *l, uint64_t now_ns)
