@@ -587,19 +587,14 @@ buffers_idle_ns (const struct engine *e)
 void
 buffers_evict_idle (struct engine *e, uint64_t now_ns)
 {
+  if (e->buffers.taken_ns + STREAM_IDLE_NS < now_ns)
+    e->buffers.for_writers = 0;
   QUEUE_FOREACH (struct buf, b, &e->buffers.clean, link) {
     if (b->since_ns + STREAM_IDLE_NS >= now_ns)
       return;
     if (b->pins == 0 && idle_ns (b) < now_ns)
       buffers_remove (b);
   }
-}
-
-/* Whether prefetches have more than half of the usual buffers. */
-static bool
-is_much_ahead (const struct engine *e)
-{
-  return e->buffers.n_ahead > e->config.buffers / 2;
 }
 
 /* Frees the buffer of that size that was prefetched last, as its stream comes
@@ -644,14 +639,20 @@ evict_reading (struct engine *e)
 struct buf *
 buffers_take_for_write (struct engine *e)
 {
+  struct buffers *s = &e->buffers;
   struct buf *b = take_free (e, false);
+  uint64_t now_ns;
 
-  if (b || e->buffers.n_ahead == 0)
+  if (b || s->n_ahead == 0)
     return b;
-  buffers_evict_idle (e, clock_ns ());
+  now_ns = clock_ns ();
+  buffers_evict_idle (e, now_ns);
   b = take_free (e, false);
-  if (b == NULL && is_much_ahead (e)
-      && (evict_reading (e) || evict_clean (e, false, 0)))
+  if (b || s->n_ahead <= e->config.buffers / 2)
+    return b;
+  s->for_writers = MIN (s->for_writers + 1, e->config.buffers / 2);
+  s->taken_ns = now_ns;
+  if (evict_reading (e) || evict_clean (e, false, 0))
     b = take_free (e, false);
   return b;
 }
@@ -688,12 +689,13 @@ buffers_take_for_ahead (struct conn *c, unsigned units)
   struct engine *e = c->engine;
   uint32_t most;
   unsigned share = buffers_share (c, &most);
-  struct buf *b;
+  struct buf *b = NULL;
 
-  if (c->ahead_units + units > share
-      || (!is_large && e->buffers.writers.length > 0 && is_much_ahead (e)))
+  if (c->ahead_units + units > share)
     return NULL;
-  b = take_free (e, is_large);
+  if (is_large
+      || e->buffers.n_ahead + e->buffers.for_writers < e->config.buffers)
+    b = take_free (e, is_large);
   if (b == NULL && evict_clean (e, is_large, share))
     b = take_free (e, is_large);
   return b == NULL && is_large ? buffers_take_for_ahead (c, 1) : b;

@@ -163,6 +163,9 @@ struct buffers {
   uint64_t seq;                 /* of the latest event, see buffers_next_seq */
   unsigned n_ahead;             /* READING and CLEAN buffers in the tree that
                                  * are not large */
+  unsigned for_writers;         /* usual buffers that prefetches leave free, as
+                                 * writers took them from prefetches */
+  uint64_t taken_ns;            /* when that was, the last time */
   unsigned readers;             /* connections with conn.ahead_units > 0 */
   GQueue writers;               /* that wait for a buffer, oldest first */
   bool writer_called;           /* one was woken and has not run yet */
@@ -278,8 +281,11 @@ extern bool buffers_others_have (const struct device *, unsigned states,
 /* Taking a buffer.
  *
  * Prefetches and writes have half of the usual buffers each while both want
- * more.  Both may evict prefetched data whose connection has followed no stream
- * for STREAM_IDLE_NS.
+ * more.  Until prefetches have only half, a writer takes buffers from them.
+ * They do not take these back before STREAM_IDLE_NS have passed since the last
+ * one.  Otherwise the next write would take the buffer again, and each write
+ * would cost a read.  Both may evict prefetched data whose connection has
+ * followed no stream for STREAM_IDLE_NS.
  *
  * Both return a buffer that is TAKEN, for buffers_enter, or NULL.
  */

@@ -316,7 +316,7 @@ void
 stream_lost (struct streams *t, uint64_t offset)
 {
   for (unsigned i = 0; i < STREAMS; i++)
-    if (t->s[i].used && t->s[i].end <= offset)
+    if (t->s[i].used && t->s[i].start <= offset)
       stream_cut (&t->s[i], offset);
 }
 

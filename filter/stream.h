@@ -119,7 +119,9 @@ extern struct stream_range stream_plan (struct streams *, struct stream *s,
 extern uint32_t stream_operation (const struct streams *);
 /* There was no buffer from OFFSET on: plan that again later. */
 extern void stream_cut (struct stream *, uint64_t offset);
-/* Prefetched data at OFFSET was evicted: its stream plans it again. */
+/* Prefetched data at OFFSET, and maybe behind it, was evicted: its stream plans
+ * it again.
+ */
 extern void stream_lost (struct streams *, uint64_t offset);
 /* The prefetch of [FROM, TO) failed: ends that stream.  No plan is made before
  * WINDOW_MIN units were read in sequence without an error.

@@ -1105,6 +1105,7 @@ make_older (struct world *w, uint64_t ns)
   g_queue_sort (&w->e->buffers.clean, compare_bases, NULL);
   for (GList *l = w->e->buffers.clean.head; l; l = l->next)
     ((struct buf *) l->data)->since_ns -= ns;
+  w->e->buffers.taken_ns -= ns;
 }
 
 void

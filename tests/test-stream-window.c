@@ -193,10 +193,10 @@ test_evicted (void)
   struct stream *s = reader_run (&c, 0, 16);
 
   g_assert_cmpuint (reader_plan (&c, s, 8).to, ==, 24 * U);
-  stream_lost (&c.t, 15 * U);           /* was read */
-  g_assert_cmpuint (s->ahead, ==, 24 * U);
   stream_lost (&c.t, 20 * U);
   assert_range (reader_plan (&c, s, 8), 20 * U, 24 * U);
+  stream_lost (&c.t, 15 * U);           /* was read; there may be more */
+  assert_range (reader_plan (&c, s, 8), 16 * U, 24 * U);
 }
 
 /* Known zeroes do not count for the window, also where the stream is amid

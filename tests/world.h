@@ -317,7 +317,9 @@ extern void wait_without_memory (struct world *);
 extern void set_window (struct world *, unsigned i, unsigned n);
 /* As if its read-ahead had just failed. */
 extern void stop_readahead (struct world *, unsigned i);
-/* As if prefetched data were so much older, and were read in order. */
+/* As if all that happened to prefetched data were so much longer ago, and as if
+ * it was read in order.
+ */
 extern void make_older (struct world *, uint64_t ns);
 /* As if no stream had been followed for so long. */
 extern void stop_reading (struct world *, uint64_t ns);
