@@ -267,7 +267,7 @@ buffers_set_state (struct buf *b, enum buf_state state)
 bool
 buffers_have_room (struct device *d)
 {
-  return d->n_dirty < limit_value (&d->write_limit);
+  return d->n_dirty < limit_wholes (&d->write_limit);
 }
 
 /* The first writer whose device has room.  Prefer one that sleeps: any other
@@ -707,22 +707,14 @@ buffers_next_seq (struct engine *e)
   return ++e->buffers.seq;
 }
 
-void
-buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
-               uint64_t base, uint32_t lo, uint32_t hi)
+/* The connection uses a buffer that was taken for it. */
+static void
+begin_use (struct buf *b, struct conn *c)
 {
   struct engine *e = b->engine;
 
   b->conn = c;
   b->device = c->device;
-  b->base = base;
-  b->lo = lo;
-  b->hi = hi;
-  b->seq = buffers_next_seq (e);
-  b->used = b->skipped = 0;
-  b->err = 0;
-  b->failed_seq = 0;
-  b->reported_seq = 0;
   /* A plugin that does not fill the buffer shows no bytes of another device. */
   if (b->memory_of != 0 && b->memory_of != c->device->id)
     b->io.clear_bytes = size_of (b);
@@ -731,6 +723,41 @@ buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
     e->buffers.give_back_ns = clock_ns () + e->config.idle_ns;
     writeback_wake (e);
   }
+}
+
+struct buf *
+buffers_take_for_group (struct conn *c)
+{
+  struct buf *b = take_free (c->engine, true);
+
+  if (b)
+    begin_use (b, c);
+  return b;
+}
+
+void
+buffers_put_group (struct buf *b)
+{
+  b->next = NULL;
+  b->dropped = true;
+  buffers_put_if_unused (b);
+}
+
+void
+buffers_enter (struct buf *b, enum buf_state state, struct conn *c,
+               uint64_t base, uint32_t lo, uint32_t hi)
+{
+  struct engine *e = b->engine;
+
+  begin_use (b, c);
+  b->base = base;
+  b->lo = lo;
+  b->hi = hi;
+  b->seq = buffers_next_seq (e);
+  b->used = b->skipped = 0;
+  b->err = 0;
+  b->failed_seq = 0;
+  b->reported_seq = 0;
   buffers_set_state (b, state);
   if (state == BUF_READING) {
     c->n_reading++;

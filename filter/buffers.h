@@ -9,7 +9,8 @@
  * The filter divides a device into units: aligned pieces of the size of a
  * buffer, or smaller if the plugin's largest block is smaller.  A buffer holds
  * bytes of one unit of one device: [lo, hi), and the pieces in rest.  A large
- * buffer holds a prefetch of several units.  Only prefetches use large buffers.
+ * buffer holds a prefetch of several units, or the data of a group (order.h).
+ * The large buffer of a group is TAKEN.
  *
  *   state     the buffer holds
  *   FREE      nothing
@@ -17,7 +18,8 @@
  *   READING   nothing yet: a prefetch is queued or in flight
  *   CLEAN     prefetched data that no write has touched since
  *   OPEN      deferred writes; more writes may join
- *   READY     deferred writes that wait for older overlapping operations
+ *   READY     deferred writes that wait for older overlapping operations, or
+ *             until fewer writes of the device are in flight
  *   WRITING   deferred writes, dispatched
  *   FAILED    deferred writes that the plugin refused
  *
@@ -79,7 +81,9 @@ struct span {
 };
 
 struct buf {
-  /* The dispatched operation, in READING and WRITING. */
+  /* The dispatched operation: in READING, in WRITING without a group, and in
+   * the large buffer of a group.
+   */
   struct job job;               /* first: the pool hands it back */
   struct backend_io io;
   /* Constant. */
@@ -87,7 +91,8 @@ struct buf {
   char *data;                   /* the byte at base */
   bool is_large;
   /* Under engine.lock.  A prefetch uses base, hi and conn without it: they do
-   * not change in READING.  A dispatched write uses io.hook.
+   * not change in READING.  A dispatched write uses io.hook, and a group its
+   * buffers' base, next and io.hook, which do not change until it ends.
    */
   enum buf_state state;
   bool dropped;
@@ -116,7 +121,11 @@ struct buf {
   bool claimed;                 /* READY: a flush writes it on its own thread */
   bool overtaken;               /* WRITING: newer data of another device has
                                  * replaced bytes of it, see order.h */
-  bool hooked;                  /* READING, WRITING: an async hook does it */
+  bool hooked;                  /* an async hook does its operation */
+  struct buf *group;            /* WRITING: the large buffer of its group, or
+                                 * NULL */
+  struct buf *next;             /* the next buffer of its group; in the large
+                                 * buffer the first one; NULL: none */
   GTreeNode *node;
   GList link;                   /* in the queue of its state, if that has one */
   GList dirty_link;             /* in export.dirty */
@@ -165,7 +174,7 @@ struct buffers {
                                  * are not large */
   unsigned for_writers;         /* usual buffers that prefetches leave free, as
                                  * writers took them from prefetches */
-  uint64_t taken_ns;            /* when that was, the last time */
+  uint64_t taken_ns;            /* when a writer last took one */
   unsigned readers;             /* connections with conn.ahead_units > 0 */
   GQueue writers;               /* that wait for a buffer, oldest first */
   bool writer_called;           /* one was woken and has not run yet */
@@ -282,18 +291,21 @@ extern bool buffers_others_have (const struct device *, unsigned states,
  *
  * Prefetches and writes have half of the usual buffers each while both want
  * more.  Until prefetches have only half, a writer takes buffers from them.
- * They do not take these back before STREAM_IDLE_NS have passed since the last
- * one.  Otherwise the next write would take the buffer again, and each write
- * would cost a read.  Both may evict prefetched data whose connection has
- * followed no stream for STREAM_IDLE_NS.
+ * Prefetches leave that many buffers free until no writer has taken one from
+ * them for STREAM_IDLE_NS.  Otherwise the next write would take the same buffer
+ * again, and each write would cost a read.  Both may evict prefetched data
+ * whose connection has followed no stream for STREAM_IDLE_NS.
  *
- * Both return a buffer that is TAKEN, for buffers_enter, or NULL.
+ * The first two return a buffer that is TAKEN, for buffers_enter, or NULL.
  */
 extern struct buf *buffers_take_for_write (struct engine *);
 /* UNITS: of the prefetch.  Without a large buffer for several units, it may
  * return a usual one, for one unit.
  */
 extern struct buf *buffers_take_for_ahead (struct conn *, unsigned units);
+/* A large buffer for a group, or NULL.  It is TAKEN until buffers_put_group. */
+extern struct buf *buffers_take_for_group (struct conn *);
+extern void buffers_put_group (struct buf *);
 /* How many units the connection may have prefetched.  The connections that read
  * have equal parts of the buffers, and those of a device have equal parts of
  * its limit.  The smaller part counts.  *UNITS: of a prefetch, at most.  If the

@@ -21,7 +21,10 @@ check_tree (struct engine *e)
     g_assert_true (!b->dropped || b->state == BUF_TAKEN
                    || b->state == BUF_READING || b->state == BUF_WRITING);
     g_assert_true (!b->hooked || b->state == BUF_READING
-                   || b->state == BUF_WRITING);
+                   || (b->state == BUF_WRITING && b->group == NULL)
+                   || (b->state == BUF_TAKEN && b->next));
+    g_assert_true (b->group == NULL
+                   || (b->state == BUF_WRITING && b->group->is_large));
     n += should;
     if (should) {
       g_assert_true (g_tree_node_key (b->node) == b);
@@ -116,6 +119,9 @@ check_buf (struct engine *e, const struct buf *b)
     }
   if (buf_is_dirty (b))
     g_assert_nonnull (b->conn);
+  /* It waits for the end of another write, or else it would be dispatched. */
+  if (b->state == BUF_READY && !b->claimed && order_can_dispatch_locked (b))
+    g_assert_true (b->device->has_held_back && b->device->n_writes > 0);
   if (b->node)
     g_assert_cmpuint (b->base % b->device->unit, ==, 0);
   if (b->node && !b->is_large)

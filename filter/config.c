@@ -217,8 +217,7 @@ set_buffers (struct config *c)
   uint64_t n = n_fit (c, e->buffer_size);
   uint64_t n_large = n_fit (c, 3 * LARGE_SIZE);
 
-  if (!c->buffer_size_given && e->read == READ_AHEAD
-      && n_large >= MIN_LARGE_BUFFERS) {
+  if (!c->buffer_size_given && n_large >= MIN_LARGE_BUFFERS) {
     e->large_buffers = MIN (n_large, MAX_LARGE_BUFFERS);
     e->large_size = LARGE_SIZE;
     n -= n / 3;

@@ -43,6 +43,15 @@ most_in_flight (const struct engine *e, const struct backend *b,
   return b->serial ? MIN (most, CONN_PER_CONTEXT * e->config.contexts) : most;
 }
 
+static void
+set_large (const struct engine *e, const struct backend *b, struct limit *l,
+           bool begins)
+{
+  limit_set_large (l, e->config.large_size,
+                   most_in_flight (e, b, e->config.large_buffers),
+                   b->serial ? e->config.contexts : UINT_MAX, begins);
+}
+
 /* Raises deferring before it sets defers: so direct_begin misses no connection
  * that defers.  Wants the lock.
  */
@@ -141,9 +150,8 @@ conn_open (struct engine *e, const char *export_name,
   if (e->config.large_buffers > 0
       && backend->max_block >= e->config.large_size) {
     c->large_units = d->large_units = e->config.large_size / unit;
-    limit_set_large (&d->read_limit, e->config.large_size,
-                     most_in_flight (e, backend, e->config.large_buffers),
-                     backend->serial ? e->config.contexts : UINT_MAX);
+    set_large (e, backend, &d->read_limit, true);
+    set_large (e, backend, &d->write_limit, false);
   }
   d->shared = backend->shared;
   d->size = backend->size;

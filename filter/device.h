@@ -72,13 +72,18 @@ struct device {
   unsigned refs;                /* all connections */
   unsigned n_dirty;             /* its dirty buffers */
   unsigned readers;             /* connections with conn.ahead_units > 0 */
-  unsigned n_overtaken;         /* those that are overtaken */
+  unsigned n_overtaken;         /* its overtaken buffers */
+  unsigned n_writes;            /* writes of dirty buffers in flight */
+  bool has_held_back;           /* a READY buffer may wait for the end of one of
+                                 * these */
   unsigned flushes;             /* under way */
   bool lost_by_name;            /* the data in lost was replaced through another
                                  * export name */
   GList link;                   /* in engine.devices */
   struct device_extents extents;        /* under extents.lock */
-  /* How many READING and CLEAN buffers it may have, and how many dirty ones. */
+  /* How many READING and CLEAN buffers it may have, and how many dirty ones and
+   * writes of these.
+   */
   struct limit read_limit, write_limit;
   /* Atomic. */
   struct speed read_speed, write_speed, extents_speed;

@@ -3,6 +3,7 @@
  * Dispatching operations, and waiting for their completion: see dispatch.h.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "check.h"
 #include "clock.h"
@@ -19,16 +20,40 @@ dispatch_set_conn (const struct conn *c)
   check_ns = 0;
 }
 
+/* Copies a group's data into its large buffer just before the operation, as the
+ * thread does not hold the lock then.
+ */
+static void
+copy_group (struct buf *b)
+{
+  for (const struct buf *m = b->next; m; m = m->next)
+    memcpy (b->data + (m->base - b->base), m->data, m->io.hook.count);
+}
+
+void
+dispatch_do (struct buf *b)
+{
+  copy_group (b);
+  backend_io_do (&b->io);
+}
+
+static void
+dispatch_start (struct buf *b)
+{
+  copy_group (b);
+  backend_io_start (&b->io);
+}
+
 static void
 do_job (struct job *job)
 {
-  backend_io_do (&((struct buf *) job)->io);
+  dispatch_do ((struct buf *) job);
 }
 
 static void
 start_job (struct job *job)
 {
-  backend_io_start (&((struct buf *) job)->io);
+  dispatch_start ((struct buf *) job);
 }
 
 void
@@ -62,7 +87,7 @@ start_all (struct engine *e, GQueue *starts)
     struct buf *b = l->data;
 
     if (backend_may_start () && (serving == NULL || serving == b->conn))
-      backend_io_start (&b->io);
+      dispatch_start (b);
     else {
       b->job.run = start_job;
       if (!pool_push (e->pool, &b->job, POOL_PIECE))

@@ -73,5 +73,9 @@ extern void dispatch_set_conn (const struct conn *);
  */
 extern void dispatch_buf (struct buf *, bool is_write, enum pool_queue,
                           void (*done) (struct backend_io *, int err));
+/* Does a dispatched operation on the calling thread, and calls its DONE.  The
+ * caller has taken it out of the pool's queue.  Wants no lock.
+ */
+extern void dispatch_do (struct buf *);
 
 #endif

@@ -100,6 +100,13 @@ limit_hit (struct limit *l)
     store (&l->hit, true);
 }
 
+void
+limit_has_large (struct limit *l, bool has_large)
+{
+  if (load (&l->has_large) != has_large)
+    store (&l->has_large, has_large);
+}
+
 static unsigned
 most_of (const struct limit *l)
 {
@@ -119,13 +126,18 @@ set (struct limit *l, uint64_t value, enum limit_reason reason)
 
 void
 limit_set_large (struct limit *l, uint32_t bytes, unsigned most,
-                 unsigned at_once)
+                 unsigned at_once, bool begins)
 {
   if (load (&l->reason) == LIMIT_IS_FIXED || most == 0)
     return;
   l->large_bytes = bytes;
   l->at_once = at_once;
   l->most_large = most;
+  store (&l->has_large, begins);
+  if (!begins) {                /* the number of whole buffers is found first */
+    l->size_interval = INTERVAL_FIRST;
+    return;
+  }
   store (&l->is_large, true);
   /* All contexts at once: they open while there is work for them. */
   set (l, at_once < most ? at_once
@@ -222,14 +234,15 @@ size_is_due (const struct limit *l, uint64_t now_ns)
 {
   return l->most_large > 0 && l->size_age >= l->size_interval
     && now_ns >= l->ceiling_until_ns
-    && (!load (&l->is_large) || load (&l->value) <= LIMIT_LEAST + 1);
+    && (load (&l->is_large) ? load (&l->value) <= LIMIT_LEAST + 1
+        : load (&l->has_large));
 }
 
 static void
 measure (struct limit *l, enum size_test step, uint64_t from_ns)
 {
   l->size_test = step;
-  l->moved = 0;
+  l->moved[0] = l->moved[1] = 0;
   begin_epoch (l, from_ns);
 }
 
@@ -243,10 +256,12 @@ begin_size_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
   measure (l, SIZE_BEFORE, now_ns);
 }
 
-/* How many operations of the other size to test.  Whole buffers: twice as many
- * as a large one has units, so fewer bytes than LIMIT_LEAST large ones have.
- * Large ones: the bytes that the device serves without a queue.  If the
- * contexts bound the operations, as many as there are contexts.
+/* How many operations of the other size to test.  Whole buffers: three times as
+ * many as a large one has units, so they have fewer bytes than LIMIT_LEAST
+ * large ones.  Large ones: 1.5 times the bytes that the device serves without a
+ * queue, and one operation more.  With only the same bytes in flight, the rate
+ * could not rise.  If the contexts bound the operations, as many as there are
+ * contexts.
  */
 static unsigned
 n_of_other_size (const struct limit *l)
@@ -255,8 +270,8 @@ n_of_other_size (const struct limit *l)
   uint64_t served = l->before * MIN (l->base_ns, l->before_ns) / l->before_ns;
 
   if (load (&l->is_large))
-    return 2 * units;
-  return l->before > l->at_once ? l->at_once : served / units;
+    return 3 * units;
+  return l->before > l->at_once ? l->at_once : served * 3 / 2 / units + 1;
 }
 
 /* Goes back to the size before its test. */
@@ -313,12 +328,24 @@ judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
   end_test (l, now_ns);
 }
 
+/* Whether the tested size stays.  Compares two rates with those of the other
+ * size: of this kind, and of reads and writes together.
+ */
+static bool
+is_good_enough (const struct limit *l, uint64_t elapsed_ns)
+{
+  double own = l->moved[0] / (l->before_rate[0] * elapsed_ns);
+  double both = l->moved[1] / (l->before_rate[1] * elapsed_ns);
+
+  return load (&l->is_large) ? MIN (own, both) >= 1.1 : MAX (own, both) >= 0.9;
+}
+
 static void
-judge_size_test (struct limit *l, double rate, uint64_t now_ns)
+judge_size_test (struct limit *l, uint64_t elapsed_ns, uint64_t now_ns)
 {
   bool is_large = load (&l->is_large);
 
-  if (load (&l->hit) && rate >= (is_large ? 1.1 : 0.9) * l->before_rate) {
+  if (load (&l->hit) && is_good_enough (l, elapsed_ns)) {
     l->size_interval = SIZE_INTERVAL_FIRST;
     l->size_age = 0;
     l->interval = INTERVAL_FIRST;
@@ -341,7 +368,7 @@ static bool
 is_clear (const struct limit *l, uint64_t elapsed_ns)
 {
   return l->size_test == SIZE_AFTER && elapsed_ns >= l->before_elapsed_ns
-    && 2.0 * l->moved < l->before_rate * elapsed_ns;
+    && 2.0 * l->moved[1] < l->before_rate[1] * elapsed_ns;
 }
 
 /* An operation has ended in a test of the size.  IS_OF_SIZE: the size that is
@@ -356,7 +383,8 @@ note_size_test (struct limit *l, bool is_of_size, uint32_t count,
 
   if (now_ns < l->epoch_ns)
     return;
-  l->moved += count;
+  l->moved[0] += count;
+  l->moved[1] += count;
   l->begun += is_of_size && start_ns >= l->epoch_ns;
   if (elapsed_ns >= LONG_TEST_LATENCIES * l->before_ns + TEST_MORE_NS)
     give_up_test (l, now_ns);
@@ -369,13 +397,14 @@ note_size_test (struct limit *l, bool is_of_size, uint32_t count,
                || l->begun < SIZE_TEST_ROUNDS * value))
     return;
   else if (l->size_test == SIZE_AFTER)
-    judge_size_test (l, (double) l->moved / elapsed_ns, now_ns);
+    judge_size_test (l, elapsed_ns, now_ns);
   else if (!load (&l->hit))
     give_up_test (l, now_ns);
   else {
     unsigned n = n_of_other_size (l);
 
-    l->before_rate = (double) l->moved / elapsed_ns;
+    for (unsigned i = 0; i < G_N_ELEMENTS (l->moved); i++)
+      l->before_rate[i] = (double) l->moved[i] / elapsed_ns;
     l->before_elapsed_ns = elapsed_ns;
     change_size (l);
     set (l, n, LIMIT_TESTS);
@@ -411,8 +440,11 @@ end_epoch (struct limit *l, uint64_t now_ns)
     l->base_ns = l->least_ns;
     l->is_first_base = true;
   }
-  if (l->before)
+  if (l->before) {
     judge_test (l, mean_ns, now_ns);
+    if (l->before == 0 && load (&l->is_large) && size_is_due (l, now_ns))
+      begin_size_test (l, mean_ns, now_ns);
+  }
   else {
     if (mean_ns < l->base_ns)
       l->base_ns -= (l->base_ns - mean_ns + 1) / 2;
@@ -516,6 +548,8 @@ start_again (struct limit *l, bool is_small, uint64_t now_ns)
   l->interval = INTERVAL_FIRST;
   l->streak = STREAK_TO_DOUBLE;
   set (l, LIMIT_START, LIMIT_STARTS);
+  if (l->kept)                  /* after the test of the other one */
+    l->kept = load (&l->value);
   begin_epoch (l, now_ns);
 }
 
@@ -572,6 +606,8 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
     look_for_large (l, count, end_ns);
   whole = load (&l->is_large) ? l->large_bytes : l->whole_bytes;
   is_small = count < whole / 2;
+  if (l->kept && l->other->size_test && end_ns >= l->other->epoch_ns)
+    l->other->moved[1] += count;
   if (l->size_test) {
     note_size_test (l, count <= whole && !is_small, count, start_ns, end_ns);
     return;

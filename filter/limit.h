@@ -38,27 +38,36 @@
  * one that hangs says nothing about a queue.  Before the first test there is no
  * such bound, as the first base may be too short.
  *
- * The limit looks at operations of one size at a time: large prefetches,
- * operations of about a whole buffer, or small writes.  A device may bear many
- * more small writes.  So if writes have been small for a while, the limit
- * starts again, for them.  With the next whole one it starts again, too.
+ * The limit looks at operations of one size at a time: large ones, about a
+ * whole buffer, or small writes.  A large one is a prefetch of several units,
+ * or the write of a group (order.h).  A device may bear many more small writes.
+ * So if writes have been small for a while, the limit starts again, for them.
+ * With the next whole one it starts again, too.  Small is less than half of the
+ * size that the limit is about.
  *
- * Large prefetches are better where the number of operations bounds a device,
+ * Large operations are better where the number of operations bounds a device,
  * such as a server with few connections.  There the time of an operation hardly
  * grows with its size.  Whole buffers are better where bytes bound the device,
- * and LIMIT_LEAST large operations are already a queue.  So the limit begins
- * with large ones.  If it falls to LIMIT_LEAST + 1, it tests whole buffers.
- * With whole buffers, it tests large ones if it does not grow.  If whole reads
- * have ended for a while, and no large one, as with a client that reads at
- * random, the limit starts again with whole buffers.
+ * and LIMIT_LEAST large operations are already a queue.  So the limit of reads
+ * begins with large ones.  If a limit falls to LIMIT_LEAST + 1 large ones, it
+ * tests whole buffers.  With whole buffers, it tests large ones if it does not
+ * grow and there is data for them (limit_has_large).  If whole operations have
+ * ended for a while, and no large one, as with a client that reads at random,
+ * the limit starts again with whole buffers.
  *
  * A test of the size measures the rate in bytes, changes the size, waits until
- * the operations from before have ended, and measures the rate again.  It
- * keeps large operations if they move at least 1.1 times the bytes per second,
- * and whole buffers if they move at least 0.9 times.  Otherwise the size and
- * the limit are as before.  The first test is not delayed.  After a change of
- * the size the next one follows 64 epochs later.  Each time that the size
- * stays, the wait is four times as long, up to 1024 epochs.
+ * the operations from before have ended, and measures the rate again.  Reads
+ * and writes may share a queue.  There, more bytes of one kind in flight slow
+ * down the other kind.  So a test measures two rates: of its own kind, and of
+ * reads and writes together.  It keeps large operations if each rate is at
+ * least 1.1 times as high.  It keeps whole buffers if one of the two rates is
+ * at least 0.9 times as high.  Otherwise the size and the limit are as before.
+ *
+ * A limit that begins with large operations makes its first test without a
+ * delay.  A limit that begins with whole buffers makes it after 8 epochs.
+ * After each test the next one follows 64 epochs later.  From then on, each
+ * test that does not change the size makes the wait four times as long, up to
+ * 1024 epochs.
  *
  * An error that may come from too much load halves the limit; in a test, that
  * is the limit before the test.  For a minute the limit then grows at most to
@@ -110,8 +119,10 @@ struct limit {
   /* Atomic, written under the lock. */
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
-  atomic_bool hit;              /* the limit was in the way in this epoch */
   atomic_bool is_large;         /* all of this is about large operations */
+  /* Atomic. */
+  atomic_bool hit;              /* the limit was in the way in this epoch */
+  atomic_bool has_large;        /* see limit_has_large */
   /* Under the lock. */
   unsigned kept;                /* the value to return to after the test of
                                  * OTHER; 0: it has none */
@@ -132,10 +143,10 @@ struct limit {
   } size_test;                  /* the step of a test of the size: it measures
                                  * the rate, waits for the operations from
                                  * before the change, measures again */
-  uint64_t moved;               /* bytes of the operations that ended in this
-                                 * step */
+  uint64_t moved[2];            /* bytes of the operations that ended in this
+                                 * step: of this kind, of reads and writes */
   uint64_t before_elapsed_ns;
-  double before_rate;           /* bytes per ns */
+  double before_rate[2];        /* bytes per ns, as in moved */
   uint64_t before_base_ns;
   unsigned size_age;            /* epochs since the size was tested */
   unsigned size_interval;       /* the age at which it is tested again */
@@ -163,12 +174,12 @@ struct limit {
 extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t whole_bytes, bool has_small);
 /* The filter may also have operations of up to BYTES in flight, and at most
- * MOST of these.  The limit begins with them.  The plugin gets AT_ONCE
+ * MOST of these.  BEGINS: the limit begins with them.  The plugin gets AT_ONCE
  * operations of any size at a time, at most.  Call it before the first
  * operation.
  */
 extern void limit_set_large (struct limit *, uint32_t bytes, unsigned most,
-                             unsigned at_once);
+                             unsigned at_once, bool begins);
 extern void limit_destroy (struct limit *);
 /* Makes them the two limits of a device: one is lower while the other is
  * tested.  Call it before the first operation.  They share a lock, so destroy
@@ -184,6 +195,10 @@ extern bool limit_is_large (struct limit *);
 extern void limit_show (struct limit *, struct stats_limit *shown);
 /* The filter wanted to have more in flight. */
 extern void limit_hit (struct limit *);
+/* Tells the limit whether the filter has data for large operations.  If not,
+ * the limit does not test them.  The first value is BEGINS.
+ */
+extern void limit_has_large (struct limit *, bool);
 /* An operation of COUNT bytes began at START_NS and has ended at END_NS. */
 extern void limit_note (struct limit *, uint32_t count, uint64_t start_ns,
                         uint64_t end_ns, int err);

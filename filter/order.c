@@ -107,22 +107,150 @@ order_written_locked (struct buf *b, uint64_t offset, uint64_t end, int err)
   if (b->state == BUF_READY && b->failed_seq > 0) {
     buffers_set_state (b, BUF_FAILED);
     buffers_wake_writers (e);
+    order_dispatch_locked (e, from, to);        /* what has waited for it */
   }
   cond_broadcast (&e->order.progress);
 }
 
 /* Dispatch. */
 
+/* The end of a connection does not wait for the limit, as the writes in flight
+ * may hang.
+ */
+static bool
+may_write (const struct buf *b)
+{
+  struct device *d = b->device;
+
+  return d->n_writes < limit_value (&d->write_limit)
+    || atomic_load (&b->conn->backend.gone_ns) != 0;
+}
+
+/* Dispatches a READY buffer, or holds it back. */
+static void
+write_if_allowed (struct buf *b)
+{
+  if (b->claimed || !order_can_dispatch_locked (b))
+    return;
+  if (may_write (b))
+    order_write_locked (b);
+  else
+    b->device->has_held_back = true;
+}
+
+/* A write has ended.  Dispatches the oldest READY buffers, up to the limit. */
+static void
+write_ended (struct device *d)
+{
+  d->n_writes--;
+  if (!d->has_held_back)
+    return;
+  d->has_held_back = false;
+  QUEUE_FOREACH (struct buf, b, &d->export->dirty, dirty_link) {
+    if (b->device == d && b->state == BUF_READY)
+      write_if_allowed (b);
+  }
+}
+
+static void
+written (struct buf *b, int err)
+{
+  const struct nbdkit_async_io *io = &b->io.hook;
+
+  order_written_locked (b, io->offset, io->offset + io->count, err);
+}
+
 static void
 write_done (struct backend_io *io, int err)
 {
   struct buf *b = buf_of_io (io);
-  struct engine *e = b->engine;
+  struct device *d = b->device;
 
-  ENGINE_LOCK_THEN_DISPATCH (e);
+  ENGINE_LOCK_THEN_DISPATCH (b->engine);
   b->hooked = false;
-  order_written_locked (b, io->hook.offset, io->hook.offset + io->hook.count,
-                        err);
+  written (b, err);
+  write_ended (d);
+}
+
+/* Groups. */
+
+static void
+group_done (struct backend_io *io, int err)
+{
+  struct buf *group = buf_of_io (io), *next;
+  struct device *d = group->device;
+
+  ENGINE_LOCK_THEN_DISPATCH (group->engine);
+  group->hooked = false;
+  for (struct buf *b = group->next; b; b = next) {
+    next = b->next;
+    b->group = b->next = NULL;
+    written (b, err);
+  }
+  buffers_put_group (group);
+  write_ended (d);
+}
+
+/* Not failed data: with others it may fail again. */
+static bool
+can_be_in_group (const struct buf *b)
+{
+  return b->lo == 0 && b->hi == b->device->unit && b->failed_seq == 0;
+}
+
+/* The buffer at BASE that can be in a group with B, or NULL. */
+static struct buf *
+find_adjacent (const struct buf *b, uint64_t base)
+{
+  BUFFERS_FOREACH (o, b->engine, base, base + b->device->unit)
+    if (o->state == BUF_READY && !o->claimed && o->conn == b->conn
+        && can_be_in_group (o) && order_can_dispatch_locked (o))
+      return o;
+  return NULL;
+}
+
+static void
+add_to_group (struct buf *group, struct buf **last, struct buf *b)
+{
+  buffers_set_state (b, BUF_WRITING);
+  b->io.hook.offset = b->base;
+  b->io.hook.count = b->hi;
+  b->group = group;
+  *last = b;
+}
+
+/* Dispatches B and the adjacent buffers in one operation, which does not cross
+ * a multiple of the large size.  False: there is no adjacent buffer, or no free
+ * large one.
+ */
+static bool
+write_group (struct buf *b)
+{
+  struct device *d = b->device;
+  uint64_t bytes = (uint64_t) d->unit * d->large_units, unit = d->unit;
+  uint64_t begin = b->base, end = b->base + unit;
+  struct buf *group, **last;
+
+  if (!limit_is_large (&d->write_limit) || !can_be_in_group (b))
+    return false;
+  while (begin % bytes > 0 && find_adjacent (b, begin - unit))
+    begin -= unit;
+  while (end % bytes > 0 && find_adjacent (b, end))
+    end += unit;
+  if (end - begin == unit || (group = buffers_take_for_group (b->conn)) == NULL)
+    return false;
+  group->base = begin;
+  group->lo = 0;
+  group->hi = end - begin;
+  last = &group->next;
+  for (uint64_t base = begin; base < end; base += unit) {
+    struct buf *o = base == b->base ? b : find_adjacent (b, base);
+
+    add_to_group (group, last, o);
+    last = &o->next;
+  }
+  dispatch_buf (group, true, POOL_WRITE, group_done);
+  return true;
 }
 
 bool
@@ -149,8 +277,11 @@ order_write_locked (struct buf *b)
 {
   struct engine *e = b->engine;
 
-  buffers_set_state (b, BUF_WRITING);
-  dispatch_buf (b, true, POOL_WRITE, write_done);
+  b->device->n_writes++;
+  if (!write_group (b)) {
+    buffers_set_state (b, BUF_WRITING);
+    dispatch_buf (b, true, POOL_WRITE, write_done);
+  }
   if (e->order.waiters + e->buffers.writers.length > 0)
     pool_wake_idle (e->pool);
 }
@@ -158,9 +289,10 @@ order_write_locked (struct buf *b)
 void
 order_dispatch_locked (struct engine *e, uint64_t offset, uint64_t end)
 {
-  BUFFERS_FOREACH (b, e, offset, end)
-    if (b->state == BUF_READY && !b->claimed && order_can_dispatch_locked (b))
-      order_write_locked (b);
+  BUFFERS_FOREACH (b, e, offset, end) {
+    if (b->state == BUF_READY)
+      write_if_allowed (b);
+  }
 }
 
 void
@@ -180,22 +312,39 @@ order_submit_range_locked (struct engine *e, const struct buf *but,
   }
 }
 
+/* For a drain of a range: dispatches what the limit holds back there.  The writes
+ * in flight, which may be elsewhere, may hang.
+ */
+static void
+write_held_back (struct conn *c, uint64_t offset, uint64_t end)
+{
+  BUFFERS_FOREACH (b, c->engine, offset, end)
+    if (b->device == c->device && b->state == BUF_READY && !b->claimed
+        && order_can_dispatch_locked (b))
+      order_write_locked (b);
+}
+
 bool
 order_do_queued_locked (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
 
+  if (end != UINT64_MAX)
+    write_held_back (c, offset, end);
   if (!pool_has_queued (c->pool, POOL_WRITE))
     return false;
-  BUFFERS_FOREACH (b, e, offset, end)
-    if (b->device == c->device && b->state == BUF_WRITING && !b->hooked
+  BUFFERS_FOREACH (b, e, offset, end) {
+    struct buf *op = b->group ? b->group : b;
+
+    if (b->device == c->device && b->state == BUF_WRITING && !op->hooked
         && conn_may_call_for (c, b->conn)
-        && pool_cancel (b->conn->pool, &b->job)) {
+        && pool_cancel (b->conn->pool, &op->job)) {
       engine_unlock_and_dispatch (e);
-      backend_io_do (&b->io);
+      dispatch_do (op);
       engine_lock (e);
       return true;
     }
+  }
   return false;
 }
 
@@ -299,6 +448,7 @@ fail_others (const struct device *d, uint64_t offset, uint64_t end)
         && b->fillers == 0) {
       b->err = b->err ? b->err : EIO;
       order_fail_locked (b);
+      order_dispatch_locked (e, buf_start (b), buf_end (b));
       cond_broadcast (&e->order.progress);
     }
 }

@@ -94,6 +94,18 @@ extern int order_wait_locked (struct conn *,
  */
 extern int order_wait_progress_locked (struct conn *, uint64_t until_ns);
 
+/* The limit.  A READY buffer is dispatched only while fewer writes of its
+ * device are in flight than write_limit allows.  When a write ends, the oldest
+ * READY buffers are dispatched, up to the limit.  These do not wait for it: a
+ * drain of a range, the end of a connection, a flush that tries failed data
+ * again.
+ *
+ * Groups.  If the limit is about large operations, one operation writes
+ * adjacent full READY buffers: a group.  Their data is copied into a large
+ * buffer.  Each of them stays WRITING until the operation ends.  If that fails,
+ * all of them have failed, and each is written alone from then on.
+ */
+
 /* An OPEN buffer grows no more: makes it READY, and dispatches it as soon as
  * possible.
  */
@@ -111,7 +123,7 @@ extern bool order_can_dispatch_locked (const struct buf *);
  */
 extern void order_dispatch_locked (struct engine *, uint64_t offset,
                                    uint64_t end);
-/* Makes a buffer WRITING and dispatches it. */
+/* Makes a buffer WRITING and dispatches it, alone or in a group. */
 extern void order_write_locked (struct buf *);
 /* The write of bytes [OFFSET, END) of a WRITING buffer has completed. */
 extern void order_written_locked (struct buf *, uint64_t offset, uint64_t end,

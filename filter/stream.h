@@ -119,7 +119,7 @@ extern struct stream_range stream_plan (struct streams *, struct stream *s,
 extern uint32_t stream_operation (const struct streams *);
 /* There was no buffer from OFFSET on: plan that again later. */
 extern void stream_cut (struct stream *, uint64_t offset);
-/* Prefetched data at OFFSET, and maybe behind it, was evicted: its stream plans
+/* Prefetched data at OFFSET, and maybe after it, was evicted: its stream plans
  * it again.
  */
 extern void stream_lost (struct streams *, uint64_t offset);

@@ -158,6 +158,18 @@ is_deferrable (const struct writer *w)
     && !buffers_others_have (d, BUF_WAITING, w->offset, w->end);
 }
 
+/* Whether the unit before the write has dirty data of its connection. */
+static bool
+follows_own (const struct writer *w)
+{
+  struct conn *c = w->conn;
+
+  BUFFERS_FOREACH (b, c->engine, w->base - MIN (w->base, c->unit), w->base)
+    if (b->conn == c && buf_is_dirty (b))
+      return true;
+  return false;
+}
+
 /* Finds or takes the buffer for a write that may be deferred, widens its range
  * for the write, and counts the write as a filler.  NULL if there is none.
  */
@@ -173,6 +185,7 @@ reserve (const struct writer *w, uint64_t now_ns)
     stats_add (e->stats, STATS_COALESCED, 1);
   else if (!buffers_have_room (c->device)) {
     limit_hit (&c->device->write_limit);
+    limit_has_large (&c->device->write_limit, follows_own (w));
     return NULL;
   }
   else if ((b = buffers_take_for_write (e)) == NULL)

@@ -416,6 +416,36 @@ test_bound_ready (struct world *w)
   assert_device (w->f, 4096, 8192, 0);
 }
 
+/* The same for a write that the plugin refuses.  Younger READY data, behind that
+ * and outside the write, goes on.
+ */
+static void
+test_bound_ready_refused (struct world *w)
+{
+  struct task *waiters[3];
+  int hold;
+
+  open_names (w, 8 * U, config_impatient (READ_DIRECT));
+  hold = gate_hold (w->gate, GATE_WRITE, 0, 4096);
+  do_write (w, 0, 8192, 0, 1);
+  waiters[0] = start_held (w, hold, 0, DRAIN, 4096, 0, 0);
+  for (unsigned i = 1; i < 3; i++) {
+    do_write (w, 0, 8192, i * 4096, 1 + i);
+    waiters[i] = start_blocked (w, 0, DRAIN, 4096, i * 4096, 0);
+  }
+  assert_states (w, BUF_READY, 0, U, 2);
+  gate_fail (w->gate, GATE_WRITE, 4096, 4096, ENOSPC, 1);
+  request_fails (w, 1, FUA, 4096, 4096, 4, ENOSPC);
+  task_ends (waiters[2], false);
+  gate_release (w->gate, hold);
+  task_ends (waiters[1], true);
+  task_ends (waiters[0], false);
+  do_flush (w, 0);
+  assert_devices (w->f, PARTS ({ 0, 4096, 1 }, { 4096, 4096, 2 },
+                               { 8192, 8192, 3 }));
+  assert_late (1);
+}
+
 /* Failed data has to wait for another device's zero, which hangs.  The flush
  * returns its error in the end.
  */
@@ -591,6 +621,8 @@ static const struct test tests[] = {
   { "devices/bound-in-flight/flushed", test_bound_in_flight_flushed,
     .on = PARALLEL },
   { "devices/bound-ready", test_bound_ready },
+  { "devices/bound-ready-refused", test_bound_ready_refused,
+    .on = PARALLEL },
   { "devices/bound-retry", test_bound_retry },
   { "devices/bound-retry-piece", test_bound_retry_piece },
   { "devices/workers", test_workers, .on = PARALLEL },

@@ -359,8 +359,8 @@ test_evict_reading (struct world *w)
   do_read (w, 0, U, 4 * U, OLD);
 }
 
-/* Prefetches do not take back what a writer took from them, until writers have
- * needed no more for a while.
+/* Prefetches do not take back what a writer took from them, until no writer has
+ * taken one for STREAM_IDLE_NS.
  */
 static void
 test_half (struct world *w)

@@ -38,6 +38,7 @@ struct model {
   unsigned wants[PHASES];       /* 0: as many as it gets */
   unsigned clients;             /* 0: one */
   bool large;                   /* operations may have LARGE_BYTES */
+  bool whole_first;             /* the limit begins with whole buffers */
 };
 
 /* What one client is, or both together. */
@@ -205,8 +206,11 @@ client_init (struct client *c, const struct model *m,
 {
   c->is_large = is_large;
   rule_init (&c->rule, ops, most);
-  if (m->large && rule_is_ours (&c->rule))
-    limit_set_large (&c->rule.limit, LARGE_BYTES, MOST_LARGE, MOST);
+  if (m->large && rule_is_ours (&c->rule)) {
+    limit_set_large (&c->rule.limit, LARGE_BYTES, MOST_LARGE, MOST,
+                     !m->whole_first);
+    limit_has_large (&c->rule.limit, true);
+  }
 }
 
 /* OPS: NULL for a fixed number, MOST, of operations that are large or not. */
@@ -424,6 +428,24 @@ static const struct model models[] = {
   { "large, tail, 16 servers",
     { { .latency_ms = 20, .cv = 1, .servers = 16 } },
     .marks = { .rate = 0.9, .wait = 1.6, .latencies = 400 }, .large = true },
+  { "later large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
+    .large = true, .whole_first = true },
+  { "later large, 10 MB/s", { { .latency_ms = 20, .mb_per_s = 10 } },
+    .marks = { .rate = 0.95, .wait = 4, .latencies = 400 },
+    .large = true, .whole_first = true },
+  { "later large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
+    LARGE (1.7), .large = true, .whole_first = true },
+  { "later large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
+    .marks = { .rate = 0.93, .wait = 2, .latencies = 150 },
+    .large = true, .whole_first = true },
+  { "later large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
+    QUEUE, .large = true, .whole_first = true },
+  { "later large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
+    QUEUE, .large = true, .whole_first = true },
+  { "later large, tail, 16 servers",
+    { { .latency_ms = 20, .cv = 1, .servers = 16 } },
+    .marks = { .rate = 0.75, .wait = 1.6, .latencies = 500 },
+    .large = true, .whole_first = true },
   { "large, 16 servers, 100 MB/s, 16 servers",
     { { .latency_ms = 20, .servers = 16 },
       { .latency_ms = 20, .mb_per_s = 100 },
@@ -802,7 +824,7 @@ check_size_undone (gconstpointer data)
   unsigned before;
 
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
-  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
   g_assert_true (limit_is_large (&l));
   note_until_size (&l, false, 20 * MS_NS, &now_ns);
   g_assert_cmpint (atomic_load (&l.reason), ==, LIMIT_TESTS);
@@ -833,7 +855,7 @@ check_never_large (gconstpointer unused G_GNUC_UNUSED)
   struct limit l;
 
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
-  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
   g_assert_cmpuint (limit_wholes (&l), ==, LIMIT_START);
   for (unsigned i = 0; i < 100000; i++) {
     limit_hit (&l);
@@ -851,12 +873,12 @@ check_not_large (gconstpointer unused G_GNUC_UNUSED)
   struct limit l;
 
   limit_init (&l, false, MOST, OPERATION_BYTES, false);
-  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
   g_assert_false (limit_is_large (&l));
   g_assert_cmpuint (limit_value (&l), ==, MOST);
   limit_destroy (&l);
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
-  limit_set_large (&l, LARGE_BYTES, 0, MOST);
+  limit_set_large (&l, LARGE_BYTES, 0, MOST, true);
   g_assert_false (limit_is_large (&l));
   limit_destroy (&l);
 }

@@ -163,7 +163,6 @@ buffers_are ()
 buffers_are $((256 + 16)) asyncpool-memory=48M
 buffers_are $((2048 + 128)) asyncpool-memory=384M
 buffers_are 376 asyncpool-memory=47M
-buffers_are 384 asyncpool-memory=48M asyncpool-read=direct
 buffers_are 64 asyncpool-memory=64M asyncpool-buffer-size=1M
 buffers_are 512 asyncpool-memory=64M asyncpool-buffer-size=128K
 buffers_are 10 asyncpool-memory=64M asyncpool-buffers=10

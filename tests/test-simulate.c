@@ -59,6 +59,8 @@ struct plan {
   bool is_shared[CONNS];        /* multi-conn */
   uint32_t min_block[CONNS], max_block[CONNS];
   unsigned name[CONNS];
+  unsigned large_writes;        /* the first write limit, in large operations;
+                                 * 0: it begins with whole buffers */
   unsigned n_steps;
   struct step steps[CLIENTS][REQUESTS];
 };
@@ -97,6 +99,11 @@ plan_some (GRand *rand, const struct plan *p, unsigned area, struct step *s,
   unsigned at = draw (rand, 0, area * UNIT_CELLS - 1);
   bool thinks = draw (rand, 0, 3) == 0;
 
+  if (p->large_writes > 0 && is_stream && draw (rand, 0, 1)) {
+    kind = WRITE;
+    size = UNIT_CELLS;
+    at = at / UNIT_CELLS * UNIT_CELLS;
+  }
   n = MIN (n, draw (rand, 1, is_stream ? 24 : 6));
   for (unsigned i = 0; i < n; i++) {
     s[i].kind = is_stream ? kind : kinds[draw (rand, 0,
@@ -188,14 +195,17 @@ make_plan (struct plan *p, uint64_t seed)
       : UINT32_MAX;
     has_blocks ^= draw (rand, 0, 6) == 0;       /* for the next ones */
   }
+  if (draw (rand, 0, 1)) {
+    p->config.large_buffers = draw (rand, 1, 8);
+    p->config.large_size = (uint32_t) UNIT << draw (rand, 1, 3);
+    p->large_writes = draw (rand, 0, 3);
+  }
+  if (p->large_writes > 0)
+    p->config.write = WRITE_BEHIND;
   p->n_steps = MIN (REQUESTS, 300 / p->n_clients);
   for (unsigned i = 0; i < p->n_clients; i++)
     for (unsigned n = 0; n < p->n_steps;)
       n += plan_some (rand, p, area, &p->steps[i][n], p->n_steps - n);
-  if (draw (rand, 0, 1)) {
-    p->config.large_buffers = draw (rand, 1, 8);
-    p->config.large_size = (uint32_t) UNIT << draw (rand, 1, 3);
-  }
   g_rand_free (rand);
 }
 
@@ -232,6 +242,12 @@ open_conn (unsigned i)
                    &run.conns[i].c);
   if (err)
     sim_fail ("conn_open: %s", strerror (err));
+  if (p->large_writes > 0 && run.conns[i].c->large_units > 1) {
+    struct limit *l = &run.conns[i].c->device->write_limit;
+
+    atomic_store (&l->is_large, true);
+    atomic_store (&l->value, p->large_writes);
+  }
 }
 
 static void

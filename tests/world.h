@@ -317,8 +317,8 @@ extern void wait_without_memory (struct world *);
 extern void set_window (struct world *, unsigned i, unsigned n);
 /* As if its read-ahead had just failed. */
 extern void stop_readahead (struct world *, unsigned i);
-/* As if all that happened to prefetched data were so much longer ago, and as if
- * it was read in order.
+/* As if the prefetched buffers, and the latest one that a writer took, were NS
+ * older.  Sorts the prefetched buffers by offset.
  */
 extern void make_older (struct world *, uint64_t ns);
 /* As if no stream had been followed for so long. */
