@@ -46,7 +46,7 @@ struct engine_config {
   unsigned adapts_to;           /* the numbers in flight follow the device, up
                                  * to this; 0: they are BUFFERS */
   uint32_t buffer_size;         /* bytes, a power of two, at least 64 KiB */
-  unsigned large_buffers;       /* further ones, for large prefetches */
+  unsigned large_buffers;       /* further ones, for large operations */
   uint32_t large_size;          /* bytes, a power of two, a multiple of
                                  * buffer_size */
   unsigned threads;             /* at most */

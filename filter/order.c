@@ -126,11 +126,18 @@ may_write (const struct buf *b)
     || atomic_load (&b->conn->backend.gone_ns) != 0;
 }
 
-/* Dispatches a READY buffer, or holds it back. */
+/* Whether only the limit may be in the way of a buffer. */
+static bool
+is_ready (const struct buf *b)
+{
+  return b->state == BUF_READY && !b->claimed && order_can_dispatch_locked (b);
+}
+
+/* Dispatches a buffer that is ready, or holds it back. */
 static void
 write_if_allowed (struct buf *b)
 {
-  if (b->claimed || !order_can_dispatch_locked (b))
+  if (!is_ready (b))
     return;
   if (may_write (b))
     order_write_locked (b);
@@ -147,7 +154,7 @@ write_ended (struct device *d)
     return;
   d->has_held_back = false;
   QUEUE_FOREACH (struct buf, b, &d->export->dirty, dirty_link) {
-    if (b->device == d && b->state == BUF_READY)
+    if (b->device == d)
       write_if_allowed (b);
   }
 }
@@ -203,8 +210,7 @@ static struct buf *
 find_adjacent (const struct buf *b, uint64_t base)
 {
   BUFFERS_FOREACH (o, b->engine, base, base + b->device->unit)
-    if (o->state == BUF_READY && !o->claimed && o->conn == b->conn
-        && can_be_in_group (o) && order_can_dispatch_locked (o))
+    if (o->conn == b->conn && can_be_in_group (o) && is_ready (o))
       return o;
   return NULL;
 }
@@ -289,10 +295,8 @@ order_write_locked (struct buf *b)
 void
 order_dispatch_locked (struct engine *e, uint64_t offset, uint64_t end)
 {
-  BUFFERS_FOREACH (b, e, offset, end) {
-    if (b->state == BUF_READY)
-      write_if_allowed (b);
-  }
+  BUFFERS_FOREACH (b, e, offset, end)
+    write_if_allowed (b);
 }
 
 void
@@ -312,15 +316,14 @@ order_submit_range_locked (struct engine *e, const struct buf *but,
   }
 }
 
-/* For a drain of a range: dispatches what the limit holds back there.  The writes
- * in flight, which may be elsewhere, may hang.
+/* For a drain of a range: dispatches what the limit holds back there, as the
+ * writes in flight may hang.
  */
 static void
 write_held_back (struct conn *c, uint64_t offset, uint64_t end)
 {
   BUFFERS_FOREACH (b, c->engine, offset, end)
-    if (b->device == c->device && b->state == BUF_READY && !b->claimed
-        && order_can_dispatch_locked (b))
+    if (b->device == c->device && is_ready (b))
       order_write_locked (b);
 }
 

@@ -416,8 +416,8 @@ test_bound_ready (struct world *w)
   assert_device (w->f, 4096, 8192, 0);
 }
 
-/* The same for a write that the plugin refuses.  Younger READY data, behind that
- * and outside the write, goes on.
+/* The same for a write that the plugin refuses.  Younger READY data that waited
+ * for the failed data, and is outside the write, goes on.
  */
 static void
 test_bound_ready_refused (struct world *w)

@@ -111,6 +111,7 @@ test_limit (struct world *w)
   open_groups (w, 2);
   hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
   write_units (w, 0, 0, 12, 1);
+  assert_states (w, BUF_READY, 0, 12 * U, 10);
   gate_wait_held (w->gate, hold, 2);
   for (unsigned i = 0; i < 2; i++) {
     gate_pass (w->gate, hold, 1);

@@ -130,17 +130,14 @@ test_large_few (struct world *w)
   {
     LOCK_IN_SCOPE (&w->e->lock);
     for (unsigned i = 0; i < G_N_ELEMENTS (taken); i++)
-      taken[i] = buffers_take_for_ahead (w->c[0], 2);
+      taken[i] = buffers_take_for_group (w->c[0]);
   }
   hold = start_held_stream (w, 0);
   assert_states (w, BUF_READING, 0, DEVICE_UNITS * U, 1 + 8);
   {
     LOCK_IN_SCOPE (&w->e->lock);
-    for (unsigned i = 0; i < G_N_ELEMENTS (taken); i++) {
-      taken[i]->dropped = true;
-      taken[i]->memory_of = w->c[0]->device->id;
-      buffers_put_if_unused (taken[i]);
-    }
+    for (unsigned i = 0; i < G_N_ELEMENTS (taken); i++)
+      buffers_put_group (taken[i]);
   }
   gate_release (w->gate, hold);
   for (unsigned i = 2; i < DEVICE_UNITS; i++)
