@@ -11,8 +11,8 @@
 enum { MIN_SAMPLES = 8 };
 /* After so many growths the limit doubles with each one. */
 enum { STREAK_TO_DOUBLE = 6 };
-/* Epochs from one measurement of the base to the next: the first time, and
- * later.
+/* Epochs from one measurement of the base to the next: the first time, and at
+ * most.
  */
 enum { INTERVAL_FIRST = 8, INTERVAL_MOST = 50 };
 /* The same for tests of the size. */
@@ -134,10 +134,8 @@ limit_set_large (struct limit *l, uint32_t bytes, unsigned most,
   l->at_once = at_once;
   l->most_large = most;
   store (&l->has_large, begins);
-  if (!begins) {                /* the number of whole buffers is found first */
-    l->size_interval = INTERVAL_FIRST;
+  if (!begins)                  /* the number of whole buffers is found first */
     return;
-  }
   store (&l->is_large, true);
   /* All contexts at once: they open while there is work for them. */
   set (l, at_once < most ? at_once
@@ -226,13 +224,27 @@ change_size (struct limit *l)
 {
   store (&l->is_large, !load (&l->is_large));
   l->base_ns = l->good = 0;
+  l->is_base_tested = false;
   l->least_ns = UINT64_MAX;
+}
+
+/* Whether the other limit, which has operations, tests its base first.  Later
+ * there may be none any more.
+ */
+static bool
+other_is_first (const struct limit *l)
+{
+  const struct limit *o = l->other;
+
+  return o && o->least_ns < UINT64_MAX && !o->is_base_tested
+    && l->size_age < INTERVAL_FIRST;
 }
 
 static bool
 size_is_due (const struct limit *l, uint64_t now_ns)
 {
   return l->most_large > 0 && l->size_age >= l->size_interval
+    && l->is_base_tested && !other_is_first (l)
     && now_ns >= l->ceiling_until_ns
     && (load (&l->is_large) ? load (&l->value) <= LIMIT_LEAST + 1
         : load (&l->has_large));
@@ -281,6 +293,7 @@ undo_size_test (struct limit *l)
   if (l->size_test != SIZE_BEFORE)
     change_size (l);
   l->base_ns = l->before_base_ns;
+  l->is_base_tested = true;
   l->size_interval = MAX (l->size_interval, SIZE_INTERVAL_FIRST);
   l->size_age = 0;
 }
@@ -309,7 +322,7 @@ judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
     l->age = l->interval;
   if (l->age == l->interval) {
     l->base_ns = mean_ns;
-    l->is_first_base = false;
+    l->is_base_tested = true;
   }
   if (!is_base && load (&l->value) > LIMIT_LEAST) {
     set (l, load (&l->value) / 2, LIMIT_TESTS);
@@ -343,6 +356,7 @@ is_good_enough (const struct limit *l, uint64_t elapsed_ns)
 static void
 judge_size_test (struct limit *l, uint64_t elapsed_ns, uint64_t now_ns)
 {
+  struct limit *o = l->other;
   bool is_large = load (&l->is_large);
 
   if (load (&l->hit) && is_good_enough (l, elapsed_ns)) {
@@ -359,6 +373,9 @@ judge_size_test (struct limit *l, uint64_t elapsed_ns, uint64_t now_ns)
     undo_size_test (l);
     set (l, l->before, LIMIT_STAYS);
   }
+  /* If bytes bound the reads, they probably bound the writes, too. */
+  if (o && !load (&l->is_large) && !load (&o->is_large))
+    o->size_interval = MAX (o->size_interval, SIZE_INTERVAL_FIRST);
   end_test (l, now_ns);
   begin_epoch (l, now_ns);
 }
@@ -416,16 +433,20 @@ static void
 change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 {
   unsigned value = load (&l->value);
-  bool grows = mean_ns * 20 <= l->base_ns * 23 && value < most_of (l);
+  unsigned served = (value * l->base_ns + mean_ns / 2) / mean_ns;
+  bool has_queue = mean_ns * 20 > l->base_ns * 23;
+  bool is_long = mean_ns * 20 > l->base_ns * 27;
 
   l->good = MAX (l->good, value);
-  if (!grows && size_is_due (l, now_ns))
+  if (is_long && !l->is_base_tested)    /* now, and again after 8 epochs */
+    l->age = l->interval = INTERVAL_FIRST / 2;
+  if (has_queue && size_is_due (l, now_ns))
     begin_size_test (l, mean_ns, now_ns);
   else if (l->age == l->interval)
-    begin_test (l, value / 2, mean_ns);
-  else if (mean_ns * 20 > l->base_ns * 27)
-    begin_test (l, (value * l->base_ns + mean_ns / 2) / mean_ns, mean_ns);
-  else if (grows)
+    begin_test (l, MIN (served, value / 2), mean_ns);
+  else if (is_long)
+    begin_test (l, served, mean_ns);
+  else if (!has_queue && value < most_of (l))
     grow (l, now_ns);
   else
     set (l, value, LIMIT_STAYS);
@@ -436,10 +457,8 @@ end_epoch (struct limit *l, uint64_t now_ns)
 {
   uint64_t mean_ns = MAX (l->sum_ns / l->n, 1);
 
-  if (l->base_ns == 0) {
+  if (l->base_ns == 0)
     l->base_ns = l->least_ns;
-    l->is_first_base = true;
-  }
   if (l->before) {
     judge_test (l, mean_ns, now_ns);
     if (l->before == 0 && load (&l->is_large) && size_is_due (l, now_ns))
@@ -528,7 +547,7 @@ is_known (const struct limit *l, uint64_t elapsed_ns)
 static void
 note (struct limit *l, uint64_t time_ns)
 {
-  if (l->base_ns && !l->is_first_base)
+  if (l->is_base_tested)
     time_ns = MIN (time_ns, 8 * l->base_ns);
   l->sum_ns += time_ns;
   l->squares += (double) time_ns * time_ns;
@@ -544,6 +563,7 @@ start_again (struct limit *l, bool is_small, uint64_t now_ns)
   store (&l->is_large, false);
   l->is_small = is_small;
   l->base_ns = l->age = l->good = l->ceiling_until_ns = 0;
+  l->is_base_tested = false;
   l->least_ns = UINT64_MAX;
   l->interval = INTERVAL_FIRST;
   l->streak = STREAK_TO_DOUBLE;

@@ -18,8 +18,8 @@
  *                             otherwise take turns to grow it
  *   above                     test with as many as the device serves without a
  *                             queue (Little's law: limit x base / mean)
- *   any, when the base is     test with half as many
- *   50 epochs old
+ *   any, when the base is     test with half as many, or with as many as the
+ *   50 epochs old             device serves without a queue if that is less
  *
  * A test is one epoch with fewer operations in flight.  If these take about as
  * long as the base, the base is confirmed.  Otherwise the base was wrong, or
@@ -30,7 +30,8 @@
  *
  * So a wrong base lasts for a while only.  The first base is the shortest time
  * in the first epoch.  It may be too short, or include a queue of the other
- * direction, so the first tests follow after 8, 16 and 32 epochs.
+ * direction.  So it is tested when a mean time is above 1.35 x base, and at the
+ * latest after 8 epochs.  The next tests follow after 8, 16 and 32 epochs.
  *
  * An epoch first waits for operations that show the latest change of the limit.
  * It lasts until the mean time is known to a sixteenth, so it is longer on a
@@ -50,10 +51,10 @@
  * grows with its size.  Whole buffers are better where bytes bound the device,
  * and LIMIT_LEAST large operations are already a queue.  So the limit of reads
  * begins with large ones.  If a limit falls to LIMIT_LEAST + 1 large ones, it
- * tests whole buffers.  With whole buffers, it tests large ones if it does not
- * grow and there is data for them (limit_has_large).  If whole operations have
- * ended for a while, and no large one, as with a client that reads at random,
- * the limit starts again with whole buffers.
+ * tests whole buffers.  With whole buffers, it tests large ones if there is a
+ * queue (a mean time above 1.15 x base), and data for them (limit_has_large).
+ * If whole operations have ended for a while, and no large one, as with a
+ * client that reads at random, the limit starts again with whole buffers.
  *
  * A test of the size measures the rate in bytes, changes the size, waits until
  * the operations from before have ended, and measures the rate again.  Reads
@@ -63,11 +64,12 @@
  * least 1.1 times as high.  It keeps whole buffers if one of the two rates is
  * at least 0.9 times as high.  Otherwise the size and the limit are as before.
  *
- * A limit that begins with large operations makes its first test without a
- * delay.  A limit that begins with whole buffers makes it after 8 epochs.
- * After each test the next one follows 64 epochs later.  From then on, each
- * test that does not change the size makes the wait four times as long, up to
- * 1024 epochs.
+ * A test of the size needs a base that was tested.  If the other limit still
+ * has its first base, it comes first, for 8 epochs at most.  After a test, the
+ * next one follows 64 epochs later.  If whole buffers were better, that is so
+ * for the other limit, too: bytes probably bound both kinds.  From then on,
+ * each test that does not change the size makes the wait four times as long, up
+ * to 1024 epochs.
  *
  * An error that may come from too much load halves the limit; in a test, that
  * is the limit before the test.  For a minute the limit then grows at most to
@@ -127,8 +129,8 @@ struct limit {
   unsigned kept;                /* the value to return to after the test of
                                  * OTHER; 0: it has none */
   uint64_t base_ns;             /* 0: not known yet */
-  bool is_first_base;           /* it is the shortest time of the first epoch,
-                                 * and not a mean */
+  bool is_base_tested;          /* it is the mean time of a test, and no longer
+                                 * the shortest time of the first epoch */
   unsigned age;                 /* epochs since it was measured */
   unsigned interval;            /* the age at which it is measured again */
   unsigned streak;              /* growths since the last cut */

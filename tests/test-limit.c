@@ -38,7 +38,8 @@ struct model {
   unsigned wants[PHASES];       /* 0: as many as it gets */
   unsigned clients;             /* 0: one */
   bool large;                   /* operations may have LARGE_BYTES */
-  bool whole_first;             /* the limit begins with whole buffers */
+  bool whole_first;             /* the limit, of the second client if there are
+                                 * two, begins with whole buffers */
 };
 
 /* What one client is, or both together. */
@@ -202,13 +203,14 @@ run_phase (struct simulation *s, struct run *run, unsigned phase)
 
 static void
 client_init (struct client *c, const struct model *m,
-             const struct rule_ops *ops, unsigned most, bool is_large)
+             const struct rule_ops *ops, unsigned most, bool is_large,
+             bool begins_large)
 {
   c->is_large = is_large;
   rule_init (&c->rule, ops, most);
   if (m->large && rule_is_ours (&c->rule)) {
     limit_set_large (&c->rule.limit, LARGE_BYTES, MOST_LARGE, MOST,
-                     !m->whole_first);
+                     begins_large);
     limit_has_large (&c->rule.limit, true);
   }
 }
@@ -225,7 +227,8 @@ run_model (const struct model *m, const struct rule_ops *ops, unsigned most,
   run->n_bins = n_bins;
   s.heap = g_new (struct operation, CLIENTS * (MOST + 1));
   for (unsigned i = 0; i < CLIENTS; i++)
-    client_init (&s.client[i], m, ops, most, is_large);
+    client_init (&s.client[i], m, ops, most, is_large,
+                 !m->whole_first || i + 1 < model_clients (m));
   if (model_clients (m) == 2 && rule_is_ours (&s.client[0].rule))
     limit_pair (&s.client[0].rule.limit, &s.client[1].rule.limit);
   for (; run->phases < PHASES && m->phase[run->phases].latency_ms;
@@ -347,6 +350,7 @@ find_best (const struct model *m)
 #define SHARED \
   .marks = { .rate = 0.95, .wait = 1.6, .worst_wait = 2.5, .latencies = 80 }
 #define LARGE(w) .marks = { .rate = 0.93, .wait = w, .latencies = 80 }
+#define LATER_LARGE(n) .marks = { .rate = 0.95, .wait = 1.5, .latencies = n }
 /* Less than LIMIT_LEAST: three operations wait, and the demand read. */
 #define FEWER(w) .marks = { .rate = 0.95, .wait = w, .latencies = 300 }
 
@@ -436,21 +440,38 @@ static const struct model models[] = {
   { "later large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
     LARGE (1.7), .large = true, .whole_first = true },
   { "later large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
-    .marks = { .rate = 0.93, .wait = 2, .latencies = 150 },
+    .marks = { .rate = 0.93, .wait = 2, .latencies = 70 },
     .large = true, .whole_first = true },
   { "later large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
-    QUEUE, .large = true, .whole_first = true },
+    LATER_LARGE (42), .large = true, .whole_first = true },
   { "later large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
-    QUEUE, .large = true, .whole_first = true },
+    LATER_LARGE (42), .large = true, .whole_first = true },
   { "later large, tail, 16 servers",
     { { .latency_ms = 20, .cv = 1, .servers = 16 } },
-    .marks = { .rate = 0.75, .wait = 1.6, .latencies = 500 },
+    .marks = { .rate = 0.85, .wait = 1.6, .latencies = 420 },
     .large = true, .whole_first = true },
   { "large, 16 servers, 100 MB/s, 16 servers",
     { { .latency_ms = 20, .servers = 16 },
       { .latency_ms = 20, .mb_per_s = 100 },
       { .latency_ms = 20, .servers = 16 } },
     .marks = { .rate = 0.93, .wait = 1.7, .latencies = 600 }, .large = true },
+  /* As reads and writes do. */
+  { "two, large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
+    .clients = 2, .large = true, .whole_first = true },
+  { "two, large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
+    .marks = { .rate = 0.95, .wait = 5, .latencies = 800 },
+    .clients = 2, .large = true, .whole_first = true },
+  { "two, large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
+    LATER_LARGE (62), .clients = 2, .large = true, .whole_first = true },
+  { "two, large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
+    LATER_LARGE (62), .clients = 2, .large = true, .whole_first = true },
+  { "two, large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
+    .marks = { .rate = 0.95, .wait = 2.5, .worst_wait = 3, .latencies = 120 },
+    .clients = 2, .large = true, .whole_first = true },
+  { "two, large, 100 MB/s duplex",
+    { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
+    .marks = { .rate = 0.6, .wait = 2, .worst_wait = 2.5, .latencies = 800 },
+    .clients = 2, .large = true, .whole_first = true },
   { "two, 0.2 ms", { { .latency_ms = 0.2 } }, NO_QUEUE (250), .clients = 2 },
   { "two, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .clients = 2 },
 };
@@ -820,11 +841,14 @@ check_size_undone (gconstpointer data)
 {
   int err = GPOINTER_TO_INT (data);
   uint64_t now_ns = 10 * MS_NS;
-  struct limit l;
+  struct limit l, other;
   unsigned before;
 
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
+  limit_init (&other, true, MOST, OPERATION_BYTES, true);
+  limit_pair (&l, &other);
   limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
+  limit_set_large (&other, LARGE_BYTES, MOST_LARGE, MOST, false);
   g_assert_true (limit_is_large (&l));
   note_until_size (&l, false, 20 * MS_NS, &now_ns);
   g_assert_cmpint (atomic_load (&l.reason), ==, LIMIT_TESTS);
@@ -842,7 +866,46 @@ check_size_undone (gconstpointer data)
                 now_ns - OPERATION_BYTES * 10 * limit_value (&l), now_ns, 0);
   }
   g_assert_false (limit_is_large (&l));
+  /* Bytes bound the device, so the other limit need not test it soon. */
+  g_assert_cmpuint (other.size_interval, ==, 64);
   limit_destroy (&l);
+  limit_destroy (&other);
+}
+
+/* Of writes that wait in a queue: epochs until they test the size. */
+static unsigned
+epochs_until_size_test (bool has_reads)
+{
+  uint64_t now_ns = 10000 * MS_NS;
+  struct limit reads, writes;
+
+  limit_init (&reads, true, MOST, OPERATION_BYTES, false);
+  limit_init (&writes, true, MOST, OPERATION_BYTES, true);
+  limit_pair (&reads, &writes);
+  limit_set_large (&reads, LARGE_BYTES, MOST_LARGE, MOST, true);
+  limit_set_large (&writes, LARGE_BYTES, MOST_LARGE, MOST, false);
+  limit_has_large (&writes, true);
+  if (has_reads)
+    limit_note (&reads, LARGE_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  for (unsigned n = 0; n < 100000 && !writes.size_test; n++) {
+    limit_hit (&writes);
+    now_ns += OPERATION_BYTES * 10;
+    limit_note (&writes, OPERATION_BYTES,
+                now_ns - MAX (OPERATION_BYTES * 10 * limit_value (&writes),
+                              20 * MS_NS), now_ns, 0);
+  }
+  g_assert_cmpint (writes.size_test, ==, SIZE_BEFORE);
+  limit_destroy (&reads);
+  limit_destroy (&writes);
+  return writes.size_age;
+}
+
+/* Reads come first with their base, but not for ever: there may be no more. */
+static void
+check_size_waits (gconstpointer unused G_GNUC_UNUSED)
+{
+  g_assert_cmpuint (epochs_until_size_test (false), <, 8);
+  g_assert_cmpuint (epochs_until_size_test (true), >=, 8);
 }
 
 /* A client that never has large operations gets the limit that it would have
@@ -889,6 +952,7 @@ add_tests (void)
   g_test_add_data_func ("/limit/size-error", GINT_TO_POINTER (EIO),
                         check_size_undone);
   g_test_add_data_func ("/limit/size-given-up", NULL, check_size_undone);
+  g_test_add_data_func ("/limit/size-waits", NULL, check_size_waits);
   g_test_add_data_func ("/limit/never-large", NULL, check_never_large);
   g_test_add_data_func ("/limit/not-large", NULL, check_not_large);
   g_test_add_data_func ("/limit/given-up", NULL, check_given_up);
