@@ -267,7 +267,7 @@ buffers_set_state (struct buf *b, enum buf_state state)
 bool
 buffers_have_room (struct device *d)
 {
-  return d->n_dirty < limit_wholes (&d->write_limit);
+  return d->n_dirty < limit_in_usual (&d->write_limit);
 }
 
 /* The first writer whose device has room.  Prefer one that sleeps: any other
@@ -679,7 +679,7 @@ buffers_share (const struct conn *c, uint32_t *units)
   }
   *units = 1;
   return MIN (e->config.buffers / readers,
-              MAX (limit_wholes (&d->read_limit) / of_device, 1));
+              MAX (limit_in_usual (&d->read_limit) / of_device, 1));
 }
 
 struct buf *

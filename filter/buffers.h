@@ -290,11 +290,11 @@ extern bool buffers_others_have (const struct device *, unsigned states,
 /* Taking a buffer.
  *
  * Prefetches and writes have half of the usual buffers each while both want
- * more.  Until prefetches have only half, a writer takes buffers from them.
- * Prefetches leave that many buffers free until no writer has taken one from
- * them for STREAM_IDLE_NS.  Otherwise the next write would take the same buffer
- * again, and each write would cost a read.  Both may evict prefetched data
- * whose connection has followed no stream for STREAM_IDLE_NS.
+ * more.  While prefetches have more than half, a writer without a free buffer
+ * takes one from them.  Prefetches leave that many buffers free until no writer
+ * has taken one from them for STREAM_IDLE_NS.  Otherwise the next write would
+ * take the same buffer again, and each write would cost a read.  Both may evict
+ * prefetched data whose connection has followed no stream for STREAM_IDLE_NS.
  *
  * The first two return a buffer that is TAKEN, for buffers_enter, or NULL.
  */
@@ -309,8 +309,8 @@ extern void buffers_put_group (struct buf *);
 /* How many units the connection may have prefetched.  The connections that read
  * have equal parts of the buffers, and those of a device have equal parts of
  * its limit.  The smaller part counts.  *UNITS: of a prefetch, at most.  If the
- * limit is about large operations, and there are large buffers for all, these
- * are large prefetches.
+ * limit counts large operations, and there is a large buffer for each reader,
+ * that is as many as a large buffer holds, otherwise 1.
  */
 extern unsigned buffers_share (const struct conn *, uint32_t *units);
 /* Removes prefetched data of connections that follow no stream any more. */

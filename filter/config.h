@@ -45,7 +45,7 @@ extern void config_free (struct config *);
   "                            those in flight follow the device).\n" \
   "asyncpool-buffer-size=SIZE  Size of all buffers (default: 128K, and a\n" \
   "                            third of the memory in buffers of 1M for\n" \
-  "                            prefetches).\n" \
+  "                            large operations).\n" \
   "asyncpool-threads=N         Number of threads, at most (default: one per\n" \
   "                            buffer; N turns async hooks off).\n" \
   "asyncpool-contexts=N        Contexts of a plugin that serves one request\n" \

@@ -302,7 +302,7 @@ has_hands (const struct conn *c)
 static bool
 is_allowed (unsigned n, struct limit *l)
 {
-  if (n <= limit_wholes (l))
+  if (n <= limit_in_usual (l))
     return true;
   limit_hit (l);
   return false;

@@ -33,12 +33,12 @@ enum { SIZE_TEST_ROUNDS = 3 };
 #define store(p, v) atomic_store_explicit (p, v, memory_order_relaxed)
 
 void
-limit_init (struct limit *l, bool adapts, unsigned most, uint32_t whole_bytes,
+limit_init (struct limit *l, bool adapts, unsigned most, uint32_t usual_bytes,
             bool has_small)
 {
   unsigned value = adapts ? MIN (LIMIT_START, most) : most;
 
-  *l = (struct limit) { .most = most, .whole_bytes = whole_bytes,
+  *l = (struct limit) { .most = most, .usual_bytes = usual_bytes,
                         .has_small = has_small, .has_worked = true,
                         .skip = value * 3 / 4, .streak = STREAK_TO_DOUBLE,
                         .least_ns = UINT64_MAX, .interval = INTERVAL_FIRST };
@@ -69,9 +69,9 @@ limit_value (struct limit *l)
 }
 
 unsigned
-limit_wholes (struct limit *l)
+limit_in_usual (struct limit *l)
 {
-  unsigned units = load (&l->is_large) ? l->large_bytes / l->whole_bytes : 1;
+  unsigned units = load (&l->is_large) ? l->large_bytes / l->usual_bytes : 1;
 
   return load (&l->value) * units;
 }
@@ -89,7 +89,7 @@ limit_show (struct limit *l, struct stats_limit *shown)
   if (load (&l->value) > shown->value)
     *shown = (struct stats_limit) {
       load (&l->value), load (&l->reason), l->base_ns / 1e9,
-      load (&l->is_large) ? l->large_bytes : l->whole_bytes
+      load (&l->is_large) ? l->large_bytes : l->usual_bytes
     };
 }
 
@@ -134,12 +134,12 @@ limit_set_large (struct limit *l, uint32_t bytes, unsigned most,
   l->at_once = at_once;
   l->most_large = most;
   store (&l->has_large, begins);
-  if (!begins)                  /* the number of whole buffers is found first */
+  if (!begins)                  /* the number of usual ones is found first */
     return;
   store (&l->is_large, true);
   /* All contexts at once: they open while there is work for them. */
   set (l, at_once < most ? at_once
-       : (uint64_t) LIMIT_START * l->whole_bytes / bytes, LIMIT_STARTS);
+       : (uint64_t) LIMIT_START * l->usual_bytes / bytes, LIMIT_STARTS);
   l->skip = load (&l->value) / 2;
 }
 
@@ -228,8 +228,8 @@ change_size (struct limit *l)
   l->least_ns = UINT64_MAX;
 }
 
-/* Whether the other limit, which has operations, tests its base first.  Later
- * there may be none any more.
+/* Whether to wait for the first base test of the other limit.  Only if it has
+ * had operations, and not for long: there may be no more.
  */
 static bool
 other_is_first (const struct limit *l)
@@ -243,7 +243,7 @@ other_is_first (const struct limit *l)
 static bool
 size_is_due (const struct limit *l, uint64_t now_ns)
 {
-  return l->most_large > 0 && l->size_age >= l->size_interval
+  return l->most_large > 0 && !l->is_small && l->size_age >= l->size_interval
     && l->is_base_tested && !other_is_first (l)
     && now_ns >= l->ceiling_until_ns
     && (load (&l->is_large) ? load (&l->value) <= LIMIT_LEAST + 1
@@ -268,7 +268,7 @@ begin_size_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
   measure (l, SIZE_BEFORE, now_ns);
 }
 
-/* How many operations of the other size to test.  Whole buffers: three times as
+/* How many operations of the other size to test.  Usual ones: three times as
  * many as a large one has units, so they have fewer bytes than LIMIT_LEAST
  * large ones.  Large ones: 1.5 times the bytes that the device serves without a
  * queue, and one operation more.  With only the same bytes in flight, the rate
@@ -278,7 +278,7 @@ begin_size_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 static unsigned
 n_of_other_size (const struct limit *l)
 {
-  uint64_t units = l->large_bytes / l->whole_bytes;
+  uint64_t units = l->large_bytes / l->usual_bytes;
   uint64_t served = l->before * MIN (l->base_ns, l->before_ns) / l->before_ns;
 
   if (load (&l->is_large))
@@ -359,7 +359,11 @@ judge_size_test (struct limit *l, uint64_t elapsed_ns, uint64_t now_ns)
   struct limit *o = l->other;
   bool is_large = load (&l->is_large);
 
-  if (load (&l->hit) && is_good_enough (l, elapsed_ns)) {
+  if (!load (&l->hit)) {
+    give_up_test (l, now_ns);
+    return;
+  }
+  if (is_good_enough (l, elapsed_ns)) {
     l->size_interval = SIZE_INTERVAL_FIRST;
     l->size_age = 0;
     l->interval = INTERVAL_FIRST;
@@ -374,8 +378,11 @@ judge_size_test (struct limit *l, uint64_t elapsed_ns, uint64_t now_ns)
     set (l, l->before, LIMIT_STAYS);
   }
   /* If bytes bound the reads, they probably bound the writes, too. */
-  if (o && !load (&l->is_large) && !load (&o->is_large))
-    o->size_interval = MAX (o->size_interval, SIZE_INTERVAL_FIRST);
+  if (o && !load (&l->is_large) && !load (&o->is_large)
+      && o->size_interval < SIZE_INTERVAL_FIRST) {
+    o->size_interval = SIZE_INTERVAL_FIRST;
+    o->size_age = 0;
+  }
   end_test (l, now_ns);
   begin_epoch (l, now_ns);
 }
@@ -438,9 +445,12 @@ change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
   bool is_long = mean_ns * 20 > l->base_ns * 27;
 
   l->good = MAX (l->good, value);
-  if (is_long && !l->is_base_tested)    /* now, and again after 8 epochs */
+  if (is_long && !l->is_base_tested)    /* now; judge_test doubles it */
     l->age = l->interval = INTERVAL_FIRST / 2;
-  if (has_queue && size_is_due (l, now_ns))
+  /* At its bound, operations may wait where their times do not show it: for a
+   * context.
+   */
+  if ((has_queue || value == most_of (l)) && size_is_due (l, now_ns))
     begin_size_test (l, mean_ns, now_ns);
   else if (l->age == l->interval)
     begin_test (l, MIN (served, value / 2), mean_ns);
@@ -525,7 +535,8 @@ back_off (struct limit *l, uint64_t now_ns)
 
 /* Whether the mean time is known: its standard error is a sixteenth, or the
  * epoch has become too long.  While the limit doubles, a quarter of its
- * operations is enough, but MIN_SAMPLES or half of the limit.
+ * operations is enough, but not fewer than MIN_SAMPLES, or half of the limit if
+ * that is less.
  */
 static bool
 is_known (const struct limit *l, uint64_t elapsed_ns)
@@ -573,32 +584,33 @@ start_again (struct limit *l, bool is_small, uint64_t now_ns)
   begin_epoch (l, now_ns);
 }
 
-/* While the limit is about large operations, there may be none.  If it is at
- * its bound, whole buffers have prefetches, too: that says nothing, nor do the
- * operations in a test.
+/* While the limit counts large operations, there may be none: starts again
+ * after many usual ones.  Not in a test, nor if the limit is at its bound: then
+ * there are usual prefetches beside the large ones.
  */
 static void
 look_for_large (struct limit *l, uint32_t count, uint64_t now_ns)
 {
   unsigned value = load (&l->value);
 
-  if (count > l->whole_bytes || l->before || value == l->most_large)
-    l->since_large = 0;
-  else if (count >= l->whole_bytes / 2 && ++l->since_large >= 8 * value + 128) {
+  if (count > l->usual_bytes || l->before || value == l->most_large)
+    l->without_large = 0;
+  else if (count >= l->usual_bytes / 2
+           && ++l->without_large >= 8 * value + 128) {
     start_again (l, false, now_ns);
-    l->since_large = l->size_age = 0;
+    l->without_large = l->size_age = 0;
     l->size_interval = SIZE_INTERVAL_FIRST;
   }
 }
 
-/* Whether the limit is about operations of this size now. */
+/* Whether the limit counts operations of this size now. */
 static bool
 is_about_size (struct limit *l, bool is_small, uint64_t now_ns)
 {
-  l->since_whole = is_small ? l->since_whole + 1 : 0;
+  l->small_in_a_row = is_small ? l->small_in_a_row + 1 : 0;
   if (is_small == l->is_small)
     return true;
-  if (is_small && l->since_whole < 8 * load (&l->value) + 128)
+  if (is_small && l->small_in_a_row < 8 * load (&l->value) + 128)
     return false;
   start_again (l, is_small, now_ns);
   return true;
@@ -608,7 +620,7 @@ void
 limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
             uint64_t end_ns, int err)
 {
-  uint32_t whole;
+  uint32_t size;
   bool is_small;
 
   if (load (&l->reason) == LIMIT_IS_FIXED || (err && !is_about_load (err)))
@@ -624,15 +636,15 @@ limit_note (struct limit *l, uint32_t count, uint64_t start_ns,
   end_long_test (l, end_ns);
   if (load (&l->is_large))
     look_for_large (l, count, end_ns);
-  whole = load (&l->is_large) ? l->large_bytes : l->whole_bytes;
-  is_small = count < whole / 2;
+  size = load (&l->is_large) ? l->large_bytes : l->usual_bytes;
+  is_small = count < size / 2;
   if (l->kept && l->other->size_test && end_ns >= l->other->epoch_ns)
     l->other->moved[1] += count;
   if (l->size_test) {
-    note_size_test (l, count <= whole && !is_small, count, start_ns, end_ns);
+    note_size_test (l, count <= size && !is_small, count, start_ns, end_ns);
     return;
   }
-  if (count > whole || (is_small && !l->has_small))
+  if (count > size || (is_small && !l->has_small))
     return;
   if (l->kept || !is_about_size (l, is_small, end_ns))
     return;

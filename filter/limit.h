@@ -8,68 +8,71 @@
  * If a device serves more operations at a time, each takes no longer.  If it
  * does not, they wait in a queue, and each takes longer.  So the limit follows
  * the time that operations take, compared with BASE: their time without a
- * queue.  The limit changes once per epoch.
+ * queue.  The limit changes once per epoch.  If it was in the way, the mean
+ * time of the epoch decides:
  *
- *   mean time of the epoch    the limit, if it was in the way
- *   to 1.15 x base            grows: by an eighth, and faster from the third
- *                             growth on, until it doubles; at the start it
- *                             doubles at once
- *   to 1.35 x base            stays: reads and writes that share a queue would
- *                             otherwise take turns to grow it
- *   above                     test with as many as the device serves without a
- *                             queue (Little's law: limit x base / mean)
- *   any, when the base is     test with half as many, or with as many as the
- *   50 epochs old             device serves without a queue if that is less
+ *   to 1.15 x base   grows: by an eighth, and faster from the third growth on,
+ *                    until it doubles; at the start it doubles at once
+ *   to 1.35 x base   stays: reads and writes that share a queue would otherwise
+ *                    take turns to grow it
+ *   above            base test with as many as the device serves without a
+ *                    queue (Little's law: limit x base / mean)
  *
- * A test is one epoch with fewer operations in flight.  If these take about as
- * long as the base, the base is confirmed.  Otherwise the base was wrong, or
- * the device has changed.  Then the next epoch has half as many, and so on,
- * until one mean time is like the one before it.  That time is the new base.
- * After a test, the limit becomes the number of operations that the device
- * served before the test in the time of the base, and 1/8 more.
+ * A base test is an epoch with fewer operations in flight.  If these take about
+ * as long as the base, the base is right.  Otherwise the base was wrong, or the
+ * device has changed.  Then the next epoch has half as many, and so on, until a
+ * mean time is like the one before it, or the limit is LIMIT_LEAST.  The last
+ * mean time is the new base.  After the test, the limit becomes the number of
+ * operations that the device served before the test in the time of the base,
+ * and 1/8 more, but not more than before the test.
  *
- * So a wrong base lasts for a while only.  The first base is the shortest time
- * in the first epoch.  It may be too short, or include a queue of the other
- * direction.  So it is tested when a mean time is above 1.35 x base, and at the
- * latest after 8 epochs.  The next tests follow after 8, 16 and 32 epochs.
+ * A base that is too long would never be noticed, so there is also a base test,
+ * with half of the limit or less, when the base is old: after 8 epochs, then
+ * after 16 and 32, then every 50.  The first base is the shortest time in the
+ * first epoch.  It may be too short, or include a queue of the other direction.
+ * So it is tested as soon as a mean time is above 1.35 x base, and again 8
+ * epochs later.  Between tests, shorter mean times lower the base.
  *
  * An epoch first waits for operations that show the latest change of the limit.
- * It lasts until the mean time is known to a sixteenth, so it is longer on a
- * device whose times vary.  One operation counts as 8 x base at most, because
- * one that hangs says nothing about a queue.  Before the first test there is no
- * such bound, as the first base may be too short.
+ * It lasts 5 ms at least, and until the mean time is known to a sixteenth, so
+ * it is longer on a device whose times vary, up to a bound.  One operation
+ * counts as 8 x base at most, because one that hangs says nothing about a
+ * queue.  Before the first base test there is no such bound.
  *
- * The limit looks at operations of one size at a time: large ones, about a
- * whole buffer, or small writes.  A large one is a prefetch of several units,
- * or the write of a group (order.h).  A device may bear many more small writes.
- * So if writes have been small for a while, the limit starts again, for them.
- * With the next whole one it starts again, too.  Small is less than half of the
- * size that the limit is about.
+ * The limit counts operations of one size at a time: usual ones, which have a
+ * buffer each, large ones, or small writes.  A large one is a prefetch of
+ * several units, or the write of a group (order.h).  A small one is less than
+ * half of the size that the limit counts.  A device may bear many more small
+ * writes.  So after many small writes in a row, the limit starts again, for
+ * them.  The next write that is not small starts it again for usual ones.
  *
  * Large operations are better where the number of operations bounds a device,
  * such as a server with few connections.  There the time of an operation hardly
- * grows with its size.  Whole buffers are better where bytes bound the device,
- * and LIMIT_LEAST large operations are already a queue.  So the limit of reads
- * begins with large ones.  If a limit falls to LIMIT_LEAST + 1 large ones, it
- * tests whole buffers.  With whole buffers, it tests large ones if there is a
- * queue (a mean time above 1.15 x base), and data for them (limit_has_large).
- * If whole operations have ended for a while, and no large one, as with a
- * client that reads at random, the limit starts again with whole buffers.
+ * grows with its size.  Usual ones are better where bytes bound the device, and
+ * LIMIT_LEAST large operations are already a queue.  So the limit of reads
+ * begins with large ones.  If a limit falls to LIMIT_LEAST + 1 large ones or
+ * fewer, it tests usual ones.  With usual ones, it tests large ones if there is
+ * data for them (limit_has_large), and operations wait: for the device (a mean
+ * time above 1.15 x base), or perhaps because the limit is at its bound.  If
+ * many usual operations end and no large one, as with a
+ * client that reads at random, the limit starts again with usual ones.
  *
- * A test of the size measures the rate in bytes, changes the size, waits until
- * the operations from before have ended, and measures the rate again.  Reads
- * and writes may share a queue.  There, more bytes of one kind in flight slow
- * down the other kind.  So a test measures two rates: of its own kind, and of
- * reads and writes together.  It keeps large operations if each rate is at
- * least 1.1 times as high.  It keeps whole buffers if one of the two rates is
- * at least 0.9 times as high.  Otherwise the size and the limit are as before.
+ * A size test measures the rate in bytes, changes the size, waits until as many
+ * operations of the new size have ended as are in flight, and measures the rate
+ * again.  Reads and writes may share a queue.  There, more bytes of one kind in
+ * flight slow down the other kind.  So a test measures two rates: of its own
+ * kind, and of reads and writes together.  After a change to large operations,
+ * these stay if each of the two rates is at least 1.1 times the earlier one.
+ * After a change to usual ones, these stay if one of the two rates is at least
+ * 0.9 times the earlier one.  Otherwise the size and the limit are as before.
  *
- * A test of the size needs a base that was tested.  If the other limit still
- * has its first base, it comes first, for 8 epochs at most.  After a test, the
- * next one follows 64 epochs later.  If whole buffers were better, that is so
- * for the other limit, too: bytes probably bound both kinds.  From then on,
- * each test that does not change the size makes the wait four times as long, up
- * to 1024 epochs.
+ * A size test needs a base that was tested.  In the first 8 epochs it also
+ * waits for the first base test of the other limit, if that has operations.
+ * After a size test, the next one follows 64 epochs later at the earliest.
+ * Each one that changes nothing makes the wait four times as long, up to 1024
+ * epochs.  If it finds usual operations better, bytes probably bound both
+ * kinds, so the other limit waits for 64 epochs, too, before it tests large
+ * ones.  There is no size test in the minute after an error.
  *
  * An error that may come from too much load halves the limit; in a test, that
  * is the limit before the test.  For a minute the limit then grows at most to
@@ -78,17 +81,18 @@
  * fails whatever its load is.  That does not count.
  *
  * Reads and writes have a limit each.  They may share a queue of the device, or
- * pass through two queues, as on a link with one in each direction.  So while
- * one limit is tested, the other one is lower by the same factor, and learns
- * nothing.  In a test of the size, the other one keeps its value, and learns
- * nothing.  The epoch of a test begins when the operations from before have had
+ * pass through two queues, as on a link with one in each direction.  So in a
+ * base test of one limit, the other one is lower by the same factor.  In a size
+ * test, the other one keeps its value.  In both it learns nothing but of
+ * errors.  The epoch of a test begins when the operations from before have had
  * the time to end.  A test that gets too few operations to end is given up.
  *
  * Sources: Vegas and Netflix's concurrency-limits compare times in this way.
  * BBR measures the time without a queue by having fewer in flight.
  * tests/test-limit.c compares these rules with this one over models of devices.
  *
- * All functions may be called by any thread, with or without engine.lock.
+ * After limit_pair, all functions but limit_destroy may be called by any
+ * thread, with or without engine.lock.
  */
 #ifndef ASYNCPOOL_LIMIT_H
 #define ASYNCPOOL_LIMIT_H
@@ -111,7 +115,7 @@ enum limit_reason {
 struct limit {
   /* Constant after limit_init and limit_set_large. */
   unsigned most, most_large;    /* the latter is 0 if there are no large ones */
-  uint32_t whole_bytes, large_bytes;
+  uint32_t usual_bytes, large_bytes;
   unsigned at_once;             /* operations that the plugin gets at a time, at
                                  * most */
   bool has_small;
@@ -127,10 +131,12 @@ struct limit {
   atomic_bool has_large;        /* see limit_has_large */
   /* Under the lock. */
   unsigned kept;                /* the value to return to after the test of
-                                 * OTHER; 0: it has none */
+                                 * OTHER; 0: OTHER is not tested */
   uint64_t base_ns;             /* 0: not known yet */
-  bool is_base_tested;          /* it is the mean time of a test, and no longer
-                                 * the shortest time of the first epoch */
+  bool is_base_tested;          /* false: it is not known, or is the shortest
+                                 * time of the first epoch */
+  uint64_t least_ns;            /* the shortest time since the start, or the
+                                 * change of the size; UINT64_MAX: none */
   unsigned age;                 /* epochs since it was measured */
   unsigned interval;            /* the age at which it is measured again */
   unsigned streak;              /* growths since the last cut */
@@ -156,25 +162,22 @@ struct limit {
   uint64_t epoch_ns;            /* when it began */
   unsigned begun;               /* operations that began and ended in it */
   unsigned skip;                /* how many of those it waits for */
-  uint64_t sum_ns;              /* the time of operations after these */
+  unsigned n;                   /* the operations after these */
+  uint64_t sum_ns;              /* their time */
   double squares;
-  uint64_t least_ns;            /* the shortest time, of all that ended */
-  unsigned n;                   /* their number */
-  /* Small operations: */
-  bool is_small;                /* all of this is about them */
-  unsigned since_whole;         /* how many ended since the latest whole one */
-  /* Large operations: */
-  unsigned since_large;         /* how many whole ones ended since the latest
-                                 * large one */
+  /* Other sizes: */
+  bool is_small;                /* all of this is about small operations */
+  unsigned small_in_a_row;
+  unsigned without_large;       /* usual ones that ended since the latest large
+                                 * one */
 };
 
 /* ADAPTS: the limit follows the device, from LIMIT_START on and up to MOST.  If
- * not, it is MOST.  WHOLE_BYTES: the size of a usual operation; the limit looks
- * at operations of about that size.  HAS_SMALL: the filter may have smaller
- * ones in flight, too.
+ * not, it is MOST.  USUAL_BYTES: the size of a usual operation.  HAS_SMALL: the
+ * filter may have smaller ones in flight, too.
  */
 extern void limit_init (struct limit *, bool adapts, unsigned most,
-                        uint32_t whole_bytes, bool has_small);
+                        uint32_t usual_bytes, bool has_small);
 /* The filter may also have operations of up to BYTES in flight, and at most
  * MOST of these.  BEGINS: the limit begins with them.  The plugin gets AT_ONCE
  * operations of any size at a time, at most.  Call it before the first
@@ -183,14 +186,13 @@ extern void limit_init (struct limit *, bool adapts, unsigned most,
 extern void limit_set_large (struct limit *, uint32_t bytes, unsigned most,
                              unsigned at_once, bool begins);
 extern void limit_destroy (struct limit *);
-/* Makes them the two limits of a device: one is lower while the other is
- * tested.  Call it before the first operation.  They share a lock, so destroy
- * both at the same time.
+/* Makes them the two limits of a device: see above.  Call it before the first
+ * operation.  They share a lock, so destroy both at the same time.
  */
 extern void limit_pair (struct limit *, struct limit *);
 extern unsigned limit_value (struct limit *);
-/* The same in operations of WHOLE_BYTES. */
-extern unsigned limit_wholes (struct limit *);
+/* The same in operations of USUAL_BYTES. */
+extern unsigned limit_in_usual (struct limit *);
 /* Whether limit_value counts large operations.  If so, the filter uses them. */
 extern bool limit_is_large (struct limit *);
 /* Sets *SHOWN to the limit if it is larger than that. */

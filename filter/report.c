@@ -182,7 +182,7 @@ static const struct row {
     NULL, "@ ms for a write", NOW (write_limit.base),
     .decimals = 3, .scale = 1000 },
   { "limit_operation_bytes", "kind=\"read\"",
-    "The largest prefetch or deferred write.",
+    "The size of prefetches or deferred writes.",
     "largest operation", "@ bytes prefetched", NOW (read_limit.bytes) },
   { "limit_operation_bytes", "kind=\"write\"", NULL,
     NULL, "@ bytes written", NOW (write_limit.bytes) },

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Groups: adjacent full buffers that wait for the end of another write are
- * written in one operation.  Each of them stays dirty until it ends.  If it
- * fails, each of them has failed.
+ * written in one operation.  Each buffer stays dirty until the operation ends.
+ * If it fails, each buffer becomes FAILED.
  */
 #include "dispatch.h"
 #include "world.h"

@@ -167,7 +167,9 @@ test_large_in_place (struct world *w)
   assert_reads (w, 0, PARTS ({ 0, 2 * U, OLD }, { 2 * U, 30 * U, 1 }));
 }
 
-/* With more readers than large buffers, each one has a part of the others. */
+/* With more readers than large buffers, each reader has a part of the usual
+ * ones.
+ */
 static void
 test_large_many_readers (struct world *w)
 {

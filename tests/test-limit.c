@@ -27,7 +27,8 @@ struct marks {
   double rate;                  /* in the second half of each phase */
   double wait;                  /* the time of a demand read / alone */
   double worst_wait;            /* of all runs; 0: no mark */
-  unsigned latencies;           /* until 0.9 of that rate, with that wait */
+  unsigned latencies;           /* until 0.9 of that rate, with that wait; 800,
+                                 * the length of a phase: no mark */
   double errors;                /* per operation */
 };
 
@@ -38,8 +39,8 @@ struct model {
   unsigned wants[PHASES];       /* 0: as many as it gets */
   unsigned clients;             /* 0: one */
   bool large;                   /* operations may have LARGE_BYTES */
-  bool whole_first;             /* the limit, of the second client if there are
-                                 * two, begins with whole buffers */
+  bool usual_first;             /* the limit, of the second client if there are
+                                 * two, begins with usual operations */
 };
 
 /* What one client is, or both together. */
@@ -228,7 +229,7 @@ run_model (const struct model *m, const struct rule_ops *ops, unsigned most,
   s.heap = g_new (struct operation, CLIENTS * (MOST + 1));
   for (unsigned i = 0; i < CLIENTS; i++)
     client_init (&s.client[i], m, ops, most, is_large,
-                 !m->whole_first || i + 1 < model_clients (m));
+                 !m->usual_first || i + 1 < model_clients (m));
   if (model_clients (m) == 2 && rule_is_ours (&s.client[0].rule))
     limit_pair (&s.client[0].rule.limit, &s.client[1].rule.limit);
   for (; run->phases < PHASES && m->phase[run->phases].latency_ms;
@@ -433,23 +434,23 @@ static const struct model models[] = {
     { { .latency_ms = 20, .cv = 1, .servers = 16 } },
     .marks = { .rate = 0.9, .wait = 1.6, .latencies = 400 }, .large = true },
   { "later large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
-    .large = true, .whole_first = true },
+    .large = true, .usual_first = true },
   { "later large, 10 MB/s", { { .latency_ms = 20, .mb_per_s = 10 } },
     .marks = { .rate = 0.95, .wait = 4, .latencies = 400 },
-    .large = true, .whole_first = true },
+    .large = true, .usual_first = true },
   { "later large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
-    LARGE (1.7), .large = true, .whole_first = true },
+    LARGE (1.7), .large = true, .usual_first = true },
   { "later large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
     .marks = { .rate = 0.93, .wait = 2, .latencies = 70 },
-    .large = true, .whole_first = true },
+    .large = true, .usual_first = true },
   { "later large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
-    LATER_LARGE (42), .large = true, .whole_first = true },
+    LATER_LARGE (42), .large = true, .usual_first = true },
   { "later large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
-    LATER_LARGE (42), .large = true, .whole_first = true },
+    LATER_LARGE (42), .large = true, .usual_first = true },
   { "later large, tail, 16 servers",
     { { .latency_ms = 20, .cv = 1, .servers = 16 } },
     .marks = { .rate = 0.85, .wait = 1.6, .latencies = 420 },
-    .large = true, .whole_first = true },
+    .large = true, .usual_first = true },
   { "large, 16 servers, 100 MB/s, 16 servers",
     { { .latency_ms = 20, .servers = 16 },
       { .latency_ms = 20, .mb_per_s = 100 },
@@ -457,21 +458,21 @@ static const struct model models[] = {
     .marks = { .rate = 0.93, .wait = 1.7, .latencies = 600 }, .large = true },
   /* As reads and writes do. */
   { "two, large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
-    .clients = 2, .large = true, .whole_first = true },
+    .clients = 2, .large = true, .usual_first = true },
   { "two, large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
     .marks = { .rate = 0.95, .wait = 5, .latencies = 800 },
-    .clients = 2, .large = true, .whole_first = true },
+    .clients = 2, .large = true, .usual_first = true },
   { "two, large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
-    LATER_LARGE (62), .clients = 2, .large = true, .whole_first = true },
+    LATER_LARGE (62), .clients = 2, .large = true, .usual_first = true },
   { "two, large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
-    LATER_LARGE (62), .clients = 2, .large = true, .whole_first = true },
+    LATER_LARGE (62), .clients = 2, .large = true, .usual_first = true },
   { "two, large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
     .marks = { .rate = 0.95, .wait = 2.5, .worst_wait = 3, .latencies = 120 },
-    .clients = 2, .large = true, .whole_first = true },
+    .clients = 2, .large = true, .usual_first = true },
   { "two, large, 100 MB/s duplex",
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
     .marks = { .rate = 0.6, .wait = 2, .worst_wait = 2.5, .latencies = 800 },
-    .clients = 2, .large = true, .whole_first = true },
+    .clients = 2, .large = true, .usual_first = true },
   { "two, 0.2 ms", { { .latency_ms = 0.2 } }, NO_QUEUE (250), .clients = 2 },
   { "two, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .clients = 2 },
 };
@@ -681,7 +682,7 @@ write_all_data (const char *dir)
   write_data (dir, "changes.tsv", "64, 8, 64 servers");
 }
 
-/* Small operations are not held back for ever by what whole ones, or errors,
+/* Small operations are not held back for ever by what usual ones, or errors,
  * have made of the limit.  Each takes 20 ms, however many are in flight.
  */
 static void
@@ -815,7 +816,8 @@ check_error_in_test (gconstpointer unused G_GNUC_UNUSED)
 }
 
 /* Notes operations of the size that the limit is about, as note_until_test,
- * until that size is WANTED.  Each takes TIME_NS, and NS_PER_MB for its data.
+ * until limit_is_large is WANTED.  Each takes TIME_NS, or longer if a device of
+ * 100 MB/s has a queue.
  */
 static void
 note_until_size (struct limit *l, bool wanted, uint64_t time_ns,
@@ -833,8 +835,8 @@ note_until_size (struct limit *l, bool wanted, uint64_t time_ns,
   g_assert_true (limit_is_large (l) == wanted);
 }
 
-/* An error or a lack of operations in a test of the size ends it.  The size and
- * about the limit are as before.
+/* An error or a lack of operations in a size test ends it.  The size is as
+ * before.  So is the limit, but an error halves it.
  */
 static void
 check_size_undone (gconstpointer data)
@@ -857,7 +859,8 @@ check_size_undone (gconstpointer data)
   limit_note (&l, 4096, now_ns - 1, now_ns, err);
   g_assert_true (limit_is_large (&l));
   g_assert_cmpuint (limit_value (&l), ==, err ? LIMIT_LEAST : before);
-  /* Later it is tested again, and small ones are as good. */
+  g_assert_cmpuint (other.size_interval, ==, 0);
+  /* Later it is tested again, and usual ones are as good. */
   note_until_size (&l, false, 20 * MS_NS, &now_ns);
   while (atomic_load (&l.reason) == LIMIT_TESTS) {
     limit_hit (&l);
@@ -900,6 +903,29 @@ epochs_until_size_test (bool has_reads)
   return writes.size_age;
 }
 
+/* Each of 16 contexts has one operation at a time, which takes 20 ms.  The time
+ * of an operation does not show that others wait for a context.
+ */
+static void
+check_size_contexts (gconstpointer unused G_GNUC_UNUSED)
+{
+  enum { CONTEXTS = 16 };
+  uint64_t now_ns = 20 * MS_NS;
+  struct limit l;
+
+  limit_init (&l, true, 4 * CONTEXTS, OPERATION_BYTES, true);
+  limit_set_large (&l, LARGE_BYTES, 4 * CONTEXTS, CONTEXTS, false);
+  limit_has_large (&l, true);
+  for (unsigned n = 0; n < 3000 && !limit_is_large (&l); n++) {
+    limit_hit (&l);
+    now_ns += 20 * MS_NS / CONTEXTS;
+    limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  }
+  g_assert_true (limit_is_large (&l));
+  g_assert_cmpuint (limit_value (&l), ==, CONTEXTS);
+  limit_destroy (&l);
+}
+
 /* Reads come first with their base, but not for ever: there may be no more. */
 static void
 check_size_waits (gconstpointer unused G_GNUC_UNUSED)
@@ -919,13 +945,13 @@ check_never_large (gconstpointer unused G_GNUC_UNUSED)
 
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
   limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
-  g_assert_cmpuint (limit_wholes (&l), ==, LIMIT_START);
+  g_assert_cmpuint (limit_in_usual (&l), ==, LIMIT_START);
   for (unsigned i = 0; i < 100000; i++) {
     limit_hit (&l);
-    now_ns += 20 * MS_NS / limit_wholes (&l);
+    now_ns += 20 * MS_NS / limit_in_usual (&l);
     limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
   }
-  g_assert_cmpuint (limit_wholes (&l), ==, MOST);
+  g_assert_cmpuint (limit_in_usual (&l), ==, MOST);
   limit_destroy (&l);
 }
 
@@ -952,6 +978,7 @@ add_tests (void)
   g_test_add_data_func ("/limit/size-error", GINT_TO_POINTER (EIO),
                         check_size_undone);
   g_test_add_data_func ("/limit/size-given-up", NULL, check_size_undone);
+  g_test_add_data_func ("/limit/size-contexts", NULL, check_size_contexts);
   g_test_add_data_func ("/limit/size-waits", NULL, check_size_waits);
   g_test_add_data_func ("/limit/never-large", NULL, check_never_large);
   g_test_add_data_func ("/limit/not-large", NULL, check_not_large);
