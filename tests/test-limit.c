@@ -604,6 +604,13 @@ print_errors (const struct figures *f)
   printf ("%8.2f", 100 * f->errors);
 }
 
+/* The other rules know only one size of operations. */
+static bool
+is_in_table (const struct model *m, const char *name)
+{
+  return !m->large && (!name || strstr (m->name, name));
+}
+
 static void
 print_table (const char *name)
 {
@@ -621,7 +628,7 @@ print_table (const char *name)
   };
 
   for (unsigned i = 0; i < G_N_ELEMENTS (models); i++)
-    if (!name || strstr (models[i].name, name)) {
+    if (is_in_table (&models[i], name)) {
       struct best best = find_best (&models[i]);
 
       for (unsigned r = 0; r < RULES; r++)
@@ -630,7 +637,7 @@ print_table (const char *name)
   for (unsigned part = 0; part < G_N_ELEMENTS (parts); part++) {
     print_head (parts[part].head);
     for (unsigned i = 0; i < G_N_ELEMENTS (models); i++) {
-      if ((name && !strstr (models[i].name, name))
+      if (!is_in_table (&models[i], name)
           || (part == 2 && f[i][0].errors == 0))
         continue;
       printf ("%-20s", models[i].name);
