@@ -23,9 +23,9 @@
  * Zeroes that are known do not count for the window, and a stream goes on
  * behind them.
  *
- * Operations: a growing window first has up to OPERATIONS of them, which grow up
- * to most_units.  After that, a larger window has more of them.  A prefetch waits until the window has
- * room for a whole operation.
+ * Operations: a growing window first has up to OPERATIONS of them, which grow
+ * up to most_units.  After that, a larger window has more of them.  A prefetch
+ * waits until the window has room for a whole operation.
  *
  * Likely end: no prefetch goes beyond it, once the connection has an earlier
  * stream.  Of the earlier streams, those count that came as far as this one.
