@@ -377,7 +377,7 @@ judge_size_test (struct limit *l, uint64_t elapsed_ns, uint64_t now_ns)
     undo_size_test (l);
     set (l, l->before, LIMIT_STAYS);
   }
-  /* If bytes bound the reads, they probably bound the writes, too. */
+  /* If bytes bound one kind, they probably bound the other one, too. */
   if (o && !load (&l->is_large) && !load (&o->is_large)
       && o->size_interval < SIZE_INTERVAL_FIRST) {
     o->size_interval = SIZE_INTERVAL_FIRST;

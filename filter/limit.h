@@ -125,7 +125,7 @@ struct limit {
   /* Atomic, written under the lock. */
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
-  atomic_bool is_large;         /* all of this is about large operations */
+  atomic_bool is_large;         /* this counts large operations */
   /* Atomic. */
   atomic_bool hit;              /* the limit was in the way in this epoch */
   atomic_bool has_large;        /* see limit_has_large */
@@ -166,7 +166,7 @@ struct limit {
   uint64_t sum_ns;              /* their time */
   double squares;
   /* Other sizes: */
-  bool is_small;                /* all of this is about small operations */
+  bool is_small;                /* this counts small writes */
   unsigned small_in_a_row;
   unsigned without_large;       /* usual ones that ended since the latest large
                                  * one */

@@ -100,10 +100,10 @@ extern int order_wait_progress_locked (struct conn *, uint64_t until_ns);
  * drain of a range, the end of a connection, a flush that tries failed data
  * again.
  *
- * Groups.  If the limit is about large operations, one operation writes
- * adjacent full READY buffers: a group.  Their data is copied into a large
- * buffer.  Each of them stays WRITING until the operation ends.  If that fails,
- * all of them have failed, and each is written alone from then on.
+ * Groups.  If the limit counts large operations, one operation writes adjacent
+ * full READY buffers: a group.  Their data is copied into a large buffer.  Each
+ * of the group's buffers stays WRITING until the operation ends.  If it fails,
+ * each of them becomes FAILED, and is written alone from then on.
  */
 
 /* An OPEN buffer grows no more: makes it READY, and dispatches it as soon as

@@ -187,7 +187,7 @@ test_large_many_readers (struct world *w)
   g_assert_cmpuint (stats_counter (w->e->stats, STATS_AHEAD_USED), >=, 30 * U);
 }
 
-/* If the limit is about whole buffers, no prefetch is larger.  What was
+/* If the limit counts usual operations, no prefetch is larger.  What was
  * prefetched before is still read.
  */
 static void

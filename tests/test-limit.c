@@ -822,7 +822,7 @@ check_error_in_test (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&l);
 }
 
-/* Notes operations of the size that the limit is about, as note_until_test,
+/* Notes operations of the size that the limit counts, as note_until_test,
  * until limit_is_large is WANTED.  Each takes TIME_NS, or longer if a device of
  * 100 MB/s has a queue.
  */
