@@ -139,14 +139,14 @@ backend_alive ()
   [ "${stat:0:1}" != Z ]
 }
 
-# backend_poll SECONDS COMMAND...: until the command succeeds.
+# backend_poll SECONDS COMMAND...: waits until the command succeeds.  Returns 1
+# if it does not within SECONDS, or up to a second more.
 backend_poll ()
 {
-  local tries=$(($1 * 25))
+  local end=$((SECONDS + $1 + 1))
   shift
   until "$@"; do
-    tries=$((tries - 1))
-    [ $tries -gt 0 ] || return 1
+    [ $SECONDS -lt $end ] || return 1
     sleep 0.04
   done
 }
@@ -421,12 +421,22 @@ backend_connect ()
   "backend_connect_$1" "$2"
 }
 
-backend_answers () # PORT
+# backend_serves KIND PORT: the server listens, and greets its clients if its
+# protocol has a greeting.  qemu-nbd listens, then opens its file, then greets.
+backend_serves ()
 {
-  ! backend_alive "$backend_pid" || backend_listens "$1"
+  case $1 in
+    http | https | s3) backend_listens "$2" ;;
+    *)
+      (exec 3<>"/dev/tcp/127.0.0.1/$2" && read -r -t 1 -N 4 <&3) 2>/dev/null ;;
+  esac
+}
+backend_answers () # KIND PORT
+{
+  ! backend_alive "$backend_pid" || backend_serves "$1" "$2"
 }
 
-# backend_launch KIND PORT: returns 0 once it accepts connections.
+# backend_launch KIND PORT: returns 0 once the server serves clients.
 backend_launch ()
 {
   local dir=$backend_dir/$1 file=${backend_files[$1]}
@@ -434,8 +444,8 @@ backend_launch ()
   "backend_run_$1" "$2" "$file" ||
     { backend_missing="$1 does not start"; return 1; }
   backend_pids[$1]=$backend_pid backend_ports[$1]=$2
-  backend_poll 30 backend_answers "$2" || true
-  if ! backend_alive "$backend_pid" || ! backend_listens "$2"; then
+  if ! backend_poll 30 backend_answers "$1" "$2" ||
+     ! backend_alive "$backend_pid"; then
     backend_missing="$1 does not start: $(tail -n 1 "$dir/server.log")"
     backend_kill "$1"
     return 1

@@ -19,8 +19,8 @@ trap backend_stop_all EXIT
 
 name='' kind=''             # of the test, and of its server
 parameters=()               # of asyncpool
-patience=60                 # seconds, for what takes one or two
-[ -z "$slow" ] || patience=300
+patience=300                # seconds to wait for a step that takes one or two:
+                            # a disk may stall for minutes
 
 # The image, and parameters of the rate filter.  copy_stopped limits the client
 # to 2 MB/s until it is in the middle.
