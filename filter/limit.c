@@ -535,8 +535,9 @@ back_off (struct limit *l, uint64_t now_ns)
 
 /* Whether the mean time is known: its standard error is a sixteenth, or the
  * epoch has become too long.  While the limit doubles, a quarter of its
- * operations is enough, but not fewer than MIN_SAMPLES, or half of the limit if
- * that is less.
+ * operations is enough, but at least a quarter of the limit, between
+ * LIMIT_LEAST and MIN_SAMPLES.  With more, a step of a small limit would take
+ * two latencies.
  */
 static bool
 is_known (const struct limit *l, uint64_t elapsed_ns)
@@ -547,7 +548,7 @@ is_known (const struct limit *l, uint64_t elapsed_ns)
 
   if (l->streak >= STREAK_TO_DOUBLE) {
     rest /= 4;
-    least = MIN (least, value / 2);
+    least = CLAMP (value / 4, LIMIT_LEAST, MIN_SAMPLES);
   }
   if (n < MAX (rest, least) || elapsed_ns < EPOCH_MIN_NS)
     return false;
