@@ -87,48 +87,48 @@ end_call (struct backend *b, const void *handle, int err)
   return err;
 }
 
-/* Returns when it ended in *END_NS.  A wait for the handle is not the plugin's
- * time.
- */
+/* A wait for the handle is not the plugin's time. */
 static int
 do_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset,
-          uint64_t *end_ns)
+          uint64_t *start_ns, uint64_t *end_ns)
 {
   void *handle = begin_call (b);
-  uint64_t start = stats_begin_device (b->stats);
-  int err = b->ops->pread (handle, buf, count, offset);
+  int err;
 
-  *end_ns = note (b, false, start, count, err);
+  *start_ns = stats_begin_device (b->stats);
+  err = b->ops->pread (handle, buf, count, offset);
+  *end_ns = note (b, false, *start_ns, count, err);
   return end_call (b, handle, err);
 }
 
 static int
 do_pwrite (struct backend *b, const void *buf, uint32_t count, uint64_t offset,
-           unsigned flags, uint64_t *end_ns)
+           unsigned flags, uint64_t *start_ns, uint64_t *end_ns)
 {
   void *handle = begin_call (b);
-  uint64_t start = stats_begin_device (b->stats);
-  int err = b->ops->pwrite (handle, buf, count, offset, flags);
+  int err;
 
-  *end_ns = note (b, true, start, count, err);
+  *start_ns = stats_begin_device (b->stats);
+  err = b->ops->pwrite (handle, buf, count, offset, flags);
+  *end_ns = note (b, true, *start_ns, count, err);
   return end_call (b, handle, err);
 }
 
 int
 backend_pread (struct backend *b, void *buf, uint32_t count, uint64_t offset)
 {
-  uint64_t end_ns;
+  uint64_t start_ns, end_ns;
 
-  return do_pread (b, buf, count, offset, &end_ns);
+  return do_pread (b, buf, count, offset, &start_ns, &end_ns);
 }
 
 int
 backend_pwrite (struct backend *b, const void *buf, uint32_t count,
                 uint64_t offset, unsigned flags)
 {
-  uint64_t end_ns;
+  uint64_t start_ns, end_ns;
 
-  return do_pwrite (b, buf, count, offset, flags, &end_ns);
+  return do_pwrite (b, buf, count, offset, flags, &start_ns, &end_ns);
 }
 
 int
@@ -197,8 +197,8 @@ backend_io_do (struct backend_io *io)
 
   clear (io);
   err = h->is_write
-    ? do_pwrite (b, h->buf, h->count, h->offset, 0, &io->end_ns)
-    : do_pread (b, h->buf, h->count, h->offset, &io->end_ns);
+    ? do_pwrite (b, h->buf, h->count, h->offset, 0, &io->start_ns, &io->end_ns)
+    : do_pread (b, h->buf, h->count, h->offset, &io->start_ns, &io->end_ns);
   io->done (io, err);           /* last: it may free or reuse io */
 }
 

@@ -101,7 +101,7 @@ struct backend_io {
    */
   void (*done) (struct backend_io *, int err);
   uint32_t clear_bytes;         /* a read clears so many at hook.buf first */
-  uint64_t start_ns, end_ns;    /* end_ns: just before done is called */
+  uint64_t start_ns, end_ns;    /* of its time in the plugin; set before done */
   atomic_bool giving_up;        /* a reply now may come from async_cancel */
 };
 

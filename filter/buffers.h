@@ -106,8 +106,9 @@ struct buf {
                                  * data replaced bytes between; or NULL */
   uint64_t seq;                 /* age */
   uint64_t failed_seq;          /* buffers.seq at its last failure, or 0 */
-  uint64_t since_ns;            /* CLEAN: prefetched at; OPEN: first write at;
-                                 * FREE: freed at */
+  uint64_t since_ns;            /* READING: prefetch dispatched at; CLEAN:
+                                 * prefetched at; OPEN: first write at; FREE:
+                                 * freed at */
   uint64_t memory_of;           /* device.id of its latest use; 0: it has no
                                  * memory */
   uint32_t used;                /* prefetched bytes that were read or skipped */

@@ -414,18 +414,19 @@ conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
   uint64_t now_ns;
   struct stream *s = NULL;
-  bool waited = false, covered = false;
+  struct stream_late late = { 0 };
+  bool covered = false;
   int err;
 
   if (!begin (c, STATS_READ, count, &now_ns))
     return ESHUTDOWN;
   note_fast (c, c->backend.read_speed);
   if (may_prefetch (c, count, offset))
-    s = readahead_note (c, count, offset, now_ns, &covered);
+    s = readahead_note (c, count, offset, now_ns, &covered, &late);
   err = read_serve (c, covered ? s : NULL, buf, count, offset, now_ns,
-                    &waited);
+                    &late);
   if (s)
-    readahead_advance (c, s, count, err, waited, now_ns);
+    readahead_advance (c, s, count, err, &late, now_ns);
   end (c, STATS_READ, count, now_ns);
   return err;
 }
@@ -433,9 +434,9 @@ conn_read (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 int
 conn_read_closed (struct conn *c, void *buf, uint32_t count, uint64_t offset)
 {
-  bool waited = false;
+  struct stream_late late = { 0 };
 
-  return read_serve (c, NULL, buf, count, offset, clock_ns (), &waited);
+  return read_serve (c, NULL, buf, count, offset, clock_ns (), &late);
 }
 
 /* Writes. */

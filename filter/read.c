@@ -14,6 +14,7 @@
 #include "fanout.h"
 #include "read.h"
 #include "readahead.h"
+#include "stream.h"
 
 /* The filter serves prefetched data no longer than this.  The device may change
  * beside the server, and without the filter a client would see that.
@@ -34,6 +35,7 @@ struct read {
                                  * NULL */
   char *buf;
   uint64_t offset, end;
+  uint64_t now_ns;              /* when it came */
   bool whole;                   /* refusable: the plugin gets the whole request,
                                  * and waiting data is copied over its answer */
   unsigned n;
@@ -82,7 +84,7 @@ pin_pieces (struct read *r, struct buf *b)
  * EAGAIN: it had to wait.  ENOMEM.  Wants the lock, may release it meanwhile.
  */
 static int
-try_pin_all (struct read *r, uint64_t now_ns)
+try_pin_all (struct read *r)
 {
   struct engine *e = r->c->engine;
   unsigned n = 0;
@@ -94,7 +96,7 @@ try_pin_all (struct read *r, uint64_t now_ns)
       engine_wait (e, &b->changed);
       return EAGAIN;
     }
-    if (b->state == BUF_CLEAN && now_ns > b->since_ns + AHEAD_MAX_AGE_NS)
+    if (b->state == BUF_CLEAN && r->now_ns > b->since_ns + AHEAD_MAX_AGE_NS)
       buffers_remove (b);
     else
       n += buf_n_pieces (b);
@@ -111,7 +113,7 @@ try_pin_all (struct read *r, uint64_t now_ns)
 }
 
 static int
-pin_all (struct read *r, uint64_t now_ns)
+pin_all (struct read *r)
 {
   int err = 0;
 
@@ -121,7 +123,7 @@ pin_all (struct read *r, uint64_t now_ns)
     err = order_drain_locked (r->c, r->offset, r->end);
   if (err)
     return err;
-  while ((err = try_pin_all (r, now_ns)) == EAGAIN)
+  while ((err = try_pin_all (r)) == EAGAIN)
     ;
   return err;
 }
@@ -168,23 +170,19 @@ next_whole (const struct read *r, unsigned i)
 
 /* Reads from the plugin the bytes that no buffer holds. */
 static int
-read_gaps (struct read *r, bool *waited)
+read_gaps (struct read *r)
 {
   uint64_t from = r->offset;
   int err = 0;
 
   for (unsigned i = next_whole (r, 0); err == 0 && i < r->n;
        i = next_whole (r, i + 1)) {
-    if (from < r->pins[i].from) {
-      *waited = true;
+    if (from < r->pins[i].from)
       err = read_device (r, from, r->pins[i].from);
-    }
     from = MAX (from, r->pins[i].to);
   }
-  if (err == 0 && from < r->end) {
-    *waited = true;
+  if (err == 0 && from < r->end)
     err = read_device (r, from, r->end);
-  }
   return err;
 }
 
@@ -192,7 +190,7 @@ read_gaps (struct read *r, bool *waited)
  * after all.
  */
 static int
-copy_pins (struct read *r, bool *waited)
+copy_pins (struct read *r, struct stream_late *late)
 {
   int err = 0;
 
@@ -203,8 +201,8 @@ copy_pins (struct read *r, bool *waited)
 
     if (p->reading) {
       ENGINE_LOCK_THEN_DISPATCH (r->c->engine);
-      *waited |= b->state == BUF_READING;
-      err = readahead_wait (r->c, b);
+      if (b->state == BUF_READING)
+        err = readahead_wait (r->c, b, r->now_ns, late);
       is_good = b->err == 0;
     }
     if (err)
@@ -243,15 +241,15 @@ unpin_all (struct read *r)
 }
 
 static int
-serve_buffered (struct read *r, uint64_t now_ns, bool *waited)
+serve_buffered (struct read *r, struct stream_late *late)
 {
-  int err = pin_all (r, now_ns);
+  int err = pin_all (r);
 
   if (err)
     return err;
-  err = read_gaps (r, waited);
+  err = read_gaps (r);
   if (err == 0)
-    err = copy_pins (r, waited);
+    err = copy_pins (r, late);
   unpin_all (r);
   if (r->pins != r->few)
     g_free (r->pins);
@@ -260,7 +258,7 @@ serve_buffered (struct read *r, uint64_t now_ns, bool *waited)
 
 int
 read_serve (struct conn *c, struct stream *covered, void *buf, uint32_t count,
-            uint64_t offset, uint64_t now_ns, bool *waited)
+            uint64_t offset, uint64_t now_ns, struct stream_late *late)
 {
   struct read r;                /* few is large: not initialized */
 
@@ -269,6 +267,7 @@ read_serve (struct conn *c, struct stream *covered, void *buf, uint32_t count,
   r.buf = buf;
   r.offset = offset;
   r.end = offset + count;
+  r.now_ns = now_ns;
   r.whole = conn_is_refusable (c, count, offset);
   r.n = 0;
   r.pins = r.few;
@@ -279,7 +278,6 @@ read_serve (struct conn *c, struct stream *covered, void *buf, uint32_t count,
     return 0;
   }
   if (buffers_may_have (c->engine, r.offset, r.end))
-    return serve_buffered (&r, now_ns, waited);
-  *waited = true;
+    return serve_buffered (&r, late);
   return read_device (&r, r.offset, r.end);
 }

@@ -8,18 +8,18 @@
 #ifndef ASYNCPOOL_READ_H
 #define ASYNCPOOL_READ_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 struct conn;
+struct stream_late;
 struct stream;
 
-/* COVERED: the stream whose prefetches should hold all of it, or NULL.  Sets
- * *WAITED if the read had to wait for the plugin.  Wants no lock.  Returns 0 or
- * a positive errno.
+/* COVERED: the stream whose prefetches should hold all of it, or NULL.  Adds
+ * to *LATE each prefetch that it had to wait for and that succeeded.  Wants no
+ * lock.  Returns 0 or a positive errno.
  */
 extern int read_serve (struct conn *, struct stream *covered, void *buf,
                        uint32_t count, uint64_t offset, uint64_t now_ns,
-                       bool *waited);
+                       struct stream_late *late);
 
 #endif

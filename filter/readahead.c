@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "clock.h"
 #include "debug.h"
 #include "dispatch.h"
 #include "lock.h"
@@ -54,12 +55,14 @@ prefetched (struct backend_io *io, int err)
 }
 
 int
-readahead_wait (struct conn *c, struct buf *b)
+readahead_wait (struct conn *c, struct buf *b, uint64_t now_ns,
+                struct stream_late *late)
 {
   struct engine *e = b->engine;
+  uint64_t planned_ns = b->since_ns;
   int err = 0;
 
-  if (b->state == BUF_READING && pool_cancel (b->conn->pool, &b->job)) {
+  if (pool_cancel (b->conn->pool, &b->job)) {
     if (b->conn == c) {
       engine_unlock_and_dispatch (e);
       backend_io_do (&b->io);
@@ -77,6 +80,12 @@ readahead_wait (struct conn *c, struct buf *b)
   }
   while (b->state == BUF_READING && err == 0)
     err = engine_wait_plugin (c, &b->changed, UINT64_MAX);
+  /* With contexts, the time since the plan: more contexts open only while
+   * operations wait for one.
+   */
+  if (err == 0 && b->err == 0)
+    stream_waited (late, planned_ns, now_ns, b->io.end_ns
+                   - (c->backend.contexts ? planned_ns : b->io.start_ns));
   return err;
 }
 
@@ -140,7 +149,7 @@ static uint64_t
 start (struct conn *c, struct stream_range r, uint32_t bytes)
 {
   struct engine *e = c->engine;
-  uint64_t end;
+  uint64_t end, now_ns = clock_ns ();
 
   ENGINE_LOCK_THEN_DISPATCH (e);
   /* The end of a connection drops its prefetches once, and waits for the rest.
@@ -163,6 +172,7 @@ start (struct conn *c, struct stream_range r, uint32_t bytes)
     if (units > 1 && !b->is_large)
       end = unit_end (c, r.from);
     buffers_enter (b, BUF_READING, c, r.from, 0, end - r.from);
+    b->since_ns = now_ns;
     dispatch_buf (b, false, POOL_AHEAD, prefetched);
   }
   return r.to;
@@ -246,6 +256,7 @@ plan (struct conn *c, struct stream *s, unsigned share, uint32_t units,
     s->zeroes = extents_zeroes (c, s->end, s->ahead);
   }
   c->streams.most_units = units;
+  c->streams.now_ns = clock_ns ();
   r = stream_plan (&c->streams, s, c->unit, share, c->backend.size, now_ns);
   *bytes = stream_operation (&c->streams) * c->unit;
   if (c->streams.wants_more)
@@ -255,7 +266,7 @@ plan (struct conn *c, struct stream *s, unsigned share, uint32_t units,
 
 void
 readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
-                   bool waited, uint64_t now_ns)
+                   const struct stream_late *late, uint64_t now_ns)
 {
   struct stream_range r;
   unsigned mine, share;
@@ -267,7 +278,7 @@ readahead_advance (struct conn *c, struct stream *s, uint32_t count, int err,
     if (err)
       stream_read_failed (&c->streams);
     else
-      stream_answered (&c->streams, count, waited);
+      stream_answered (&c->streams, count, late);
     mine = MAX (stream_active (&c->streams, now_ns), 1);
   }
   share = max_ahead (c, mine, now_ns, &units, &evicted_at);
@@ -307,12 +318,11 @@ readahead_missed (struct conn *c, struct stream *s)
 
 struct stream *
 readahead_note (struct conn *c, uint32_t count, uint64_t offset,
-                uint64_t now_ns, bool *covered)
+                uint64_t now_ns, bool *covered, struct stream_late *late)
 {
   uint64_t slack = (uint64_t) (depth_peak (&c->depth) - 1) * 2 * count;
   struct stream_range left;
   struct stream *s;
-  bool is_first;
 
   /* Advice, not worth a wait for another thread of this connection. */
   if (!lock_try_take (&c->streams_lock))
@@ -321,14 +331,15 @@ readahead_note (struct conn *c, uint32_t count, uint64_t offset,
   stream_skip (&c->streams, extents_zeroes_begin (c, offset), offset);
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
   *covered = s && offset + count <= s->ahead && offset + count == s->end;
-  is_first = s && s->ahead < s->end;
+  if (s && s->ahead < offset + count)
+    stream_missed (late, now_ns);
   lock_drop (&c->streams_lock);
 
   drop (c, left);
   /* Now, if the read is going to wait in the plugin, or if buffers became free.
    * Any other read frees buffers first (readahead_advance).
    */
-  if (s && (is_first || left.from < left.to))
-    readahead_advance (c, s, 0, 0, is_first, now_ns);
+  if (s && (late->doublings > 0 || left.from < left.to))
+    readahead_advance (c, s, 0, 0, late, now_ns);
   return s;
 }

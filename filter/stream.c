@@ -21,6 +21,14 @@ is_better (const struct stream *s, uint64_t gap, const struct stream *best,
     || (gap == least && best && s->is_sequential && !best->is_sequential);
 }
 
+/* Whether a read at OFFSET may be an overtaken read of S. */
+static bool
+may_be_behind (const struct stream *s, uint64_t offset, uint64_t slack)
+{
+  return s->behind < slack && s->is_sequential && s->start <= offset
+    && offset < s->end;
+}
+
 static struct stream *
 find (struct streams *t, uint64_t offset, uint64_t slack)
 {
@@ -30,8 +38,9 @@ find (struct streams *t, uint64_t offset, uint64_t slack)
   for (unsigned i = 0; i < STREAMS; i++) {
     struct stream *s = &t->s[i];
     uint64_t gap = offset > s->end ? offset - s->end : s->end - offset;
+    uint64_t most = may_be_behind (s, offset, slack) ? MAX_BEHIND : slack;
 
-    if (s->used && gap <= slack && is_better (s, gap, best, least)) {
+    if (s->used && gap <= most && is_better (s, gap, best, least)) {
       best = s;
       least = gap;
     }
@@ -115,8 +124,12 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
     t->has_begun = true;
     return NULL;
   }
-  if (end > s->end)
+  if (s->end > offset + slack)
+    s->behind += count;
+  if (end > s->end) {
+    s->behind -= min (s->behind, (end - s->end) / 8);
     s->end = end;
+  }
   if (offset < s->start)
     s->start = offset;          /* the first reads came out of order */
   s->last_ns = now_ns;
@@ -150,10 +163,35 @@ stream_skip_ahead (struct stream *s, uint64_t offset)
 }
 
 void
-stream_answered (struct streams *t, uint32_t count, bool waited)
+stream_waited (struct stream_late *l, uint64_t planned_ns, uint64_t read_ns,
+               uint64_t plugin_ns)
+{
+  uint64_t ahead_ns = read_ns > planned_ns ? read_ns - planned_ns : 0;
+  unsigned doublings = (ahead_ns < plugin_ns) + (ahead_ns / 2 < plugin_ns);
+
+  l->waited = true;
+  if (doublings > l->doublings) {
+    l->doublings = doublings;
+    l->planned_ns = planned_ns;
+  }
+}
+
+void
+stream_missed (struct stream_late *l, uint64_t read_ns)
+{
+  *l = (struct stream_late) {
+    .waited = true, .doublings = 2, .planned_ns = read_ns
+  };
+}
+
+void
+stream_answered (struct streams *t, uint32_t count,
+                 const struct stream_late *late)
 {
   t->answered += count;
-  t->waited |= waited;
+  t->waited |= late->waited;
+  if (late->planned_ns >= t->grown_ns && late->doublings > t->doublings)
+    t->doublings = late->doublings;
 }
 
 void
@@ -231,7 +269,9 @@ likely_end (const struct streams *t, const struct stream *s)
   return n == 0 ? s->end + run / 2 : s->start + runs[n / 8];
 }
 
-/* Doubles the window if that is due, twice at most. */
+/* Doubles the window as often as is due, as far as the share and what was read
+ * allow.  The rest stays due, unless the share is at most half of the window.
+ */
 static void
 grow (struct streams *t, uint32_t unit, uint32_t share)
 {
@@ -239,17 +279,23 @@ grow (struct streams *t, uint32_t unit, uint32_t share)
 
   if (t->window == 0 || t->failed)
     t->window = WINDOW_MIN;
-  if (t->failed)
-    t->waited = false;          /* there were no prefetches: this says nothing
+  if (t->failed) {              /* there were no prefetches: this says nothing
                                  * about the window */
+    t->waited = false;
+    t->doublings = 0;
+  }
   t->failed = false;
   was = t->window;
   t->wants_more = t->waited && t->window >= share;
-  while (t->waited && t->window < share && t->window < 4 * was
-         && t->answered / unit >= t->window / 8)
+  for (; t->doublings > 0 && t->window < share
+         && t->answered / unit >= t->window / 8; t->doublings--)
     t->window *= 2;
-  if (t->window > was)
+  if (t->window > was) {
     t->answered = 0;
+    t->grown_ns = t->now_ns;
+  }
+  if (was / 2 >= share)         /* the share was too small, not the window */
+    t->doublings = 0;
   t->waited = false;
 }
 

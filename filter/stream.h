@@ -8,16 +8,27 @@
  * Detection.  A table of STREAMS places.  A read continues a stream if it
  * begins where the stream ends, give or take SLACK bytes.  A client that keeps
  * several requests in flight sends them in order, and they arrive here out of
- * order by as many positions.  A client with one request at a time has no
+ * order by as many positions.  If a thread of nbdkit waits for a processor,
+ * later reads overtake its read.  So if the client has slack, a read up to
+ * MAX_BEHIND bytes behind the end also continues the stream.  After SLACK bytes
+ * of such reads, less an eighth of what the stream advances, further ones count
+ * as another pass over the bytes.  A client with one request at a time has no
  * slack, so that random reads near each other are no stream.  Any other read
  * takes the place that was unused for longest.  A second read makes it a
  * stream.
  *
  * Window: how many units all streams of the connection may be ahead of their
  * reads.  It starts at WINDOW_MIN, and doubles up to the share that the caller
- * allows.  It doubles when a read had to wait for the plugin, and the client
- * has read an eighth of the window since it last doubled.  It doubles at most
- * twice for one wait.  So a slow reader has a small window.  The window belongs
+ * allows.  It grows when a read had to wait.  The window doubles twice if the
+ * prefetch was planned less than one plugin time before the read, or not at
+ * all, and once if less than two.  If it was planned earlier, it waited for a
+ * worker or a processor, and a larger window would only have more prefetches
+ * wait.  With contexts, each wait doubles the window twice, as more contexts
+ * open only while operations wait for one.
+ *
+ * A wait counts only if its prefetch was planned after the window last grew.
+ * Each doubling also needs an eighth of the window to be read since then; until
+ * then it stays due.  So a slow reader has a small window.  The window belongs
  * to the connection: the next file is read as fast as the last one.
  *
  * Zeroes that are known do not count for the window, and a stream goes on
@@ -52,6 +63,7 @@
 #include <stdint.h>
 
 enum { STREAMS = 16, WINDOW_MIN = 4, OPERATIONS = 8 };
+#define MAX_BEHIND (UINT64_C (8) << 20)
 #define STREAM_IDLE_NS UINT64_C (1000000000)
 
 struct stream {
@@ -60,11 +72,21 @@ struct stream {
   uint64_t zeroes;              /* bytes between end and ahead that need no
                                  * prefetch, as they are known to be zeroes; the
                                  * caller sets it before stream_plan */
+  uint64_t behind;              /* bytes of overtaken reads; for each eight that
+                                 * end advances, one less */
   uint64_t began_ns, last_ns;   /* time of the first and of the last read */
   bool used;
   bool is_sequential;           /* a second read has continued it */
   bool is_first;                /* it is the connection's first read: often a
                                  * look at the format, and no stream */
+};
+
+/* How much too late the prefetches for a read were planned. */
+struct stream_late {
+  bool waited;
+  unsigned doublings;
+  uint64_t planned_ns;          /* when that prefetch was planned; if none was,
+                                 * when the read came */
 };
 
 struct streams {
@@ -74,11 +96,16 @@ struct streams {
                                  * caller sets it before stream_plan */
   uint32_t operations;          /* of a window, at most, until they have
                                  * most_units */
+  uint64_t now_ns;              /* time of the plan; the caller sets it before
+                                 * stream_plan.  No prefetch of that plan has an
+                                 * earlier planned_ns */
   uint32_t window;              /* units; 0 = WINDOW_MIN */
-  uint64_t answered;            /* bytes read since the window doubled */
-  bool waited;                  /* a read had to wait since then */
-  bool wants_more;              /* set by stream_plan: it had to wait, and the
-                                 * window was as large as the share */
+  uint64_t answered;            /* bytes read since the window grew */
+  uint64_t grown_ns;            /* when that was */
+  unsigned doublings;           /* that are due */
+  bool waited;                  /* a read had to, since the last plan */
+  bool wants_more;              /* set by stream_plan: a read had to wait, and
+                                 * the window was as large as the share */
   bool failed;                  /* a prefetch failed, and too little was read
                                  * since */
 };
@@ -100,14 +127,23 @@ extern struct stream *stream_note (struct streams *, uint64_t offset,
 extern void stream_skip (struct streams *, uint64_t from, uint64_t to);
 /* S needs no prefetch up to OFFSET, a multiple of the unit. */
 extern void stream_skip_ahead (struct stream *s, uint64_t offset);
-/* A read that continued a stream has its answer.  WAITED: it had to wait for
- * the plugin.
+/* A read at READ_NS had to wait for a prefetch that was planned at PLANNED_NS.
+ * PLUGIN_NS: its time in the plugin; with contexts, its time since the plan.
  */
-extern void stream_answered (struct streams *, uint32_t count, bool waited);
+extern void stream_waited (struct stream_late *, uint64_t planned_ns,
+                           uint64_t read_ns, uint64_t plugin_ns);
+/* No prefetch was planned for some bytes of a read at READ_NS. */
+extern void stream_missed (struct stream_late *, uint64_t read_ns);
+/* A read that continued a stream has its answer.  LATE: its waits for
+ * prefetches that succeeded, and whether it was missed.
+ */
+extern void stream_answered (struct streams *, uint32_t count,
+                             const struct stream_late *late);
 /* It failed. */
 extern void stream_read_failed (struct streams *);
 /* The range to prefetch now for S, in a device of SIZE bytes.  The connection
- * may be SHARE units ahead with all of its streams together.
+ * may be SHARE units ahead with all of its streams together.  NOW_NS: when the
+ * latest read came.
  */
 extern struct stream_range stream_plan (struct streams *, struct stream *s,
                                         uint32_t unit, uint32_t share,

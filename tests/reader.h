@@ -26,7 +26,7 @@ struct reader {
   struct streams t;
   uint64_t now_ns;              /* of the latest read */
   uint64_t slack;
-  bool has_hits;                /* its reads do not wait for the plugin */
+  bool has_hits;                /* its reads are of planned bytes */
 };
 
 #define assert_empty(range) \
@@ -55,6 +55,17 @@ reader_at (struct reader *c, uint64_t now_ns)
   c->now_ns = now_ns - 1;
 }
 
+/* The latest read has its answer.  MISSED: its bytes were not planned. */
+READER_FUNCTION void
+reader_answered (struct reader *c, uint32_t count, bool missed)
+{
+  struct stream_late late = { 0 };
+
+  if (missed)
+    stream_missed (&late, c->now_ns);
+  stream_answered (&c->t, count, &late);
+}
+
 /* A read: returns its stream and the range LEFT, as stream_note does. */
 READER_FUNCTION struct stream *
 reader_note (struct reader *c, uint64_t offset, uint32_t count,
@@ -64,7 +75,7 @@ reader_note (struct reader *c, uint64_t offset, uint32_t count,
                                   left);
 
   if (s)
-    stream_answered (&c->t, count, !c->has_hits);
+    reader_answered (c, count, !c->has_hits);
   return s;
 }
 
@@ -95,6 +106,7 @@ reader_run (struct reader *c, uint64_t offset, unsigned n)
 READER_FUNCTION struct stream_range
 reader_plan (struct reader *c, struct stream *s, uint32_t share)
 {
+  c->t.now_ns = c->now_ns;
   return stream_plan (&c->t, s, U, share, FAR_END, c->now_ns);
 }
 

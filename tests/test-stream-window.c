@@ -2,9 +2,9 @@
  *
  * The read-ahead window: how many units a connection may be ahead of its reads.
  *
- * It starts at 4 units.  It doubles, up to the caller's share, when a read had
- * to wait for the plugin and an eighth of the window was read meanwhile.
- * Streams that are read side by side divide the share.
+ * It starts at 4 units.  It grows, up to the caller's share, when a read waits
+ * for a prefetch that was planned too late, and an eighth of the window was
+ * read meanwhile.  Streams that are read side by side divide the share.
  */
 #include "reader.h"
 
@@ -46,6 +46,117 @@ test_no_wait (void)
     g_assert_cmpuint (c.t.window, ==,
                       i < 50 ? WINDOW_MIN : 4 * WINDOW_MIN);
   }
+}
+
+/* How often the window doubles for a read that waits for its prefetch, by the
+ * times from the plan to the read, and in the plugin.
+ */
+static void
+test_wait (void)
+{
+  static const struct { uint64_t ahead_ns, plugin_ns; unsigned doublings; }
+  waits[] = {
+    { 0, 1000, 2 }, { 999, 1000, 2 }, { 1000, 1000, 1 }, { 1999, 1000, 1 },
+    { 2000, 1000, 0 }, { 1000000, 1000, 0 }
+  };
+
+  for (unsigned i = 0; i < G_N_ELEMENTS (waits); i++) {
+    struct reader c = { .t.window = 64, .has_hits = true };
+    struct stream *s = reader_run (&c, 0, 32);
+    struct stream_late late = { 0 };
+
+    stream_waited (&late, 5000, 5000 + waits[i].ahead_ns, waits[i].plugin_ns);
+    stream_answered (&c.t, U, &late);
+    (void) reader_plan (&c, s, 1024);
+    g_assert_cmpuint (c.t.window, ==, 64u << waits[i].doublings);
+  }
+}
+
+/* Of several waits the one with the most doublings counts.  A prefetch may have
+ * been planned after the read came.
+ */
+static void
+test_waits (void)
+{
+  struct stream_late late = { 0 };
+
+  stream_waited (&late, 10, 5000, 1000);
+  g_assert_cmpuint (late.doublings, ==, 0);
+  stream_waited (&late, 4000, 5000, 1000);
+  g_assert_cmpuint (late.doublings, ==, 1);
+  g_assert_cmpuint (late.planned_ns, ==, 4000);
+  stream_waited (&late, 6000, 5000, 1000);
+  stream_waited (&late, 4300, 5000, 1000);
+  g_assert_cmpuint (late.doublings, ==, 2);
+  g_assert_cmpuint (late.planned_ns, ==, 6000);
+}
+
+/* Reads that wait for prefetches planned before the window grew do not let it
+ * grow again.
+ */
+static void
+test_grows_once (void)
+{
+  struct reader c = { .t.window = 16, .has_hits = true };
+  struct stream *s = reader_run (&c, 0, 8);
+  struct stream_late before = { 0 }, after = { 0 };
+
+  stream_waited (&before, 1, c.now_ns, 1000);
+  stream_answered (&c.t, 0, &before);
+  (void) reader_plan (&c, s, 1024);
+  g_assert_cmpuint (c.t.window, ==, 64);
+  stream_missed (&after, c.t.now_ns);
+  for (unsigned i = 8; i < 100; i++) {
+    s = reader_read (&c, i * U, U);
+    stream_answered (&c.t, 0, &before);
+    (void) reader_plan (&c, s, 1024);
+    g_assert_cmpuint (c.t.window, ==, 64);
+  }
+  stream_answered (&c.t, 0, &after);
+  (void) reader_plan (&c, s, 1024);
+  g_assert_cmpuint (c.t.window, ==, 256);
+}
+
+/* The window is as large as the share, and a read waits.  The caller learns
+ * that a larger share may be of use, whatever the read waits for.  The window
+ * grows as soon as it has a larger share.
+ */
+static void
+test_larger_share (void)
+{
+  struct reader c = { .t.window = 64, .has_hits = true };
+  struct stream *s = reader_run (&c, 0, 64);
+  struct stream_late late = { 0 };
+
+  stream_waited (&late, 0, 1000000, 1000);
+  stream_answered (&c.t, U, &late);
+  (void) reader_plan (&c, s, 65);
+  g_assert_false (c.t.wants_more);
+  stream_answered (&c.t, U, &late);
+  (void) reader_plan (&c, s, 64);
+  g_assert_true (c.t.wants_more);
+  (void) reader_plan (&c, s, 1024);
+  g_assert_cmpuint (c.t.window, ==, 64);
+  stream_missed (&late, c.now_ns);
+  stream_answered (&c.t, U, &late);
+  (void) reader_plan (&c, s, 64);
+  g_assert_true (c.t.wants_more);
+  s = reader_run (&c, 64 * U, 1);
+  (void) reader_plan (&c, s, 64);
+  g_assert_false (c.t.wants_more);
+  (void) reader_plan (&c, s, 65);
+  g_assert_cmpuint (c.t.window, ==, 128);
+  (void) reader_plan (&c, s, 1024);
+  g_assert_cmpuint (c.t.window, ==, 128);
+  /* If the share is at most half of the window, a wait says nothing about the
+   * window.
+   */
+  stream_missed (&late, c.now_ns);
+  stream_answered (&c.t, 0, &late);
+  (void) reader_plan (&c, s, 64);
+  s = reader_run (&c, 65 * U, 32);
+  (void) reader_plan (&c, s, 1024);
+  g_assert_cmpuint (c.t.window, ==, 128);
 }
 
 /* A share of no units allows no prefetch. */
@@ -253,6 +364,10 @@ static const struct test tests[] = {
   { "/window/doubles-up-to-the-share", .run_each = test_doubles,
     .values = { 1, 3, 4, 5, 16, 24, 64, 1000 } },
   { "/window/stays-small-where-no-read-waits", .run = test_no_wait },
+  { "/window/grows-as-far-as-it-was-too-small", .run = test_wait },
+  { "/window/the-worst-wait-counts", .run = test_waits },
+  { "/window/grows-once-for-what-was-planned", .run = test_grows_once },
+  { "/window/grows-when-the-share-does", .run = test_larger_share },
   { "/window/no-share-no-prefetch", .run = test_no_share },
   { "/window/plans-have-each-byte-once", .run = test_plans },
   { "/window/streams-side-by-side-divide-it", .run = test_side_by_side },

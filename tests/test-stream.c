@@ -96,6 +96,58 @@ test_deep (unsigned depth)
   g_assert_cmpuint (stream_active (&c.t, c.now_ns), ==, 1);
 }
 
+/* Of a client with several in flight, other reads overtake a read, as its
+ * thread waits for a processor.  It is no new stream, and plans nothing.
+ */
+static void
+test_behind (void)
+{
+  struct reader c = { .slack = 6 * U };
+  struct stream *s = reader_run (&c, 10 * MIB, 200);
+  uint64_t overtaken = s->end - 64 * U;
+
+  for (unsigned i = 0; i < 1000; i++) {
+    s = reader_run (&c, s->end, 32);
+    (void) reader_plan (&c, s, 64);
+    g_assert_true (reader_read (&c, s->end - MAX_BEHIND + i % 50 * U, U) == s);
+    assert_empty (reader_plan (&c, s, 64));
+  }
+  /* These reads continue no stream: one farther behind, one before its start,
+   * and those of a client with one request in flight.
+   */
+  g_assert_null (reader_read (&c, s->end - MAX_BEHIND - U, U));
+  g_assert_null (reader_read (&c, s->start - 7 * U, U));
+  c.slack = 0;
+  g_assert_null (reader_read (&c, s->end - U, U));
+  g_assert_null (reader_read (&c, overtaken, U));
+}
+
+/* A client with several in flight reads bytes close behind a stream, which
+ * advances by ADVANCE units for each of these reads.  They become a stream of
+ * their own.
+ */
+static void
+test_again (unsigned advance)
+{
+  struct reader c = { .slack = 6 * U };
+  struct stream *s = reader_run (&c, 0, 32), *again = NULL;
+
+  for (unsigned i = 0; i < 16; i++) {
+    again = reader_read (&c, i * U, U);
+    for (unsigned j = 0; j < advance; j++)
+      g_assert_true (reader_read (&c, s->end, U) == s);
+  }
+  g_assert_true (again && again != s);
+  g_assert_cmpuint (again->end, ==, 16 * U);
+}
+
+/* The same when it has read to the end, and begins again. */
+static void
+test_second_pass (void)
+{
+  test_again (0);
+}
+
 /* With slack, a read continues the stream whose end is nearest. */
 static void
 test_nearest (void)
@@ -190,6 +242,10 @@ static const struct test tests[] = {
     .values = { 8, 16 } },
   { "/stream/a-deep-client-has-one", .run_each = test_deep,
     .values = { 2, 16, 64 } },
+  { "/stream/an-overtaken-read-continues-it", .run = test_behind },
+  { "/stream/reads-close-behind-one-are-another", .run_each = test_again,
+    .values = { 1, 2 } },
+  { "/stream/a-second-pass-is-another", .run = test_second_pass },
   { "/stream/the-nearest-continues", .run = test_nearest },
   { "/stream/the-first-two-may-be-out-of-order", .run = test_first_two },
   { "/stream/continues-past-an-earlier-read", .run = test_earlier_read },
