@@ -264,7 +264,7 @@ threads_error (int err)
 
   if (config.threads_given)
     nbdkit_error ("asyncpool-threads=%u: must be a number of threads that the "
-                  "system allows: %s", n, strerror (err));
+                  "system allows: %s", config.threads_given, strerror (err));
   else if (config.buffers_given && n == config.engine.buffers)
     nbdkit_error ("asyncpool-buffers=%u: must be a number of threads that the "
                   "system allows, one for each buffer: %s", n, strerror (err));

@@ -164,8 +164,8 @@ config_set (struct config *c, const char *key, const char *value)
     c->memory_word = value;             /* nbdkit keeps it */
     if (parse_size (value, MIN_MEMORY, MAX_MEMORY, &c->memory))
       return 1;
-    nbdkit_error ("%s=%s: must be a whole number such as 64M or 2G, from 1M to "
-                  "1024G", key, value);
+    nbdkit_error ("%s=%s: must be a number, alone or with the suffix K, M or "
+                  "G, from 1M to 1024G", key, value);
     return -1;
   }
   if (strcmp (key, "asyncpool-threads") == 0)
@@ -251,7 +251,7 @@ config_complete (struct config *c)
 
   c->buffer_size_given = e->buffer_size != 0;
   c->buffers_given = e->buffers != 0;
-  c->threads_given = e->threads != 0;
+  c->threads_given = e->threads;
   if (!c->buffer_size_given) {
     e->buffer_size = DEFAULT_BUFFER_SIZE;
     c->buffer_size_word = "128K";

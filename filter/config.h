@@ -15,7 +15,8 @@
 struct config {
   struct engine_config engine;
   /* Set by config_complete. */
-  bool buffers_given, buffer_size_given, threads_given, contexts_given;
+  bool buffers_given, buffer_size_given, contexts_given;
+  unsigned threads_given;       /* asyncpool-threads; 0: not given */
   uint64_t memory;              /* bytes; 0: not given */
   const char *memory_word;      /* as it is given */
   const char *buffer_size_word; /* as it is given, or the default */
@@ -58,7 +59,7 @@ extern void config_free (struct config *);
   "asyncpool-read=MODE         ahead (default): prefetch for sequential\n" \
   "                            readers; direct: never.\n" \
   "asyncpool-stats=FILE        Write statistics to FILE every 5 seconds and\n" \
-  "                            at the end; - is standard error.  The name\n" \
+  "                            at the end; -, standard error, at the end.\n" \
   "                            *.prom selects Prometheus' text format.\n"
 
 #endif

@@ -163,14 +163,14 @@ static const struct row {
   { "buffers_now", "state=\"taken\"", NULL,
     NULL, "@ taken", NOW (buffers_taken) },
   { "limit", "kind=\"read\"",
-    "Most prefetched or dirty buffers of the device with the largest limit.",
+    "Largest limit of a device, in operations of limit_operation_bytes.",
     "limit", "@ reads", NOW (read_limit.value) },
   { "limit", "kind=\"write\"", NULL,
     NULL, "@ writes", NOW (write_limit.value) },
   { "limit_reason", "kind=\"read\"",
     "Why: 0 fixed or no device, 1 its first value, 2 it grew, 3 operations "
-    "queue a little, 4 a test, 5 operations queued, 6 an error, 7 it "
-    "is at its bound.",
+    "queue a little or a test without gain, 4 a test, 5 operations queued, "
+    "6 an error, 7 it is at its bound.",
     "limit of reads", "@", NOW (read_limit.reason), .words = reasons },
   { "limit_reason", "kind=\"write\"", NULL,
     "limit of writes", "@", NOW (write_limit.reason), .words = reasons },
@@ -182,7 +182,7 @@ static const struct row {
     NULL, "@ ms for a write", NOW (write_limit.base),
     .decimals = 3, .scale = 1000 },
   { "limit_operation_bytes", "kind=\"read\"",
-    "The size of prefetches or deferred writes.",
+    "The size of the operations that the limit counts.",
     "largest operation", "@ bytes prefetched", NOW (read_limit.bytes) },
   { "limit_operation_bytes", "kind=\"write\"", NULL,
     NULL, "@ bytes written", NOW (write_limit.bytes) },
