@@ -515,10 +515,13 @@ void
 buffers_drop (struct engine *e, uint64_t offset, uint64_t end)
 {
   BUFFERS_FOREACH (b, e, offset, end) {
+    uint32_t block = b->device->min_block;
+    uint64_t rest = (end + block - 1) / block * block;
+
     /* A client that writes what it has read still wants the rest. */
     if (b->is_large && b->state == BUF_CLEAN && b->pins == 0
-        && offset <= buf_start (b) && end < buf_first_end (b)) {
-      b->lo = end - b->base;
+        && offset <= buf_start (b) && rest < buf_first_end (b)) {
+      b->lo = rest - b->base;
       b->used = MAX (b->used, b->lo);
     }
     else if (is_ahead (b))

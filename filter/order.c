@@ -316,14 +316,14 @@ order_submit_range_locked (struct engine *e, const struct buf *but,
   }
 }
 
-/* For a drain of a range: dispatches what the limit holds back there, as the
+/* For a drain of a range: dispatches what the limits hold back there, as the
  * writes in flight may hang.
  */
 static void
-write_held_back (struct conn *c, uint64_t offset, uint64_t end)
+write_held_back (struct engine *e, uint64_t offset, uint64_t end)
 {
-  BUFFERS_FOREACH (b, c->engine, offset, end)
-    if (b->device == c->device && is_ready (b))
+  BUFFERS_FOREACH (b, e, offset, end)
+    if (is_ready (b))
       order_write_locked (b);
 }
 
@@ -332,8 +332,6 @@ order_do_queued_locked (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
 
-  if (end != UINT64_MAX)
-    write_held_back (c, offset, end);
   if (!pool_has_queued (c->pool, POOL_WRITE))
     return false;
   BUFFERS_FOREACH (b, e, offset, end) {
@@ -378,6 +376,8 @@ order_wait_locked (struct conn *c,
       stats_add (e->stats, STATS_BARRIERS, 1);
       *until_ns = clock_ns () + e->config.others_ns;
     }
+    if (end != UINT64_MAX)
+      write_held_back (e, offset, end);
     if ((kinds & DIRTY_OWN) && order_do_queued_locked (c, offset, end))
       continue;
     err = order_wait_progress_locked (c, kinds & DIRTY_OWN ? UINT64_MAX
@@ -428,11 +428,13 @@ int
 order_drain_locked (struct conn *c, uint64_t offset, uint64_t end)
 {
   struct engine *e = c->engine;
+  uint64_t unit = e->config.buffer_size, until_ns = 0;
   struct drained d = { e->buffers.seq, offset, end };
-  uint64_t until_ns = 0;
 
   order_submit_range_locked (e, NULL, offset, end);
-  return order_wait_locked (c, dirty_in_range, &d, offset, end, &until_ns);
+  /* What is in the range may have to wait for older data of the same unit. */
+  return order_wait_locked (c, dirty_in_range, &d, offset / unit * unit,
+                            (end + unit - 1) / unit * unit, &until_ns);
 }
 
 /* Direct operations. */

@@ -155,34 +155,42 @@ read_device (struct read *r, uint64_t from, uint64_t to)
   return err;
 }
 
-/* The first pin at or after I that is whole.  Where waiting data holds a part
- * only, it is copied over the plugin's data.
+/* The end of the gap that begins at FROM; FROM if there is none.  *TO: how far
+ * the buffers reach from FROM on.  Where waiting data holds a part only, it is
+ * copied over the plugin's data.
  */
-static unsigned
-next_whole (const struct read *r, unsigned i)
+static uint64_t
+gap_end (const struct read *r, uint64_t from, uint64_t *to)
 {
-  if (r->whole)
-    return r->n;
-  while (i < r->n && !r->pins[i].whole)
-    i++;
-  return i;
+  uint64_t end = r->end;
+
+  *to = from;
+  for (unsigned i = 0; i < r->n && !r->whole; i++) {
+    const struct pin *p = &r->pins[i];
+
+    if (p->whole && p->from <= *to)
+      *to = MAX (*to, p->to);
+    else if (p->whole)
+      end = MIN (end, p->from);
+  }
+  return *to > from ? from : end;
 }
 
-/* Reads from the plugin the bytes that no buffer holds. */
+/* Reads from the plugin the bytes that no buffer holds.  The pins are in order
+ * of their buffers' bases; a large buffer may begin to hold bytes far behind
+ * its base.
+ */
 static int
 read_gaps (struct read *r)
 {
-  uint64_t from = r->offset;
   int err = 0;
 
-  for (unsigned i = next_whole (r, 0); err == 0 && i < r->n;
-       i = next_whole (r, i + 1)) {
-    if (from < r->pins[i].from)
-      err = read_device (r, from, r->pins[i].from);
-    from = MAX (from, r->pins[i].to);
+  for (uint64_t from = r->offset, end, to; from < r->end && err == 0;
+       from = MAX (end, to)) {
+    end = gap_end (r, from, &to);
+    if (end > from)
+      err = read_device (r, from, end);
   }
-  if (err == 0 && from < r->end)
-    err = read_device (r, from, r->end);
   return err;
 }
 

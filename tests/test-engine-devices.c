@@ -501,7 +501,9 @@ test_bound_retry_piece (struct world *w)
 }
 
 /* All workers are busy with another device, which hangs.  A flush, a writer and
- * a direct write do queued writes of their device themselves.
+ * a direct write do queued writes of their device themselves.  For the latter,
+ * that is also older data of the unit that is not in its range, but in the way
+ * of data there.
  */
 static void
 test_workers (struct world *w)
@@ -518,6 +520,11 @@ test_workers (struct world *w)
   assert_device (w->f, U, 8 * U, 1);
   do_write (w, 1, U, 9 * U, 2);
   do_fua (w, 1, 4096, 9 * U, 3);
+  do_write (w, 1, 4096, 10 * U - 4096, 2);
+  do_write (w, 1, U, 9 * U, 2);
+  do_fua (w, 1, 4096, 9 * U, 3);
+  assert_devices (w->f, PARTS ({ 9 * U, 4096, 3 },
+                               { 9 * U + 4096, U - 4096, 2 }));
   write_units (w, 1, 6, 10, 4); /* more than there are buffers */
   do_flush (w, 1);
   assert_device (w->f, 10 * U, 6 * U, 4);

@@ -263,6 +263,24 @@ test_drain (struct world *w)
   gate_release (w->gate, hold);
 }
 
+/* Nor does a request of what may be the same device: there is no room for the
+ * data that is in its way.
+ */
+static void
+test_drain_other (struct world *w)
+{
+  open_names (w, 64 * U, config_groups (4));
+  set_room (w, 0, 0);
+  for (unsigned i = 0; i < 2; i++)
+    do_write (w, 0, U, (8 + 2 * i) * U, 1);
+  assert_states (w, BUF_READY, 0, 64 * U, 2);
+  do_read (w, 1, U, 8 * U, 1);
+  do_fua (w, 1, 4096, 10 * U, 2);
+  assert_devices (w->f, PARTS ({ 8 * U, U, 1 }, { 10 * U, 4096, 2 },
+                               { 10 * U + 4096, U - 4096, 1 }));
+  do_flush (w, 0);
+}
+
 /* The end of a connection does not wait for the limit, either.  Its own hooks
  * and those of another connection, which are in its way, may hang.
  */
@@ -312,6 +330,7 @@ static const struct test tests[] = {
   { "groups/claimed", test_claimed },
   { "groups/no-memory", test_no_memory },
   { "groups/drain", test_drain, .on = POOL_ONLY },
+  { "groups/drain-other", test_drain_other },
   { "groups/close-hooks", test_close_hooks, .on = HOOKS_ONLY },
   { "groups/close", test_close },
 };

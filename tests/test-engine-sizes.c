@@ -167,6 +167,57 @@ test_large_in_place (struct world *w)
   assert_reads (w, 0, PARTS ({ 0, 2 * U, OLD }, { 2 * U, 30 * U, 1 }));
 }
 
+/* The rest of a large prefetch begins at a whole block after a change of less
+ * than one.
+ */
+static void
+test_large_min_block (struct world *w)
+{
+  struct engine_config c = config (8, 2, WRITE_BEHIND, READ_AHEAD);
+
+  c.adapts_to = c.large_buffers = 8;
+  c.large_size = LARGE * U;
+  world_start (w, DEVICE_UNITS * U, c);
+  open_with (w, 4096, UINT32_MAX);
+  w->c[0]->device->read_limit.size_interval = UINT_MAX;
+  start_stream (w, 0);
+  set_window (w, 0, 8 * LARGE);
+  for (unsigned i = 2; i < LARGE; i++)
+    do_read (w, 0, U, i * U, OLD);
+  conn_wait_for_prefetches (w->c[0]);
+  g_assert_cmpuint (gate_started (w->gate, GATE_READ, LARGE * U, U), ==, 1);
+  do_write (w, 0, 512, LARGE * U, 1);
+  assert_reads (w, 0, PARTS ({ LARGE * U, 512, 1 },
+                             { LARGE * U + 512, U - 512, OLD }));
+  do_read (w, 0, U, (LARGE + 1) * U, OLD);
+  g_assert_cmpuint (gate_started (w->gate, GATE_READ, (LARGE + 1) * U, U), ==,
+                    1);
+  for (unsigned i = 0; i < gate_started (w->gate, GATE_READ, ANYWHERE); i++) {
+    struct gate_op op = gate_op (w->gate, GATE_READ, ANYWHERE, i);
+
+    g_assert_cmpuint (op.offset % 4096, ==, 0);
+    g_assert_cmpuint (op.count % 4096, ==, 0);
+  }
+}
+
+/* Failed data is there in place of the beginning of a large prefetch: a read of
+ * both needs nothing from the plugin.
+ */
+static void
+test_large_failed (struct world *w)
+{
+  open_large (w, 8, 2);
+  start_stream (w, 0);
+  set_window (w, 0, 8 * LARGE);
+  for (unsigned i = 2; i < LARGE; i++)
+    do_read (w, 0, U, i * U, OLD);
+  conn_wait_for_prefetches (w->c[0]);
+  g_assert_cmpuint (gate_started (w->gate, GATE_READ, LARGE * U, U), ==, 1);
+  make_failed (w, 0, U, LARGE * U, 1, ENOSPC);          /* forgets the reads */
+  assert_reads (w, 0, PARTS ({ LARGE * U, U, 1 }, { (LARGE + 1) * U, U, OLD }));
+  assert_started (w, GATE_READ, LARGE * U, 2 * U, 0);
+}
+
 /* With more readers than large buffers, each reader has a part of the usual
  * ones.
  */
@@ -400,6 +451,8 @@ static const struct test tests[] = {
   { "sizes/large-around", test_large_around },
   { "sizes/large-few", test_large_few },
   { "sizes/large-in-place", test_large_in_place },
+  { "sizes/large-min-block", test_large_min_block },
+  { "sizes/large-failed", test_large_failed },
   { "sizes/large-many-readers", test_large_many_readers },
   { "sizes/large-no-more", test_large_no_more },
   { "sizes/large-memory", test_large_memory },
