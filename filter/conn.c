@@ -104,6 +104,7 @@ join (struct conn *c, struct device *fresh_device,
 
   ENGINE_LOCK_THEN_DISPATCH (e);
   c->device = d = device_join (fresh_device);
+  atomic_init (&c->show_error, d->show_error);
   c->shares = d->size == backend->size && d->unit == c->unit
     && d->min_block == backend->min_block
     && d->large_units == c->large_units;
@@ -588,7 +589,7 @@ conn_flush (struct conn *c, bool is_own)
   if (err == 0)
     err = device_flush (c);
   if (err == 0)
-    err = atomic_exchange (&c->show_error, 0);
+    err = device_take_show_error (c);
   err = flush_end (c, err);
   end (c, STATS_FLUSH, 0, now_ns);
   return err;

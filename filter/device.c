@@ -221,8 +221,10 @@ begin_flush (struct device *d)
   ENGINE_LOCK_THEN_DISPATCH (e);
   d->flushes++;
   x->flushes++;
-  changes_add_all (&x->gone_flushing, &x->gone);
-  x->gone.n = 0;
+  if (d->shared) {
+    changes_add_all (&x->gone_flushing, &x->gone);
+    x->gone.n = 0;
+  }
   QUEUE_FOREACH (struct conn, c, &e->conns, link) {
     if (c->device != d)
       continue;
@@ -313,10 +315,23 @@ note_show_error (struct device *d, int err)
   struct engine *e = d->export->engine;
 
   ENGINE_LOCK_THEN_DISPATCH (e);
+  d->show_error = err;
   QUEUE_FOREACH (struct conn, c, &e->conns, link) {
     if (c->device == d)
       atomic_store (&c->show_error, err);
   }
+}
+
+int
+device_take_show_error (struct conn *c)
+{
+  int err = atomic_exchange (&c->show_error, 0);
+
+  if (err == 0)
+    return 0;
+  ENGINE_LOCK_THEN_DISPATCH (c->engine);
+  c->device->show_error = 0;
+  return err;
 }
 
 int

@@ -55,7 +55,8 @@ struct export {
   GQueue dirty;                 /* OPEN, READY and WRITING buffers, by seq */
   atomic_int lost;              /* written under the lock: the error of data
                                  * that was dropped at the end of its last
-                                 * connection, until a flush returns it */
+                                 * connection, or that of device.show_error,
+                                 * until a flush returns it */
   GList link;                   /* in engine.exports */
 };
 
@@ -79,6 +80,8 @@ struct device {
   unsigned flushes;             /* under way */
   bool lost_by_name;            /* the data in lost was replaced through another
                                  * export name */
+  int show_error;               /* of a flush of the filter's own, until a flush
+                                 * of a client returns it */
   GList link;                   /* in engine.devices */
   struct device_extents extents;        /* under extents.lock */
   /* How many READING and CLEAN buffers it may have, and how many dirty ones and
@@ -132,9 +135,13 @@ extern void device_note_gone (struct conn *);
 extern int device_flush (struct conn *);
 /* Before a call with any context that depends on the bytes there: flushes the
  * plugin if it may hide this connection's changes.  If that fails, the next
- * flush on each connection of the device returns the error, too.  Nothing to do
- * without contexts.
+ * flush on each connection of the device returns the error, too, also on one
+ * that opens before a flush has returned it.  Nothing to do without contexts.
  */
 extern int device_show_own (struct conn *, uint64_t offset, uint64_t end);
+/* For a client's flush: the error of such a flush of the filter's own, once for
+ * each connection.  0: none.
+ */
+extern int device_take_show_error (struct conn *);
 
 #endif

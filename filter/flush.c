@@ -263,8 +263,10 @@ int
 flush_begin (struct conn *c)
 {
   struct engine *e = c->engine;
+  struct device *d = c->device;
   bool is_retried = false;
   int err, first_err = 0;
+  unsigned losses;
   struct buf *b;
   uint64_t seq, until_ns = 0;   /* one bound for all waits for other devices */
 
@@ -272,9 +274,10 @@ flush_begin (struct conn *c)
     return 0;
   ENGINE_LOCK_THEN_DISPATCH (e);
   seq = e->buffers.seq;
-  submit_export (c->device->export);
+  losses = atomic_load (&d->losses);
+  submit_export (d->export);
   err = order_wait_locked (c, dirty_for_flush, &seq, 0, UINT64_MAX, &until_ns);
-  while (err == 0 && (b = find_failed (c->device, seq)) != NULL) {
+  while (err == 0 && (b = find_failed (d, seq)) != NULL) {
     if (b->state == BUF_FAILED && may_try (c, b, seq))
       err = try_again (c, b);
     else if (b->state == BUF_FAILED || b->failed_seq > seq)
@@ -293,6 +296,9 @@ flush_begin (struct conn *c)
       err = order_wait_locked (c, dirty_for_flush, &seq, 0, UINT64_MAX,
                                &until_ns);
   }
+  /* Another flush may have dropped data that this one waited for. */
+  if (err == 0 && first_err == 0 && atomic_load (&d->losses) != losses)
+    err = atomic_load (&d->loss);
   return first_err ? first_err : err;
 }
 
@@ -424,6 +430,10 @@ flush_close (struct conn *c)
   /* A client of another name has replaced data here: the next client of this
    * name is to hear of it.
    */
-  if (--d->conns == 0 && d->lost_by_name && atomic_load (&d->lost))
+  if (--d->conns > 0)
+    return;
+  if (d->lost_by_name && atomic_load (&d->lost))
     atomic_store (&d->export->lost, atomic_load (&d->lost));
+  else if (d->show_error)
+    atomic_store (&d->export->lost, d->show_error);
 }

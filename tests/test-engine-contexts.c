@@ -402,7 +402,7 @@ test_hidden (struct world *w)
 }
 
 /* The error of such a flush is the read's, and that of the next flush on each
- * connection of the device.
+ * connection of the device, also on one that opens later.
  */
 static void
 test_hidden_error (struct world *w)
@@ -419,12 +419,35 @@ test_hidden_error (struct world *w)
   request_fails (w, 0, READ, 4096, 3 * U, 1, ENOSPC);
   gate_release (w->gate, fail);
   world_open (w, 2, "");
-  do_flush (w, 2);              /* it did not see the failure */
+  flush_fails (w, 2, ENOSPC);
+  do_flush (w, 2);
+  world_open (w, 3, "");
+  do_flush (w, 3);              /* a flush has returned it */
   flush_fails (w, 1, ENOSPC);
   do_flush (w, 1);
   flush_fails (w, 0, ENOSPC);
   do_flush (w, 0);
   do_read (w, 0, 4096, 3 * U, 1);
+}
+
+/* The client reconnects in between. */
+static void
+test_hidden_error_gone (struct world *w)
+{
+  int fail;
+
+  open_contexts (w, contexts_config ());
+  fake_hide (w->f);
+  do_write (w, 0, U, 3 * U, 1);
+  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
+  wait_free (w, 16);
+  fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, ENOSPC, 1);
+  request_fails (w, 0, READ, 4096, 3 * U, 1, ENOSPC);
+  gate_release (w->gate, fail);
+  world_close (w, 0);
+  world_open (w, 0, "");
+  flush_fails (w, 0, ENOSPC);
+  do_flush (w, 0);
 }
 
 /* A flush that returns the error of the filter's own flush has not succeeded:
@@ -762,6 +785,8 @@ static const struct test tests[] = {
   { "contexts/all-break", test_all_break, .on = CONTEXTS_ONLY },
   { "contexts/hidden/read", test_hidden, .on = CONTEXTS_ONLY },
   { "contexts/hidden/error", test_hidden_error, .on = CONTEXTS_ONLY },
+  { "contexts/hidden/error-gone", test_hidden_error_gone,
+    .on = CONTEXTS_ONLY },
   { "contexts/hidden/failing", test_hidden_failing, .on = CONTEXTS_ONLY },
   { "contexts/hidden/stream", test_hidden_stream, .on = CONTEXTS_ONLY },
   { "contexts/hang/free", test_hang_free, .on = CONTEXTS_ONLY },

@@ -209,6 +209,30 @@ test_permanent_at_once (struct world *w)
   gate_release (w->gate, fail);
 }
 
+/* The same after an earlier flush has returned the error: the first one drops
+ * the data that the second one waits for.  Both return the error.
+ */
+static void
+test_dropped_meanwhile (struct world *w)
+{
+  struct task *first, *second;
+  int fail, hold;
+
+  open_writeback (w, 4 * U, 8, 2);
+  fail = gate_fail (w->gate, GATE_WRITE, 0, U, EPERM, -1);
+  do_write (w, 0, 4096, 0, 1);
+  flush_fails (w, 1, EPERM);
+  hold = gate_hold (w->gate, GATE_WRITE, 0, U);
+  first = start_held_flush (w, hold, 0);
+  second = start_blocked_flush (w, 1);
+  gate_release (w->gate, hold);
+  task_ends (first, EPERM);
+  task_ends (second, EPERM);
+  assert_reports (":0+4096:lost");
+  do_flush (w, 1);
+  gate_release (w->gate, fail);
+}
+
 /* A connection that cannot write flushes while failed data waits for a direct
  * operation.  The flush waits as well.
  */
@@ -630,6 +654,7 @@ static const struct test tests[] = {
   { "failed/permanent/EROFS", test_permanent, EROFS },
   { "failed/permanent-ends", test_permanent_ends },
   { "failed/permanent-at-once", test_permanent_at_once },
+  { "failed/dropped-meanwhile", test_dropped_meanwhile },
   { "failed/readonly", test_readonly },
   { "failed/sticks", test_sticks },
   { "failed/meanwhile", test_meanwhile },
