@@ -248,8 +248,10 @@ vpath %.pod filter plugin plugin/async
 INSTALL ?= install
 # nbdkit's own prefix, unless another one is given.
 prefix = $(shell $(PKG_CONFIG) --variable=prefix nbdkit)
-NBDKIT_DIR = $(shell $(PKG_CONFIG) --define-variable=prefix=$(prefix) \
-  --variable=$1 nbdkit)
+# On Fedora the directories in nbdkit.pc do not use its prefix.
+nbdkit_prefix = $(shell $(PKG_CONFIG) --variable=prefix nbdkit)
+NBDKIT_DIR = $(patsubst $(nbdkit_prefix)/%,$(prefix)/%,$(shell \
+  $(PKG_CONFIG) --variable=$1 nbdkit))
 filterdir = $(call NBDKIT_DIR,filterdir)
 plugindir = $(call NBDKIT_DIR,plugindir)
 mandir = $(prefix)/share/man
@@ -270,8 +272,8 @@ install: all
 	  plugin/async/nbdkit-async.h plugin/async/nbdkit-async-driver.h
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(libdir) $(ASYNC_LIB)
 	$(INSTALL) -d $(DESTDIR)$(libdir)/pkgconfig
-	sed $(ASYNC_PC) plugin/async/nbdkit-async.pc.in \
-	  >$(DESTDIR)$(libdir)/pkgconfig/nbdkit-async.pc
+	sed $(ASYNC_PC) plugin/async/nbdkit-async.pc.in >$(B)/nbdkit-async.pc
+	$(INSTALL) -m 644 $(B)/nbdkit-async.pc $(DESTDIR)$(libdir)/pkgconfig
 
 DEPS_DEB := gcc g++ clang make pkg-config nbdkit nbdkit-plugin-dev \
   libnbd-dev libnbd-bin libglib2.0-dev python3-libnbd fio jq gnuplot-nox \

@@ -282,6 +282,18 @@ close_broken (struct contexts *s)
   close_one (&x->closer);
 }
 
+/* When a thread that waits for a context may open one.  UINT64_MAX: it is
+ * signalled before.
+ */
+static uint64_t
+next_open_ns_locked (const struct contexts *s)
+{
+  uint64_t at_ns = atomic_load (&s->closed_until_ns);
+
+  return atomic_load (&s->n_open) + s->opening < s->max
+    && at_ns > clock_ns () ? at_ns : UINT64_MAX;
+}
+
 void
 contexts_lease (void *vs)
 {
@@ -307,7 +319,8 @@ contexts_lease (void *vs)
       continue;
     if (s->leased + s->opening == 0)
       return;
-    cond_wait (&s->freed, lock_alone (&s->lock));
+    cond_wait_until (&s->freed, lock_alone (&s->lock),
+                     next_open_ns_locked (s));
   }
 }
 

@@ -476,6 +476,7 @@ ask_ahead (struct conn *c, bool goes_on, uint64_t end)
   from = known_end_locked (s, end, since_ns);
   if (from >= size)
     return;
+  from -= from % c->backend.min_block;  /* so the question is not empty */
   begin_locked (&c->extents.ahead, c, from,
                 limit (c, from, from, window));
   c->extents.is_ahead = true;

@@ -144,7 +144,8 @@ read_device (struct read *r, uint64_t from, uint64_t to)
     r->covered = NULL;
   }
   atomic_fetch_add_explicit (&c->direct_reads, 1, memory_order_relaxed);
-  if (conn_gains (c, false)
+  /* Of a closed connection, the pool may be gone. */
+  if (!(atomic_load (&c->calls) & CONN_CLOSED) && conn_gains (c, false)
       && !conn_is_refusable (c, count, from)
       && !(c->backend.contexts && device_hides_own (c, from, to)))
     err = fanout_pread (c->pool, &c->backend, conn_piece (c, count), buf, count,

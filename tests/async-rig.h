@@ -143,10 +143,13 @@ rig_open (struct rig_gate *g)
 
 /* Memory. */
 
+/* Memory that was in use before. */
 static void *
 rig_malloc (size_t size)
 {
-  return rig.memory_is_out ? NULL : malloc (size);
+  void *p = rig.memory_is_out ? NULL : malloc (size);
+
+  return p ? memset (p, 0xaa, size) : NULL;
 }
 
 static void *

@@ -114,6 +114,8 @@ static int
 example_after_fork (void)
 {
   has_thread = pthread_create (&thread, NULL, serve, NULL) == 0;
+  if (!has_thread)
+    nbdkit_error ("cannot start a thread");
   return has_thread ? 0 : -1;
 }
 

@@ -61,6 +61,20 @@ test_out_of_memory (void)
   }
 }
 
+/* A hook that fills nothing shows no memory that was in use before. */
+static void
+test_unfilled (gconstpointer can_cancel)
+{
+  char data[COUNT] = { 0 };
+
+  rig_begin (can_cancel);
+  rig.hook_does = REPLY_AT_ONCE;
+  g_assert_cmpint (rig.plugin.pread (HANDLE, data, COUNT, 0, 0), ==, 0);
+  for (unsigned i = 0; i < COUNT; i++)
+    g_assert_cmpint (data[i], ==, 0);
+  rig_end ();
+}
+
 /* The client is there. */
 
 /* A reply may take as long as it likes.  The library asks about the client
@@ -277,6 +291,8 @@ test_bound (void)
 static const struct rig_test tests[] = {
   { "buffers", .run = test_buffers },
   { "out-of-memory", .run = test_out_of_memory },
+  { "unfilled/cancel", .run_with = test_unfilled, .arg = WITH_CANCEL },
+  { "unfilled/copy", .run_with = test_unfilled, .arg = WITHOUT_CANCEL },
   { "slow-reply/cancel", .run_with = test_slow_reply, .arg = WITH_CANCEL },
   { "slow-reply/copy", .run_with = test_slow_reply, .arg = WITHOUT_CANCEL },
   { "reply-in-grace/cancel", .run_with = test_reply_in_grace,

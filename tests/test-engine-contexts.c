@@ -586,6 +586,27 @@ test_hang_fails (struct world *w)
   assert_contexts_logged (1);
 }
 
+/* A thread that could not open one tries again when the time has come, though
+ * nobody else needs anything.
+ */
+static void
+test_hang_retry (struct world *w)
+{
+  struct engine_config c = contexts_config ();
+  int hold;
+
+  c.context_retry_ns = 50000000;
+  open_contexts (w, c);
+  hold = hold_write (w, 0);
+  fake_set_openable (w->f, 0);
+  do_write (w, 0, U, 2 * U, 1);
+  wait_contexts_logged ();
+  fake_set_openable (w->f, MORE);
+  gate_wait_ended (w->gate, GATE_WRITE, 2 * U, U, 1);
+  gate_release (w->gate, hold);
+  assert_contexts_logged (1);
+}
+
 /* The end of a connection writes its data, though no context can be had. */
 static void
 test_hang_close (struct world *w)
@@ -791,6 +812,7 @@ static const struct test tests[] = {
   { "contexts/hidden/stream", test_hidden_stream, .on = CONTEXTS_ONLY },
   { "contexts/hang/free", test_hang_free, .on = CONTEXTS_ONLY },
   { "contexts/hang/fails", test_hang_fails, .on = CONTEXTS_ONLY },
+  { "contexts/hang/retry", test_hang_retry, .on = CONTEXTS_ONLY },
   { "contexts/hang/close", test_hang_close, .on = CONTEXTS_ONLY },
   { "contexts/fail-together", test_fail_together, .on = CONTEXTS_ONLY },
   { "contexts/stop", test_stop, .on = CONTEXTS_ONLY },

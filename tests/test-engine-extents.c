@@ -574,6 +574,28 @@ test_ahead (struct world *w)
                     4 * U);
 }
 
+/* Clients may ask about less than the plugin's minimum block.  A question ahead
+ * is never empty: nbdkit would abort.
+ */
+static void
+test_ahead_min_block (struct world *w)
+{
+  const uint64_t size = 40 * MIB;
+  struct backend b;
+
+  world_start (w, size, config_aging (4, WRITE_BEHIND, READ_AHEAD));
+  b = world_backend (w, 0);
+  b.min_block = 4096;
+  world_open_as (w, 0, "", &b);
+  for (uint64_t at = size - 200; at < size - 50; at += 50) {
+    struct extentset answer = { .max = EXTENTS_ANSWER };
+
+    g_assert_cmpint (conn_extents (w->c[0], 50, at, false, &answer), ==, 0);
+    extentset_clear (&answer);
+  }
+  gate_wait_ended (w->gate, GATE_EXTENTS, size - 4096, 3800, 1);
+}
+
 /* Requests here and there ask nothing ahead. */
 static void
 test_ahead_random (struct world *w)
@@ -803,6 +825,7 @@ static const struct test tests[] = {
   { "extents/error", test_error },
   { "extents/wait", test_wait },
   { "extents/ahead", test_ahead, .on = POOL_ONLY },
+  { "extents/ahead-min-block", test_ahead_min_block, .on = POOL_ONLY },
   { "extents/ahead-random", test_ahead_random },
   { "extents/ahead-wait", test_ahead_wait, .on = POOL_ONLY },
   { "extents/ahead-queued", test_ahead_queued, .on = POOL_ONLY },

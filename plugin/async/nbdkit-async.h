@@ -76,12 +76,12 @@ extern "C" {
  * .open and before .close of the handle.  A hook must not wait for the reply to
  * another request.
  *
- * asyncpool calls hooks on threads that nbdkit does not know, and on the
- * plugin's own threads inside a reply.  So a hook must not ask nbdkit about the
- * connection: nbdkit_export_name, nbdkit_is_tls, nbdkit_peer_*,
- * nbdkit_nanosleep, nbdkit_disconnect and nbdkit_*_intern do not work there.  A
- * plugin asks in .open and keeps the result in its handle.  asyncpool never
- * calls a hook for one connection on nbdkit's thread of another one.
+ * asyncpool calls hooks on threads that nbdkit does not know.  So a hook must
+ * not ask nbdkit about the connection: nbdkit_export_name, nbdkit_is_tls,
+ * nbdkit_peer_*, nbdkit_nanosleep, nbdkit_disconnect and nbdkit_*_intern do not
+ * work there.  A plugin asks in .open and keeps the result in its handle.
+ * asyncpool never calls a hook for one connection on nbdkit's thread of another
+ * one.
  *
  * Compatibility: new fields are added only behind the old sizeof, and no field
  * is removed or changes its meaning.  The plugin passes the size that it was

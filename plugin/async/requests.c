@@ -238,8 +238,8 @@ take_late_and_unlock (struct slot *s)
 {
   void *copy = NULL;
 
-  note_progress_locked (s->reqid);
   if (s->state == ABANDONED) {
+    note_progress_locked (s->reqid);
     abandoned_bytes -= copy_bytes (s);
     is_bound_reported = false;
     copy = s->copy;
@@ -543,6 +543,8 @@ nbdkit_async_perform (const struct operation *op)
       return ENOMEM;
     if (op->kind == WRITE)
       memcpy (copy, op->buf, op->count);
+    else                        /* a hook may fill a part only */
+      memset (copy, 0, op->count);
   }
   s = start (op, copy, NULL);
   if (!s) {
