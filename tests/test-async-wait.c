@@ -226,6 +226,30 @@ test_cancelled_in_grace (gconstpointer does)
   rig_end ();
 }
 
+/* Nor does a reply to a request that was cancelled. */
+static void
+test_reply_after_cancel (void)
+{
+  static struct rig_call c;
+  struct rig_io gone;
+  uint64_t reqid, reqid_gone, left;
+
+  rig_begin (true);
+  rig_set_grace (HOUR_MS);
+  reqid_gone = rig_io_start (&gone);
+  g_assert_true (rig.driver->give_up (&gone.io));
+  reqid = rig_call_start (&c);
+  left = client_leaves ();
+  nbdkit_async_reply (HANDLE, reqid_gone);
+  {
+    LOCK_IN_SCOPE (&lock);
+    g_assert_cmpuint (leaving->progress_ns, ==, left);
+  }
+  rig_reply_read (reqid, 9);
+  assert_call_reads (&c, 9);
+  rig_end ();
+}
+
 /* The bound of copies that wait for a late reply. */
 
 /* No thread reads or fills the buffers of these large requests. */
@@ -304,6 +328,7 @@ static const struct rig_test tests[] = {
     .arg = GUINT_TO_POINTER (REPLY_AT_ONCE) },
   { "grace/cancel-replies-read", .run_with = test_cancelled_in_grace,
     .arg = GUINT_TO_POINTER (REPLY_READ_AT_ONCE) },
+  { "grace/reply-after-cancel", .run = test_reply_after_cancel },
   { "bound", .run = test_bound },
 };
 
