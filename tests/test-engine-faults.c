@@ -126,6 +126,8 @@ struct run {
   uint32_t tags[BLOCKS], past[BLOCKS];
   bool shows[2];                /* the connection's next flush returns the error
                                  * of an earlier one (conn.show_error) */
+  bool shows_next;              /* that of the next connection, too
+                                 * (device.show_error) */
   unsigned forgiven;            /* deferred errors before the last flush that
                                  * succeeded */
   bool is_last_close;
@@ -306,7 +308,7 @@ open_conn (struct run *r, unsigned i)
   if (err)
     return false;
   fake_make_slow (r->w->c[i]);
-  r->shows[i] = false;
+  r->shows[i] = r->shows_next;
   return true;
 }
 
@@ -481,12 +483,14 @@ send (struct run *r, const struct step *s, unsigned tag)
     fail ("the flush returns no error of an earlier one");
   /* A write may have failed and then succeeded: the plugin's flush is last. */
   if (s->kind == FLUSH
-      && (n_failed (r, kinds) == before || n_flushed (r) > flushed))
+      && (n_failed (r, kinds) == before || n_flushed (r) > flushed)) {
+    r->shows_next &= !r->shows[s->conn];
     r->shows[s->conn] = false;
+  }
   /* A flush that the filter sends by itself. */
   if (w->serial && (s->kind == READ || s->kind == EXTENTS)
       && n_failed (r, GATE_FLUSH) > flushes)
-    r->shows[0] = r->shows[1] = true;
+    r->shows[0] = r->shows[1] = r->shows_next = true;
   engine_check (w->e);
   return err;
 }
@@ -547,20 +551,20 @@ close_all (struct run *r)
   }
 }
 
-/* All connections are closed.  The next one gets the error of lost data if no
- * flush has returned it.
+/* All connections are closed.  The next one gets the error of lost data, or of a
+ * flush of the filter's own, if no flush has returned it.
  */
 static void
 check_reopened (struct run *r)
 {
-  bool is_lost = r->n_lost > 0 && !r->is_reported, fails;
+  bool is_lost = (r->n_lost > 0 && !r->is_reported) || r->shows_next, fails;
 
   check_device (r, SIZE, 0);
   open_conn (r, 0);
   r->shows[0] = is_lost;
   fails = flush_after (r, 0);
   if (is_lost && !fails)
-    fail ("data is lost, and no flush returns the error");
+    fail ("no flush returns an earlier error");
   if (flush_after (r, 0))
     fail ("a second flush fails after the fault");
 }
