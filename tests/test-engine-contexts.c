@@ -401,11 +401,9 @@ test_hidden (struct world *w)
   assert_started (w, GATE_FLUSH, ANYWHERE, 2);
 }
 
-/* The error of such a flush is the read's, and that of the next flush on each
- * connection of the device, also on one that opens later.
- */
+/* Connection 0 reads what it has changed, and the flush for that fails. */
 static void
-test_hidden_error (struct world *w)
+fail_own_flush (struct world *w)
 {
   int fail;
 
@@ -418,6 +416,15 @@ test_hidden_error (struct world *w)
   world_open (w, 1, "");
   request_fails (w, 0, READ, 4096, 3 * U, 1, ENOSPC);
   gate_release (w->gate, fail);
+}
+
+/* The error of such a flush is the read's, and that of the next flush on each
+ * connection of the device, also on one that opens later.
+ */
+static void
+test_hidden_error (struct world *w)
+{
+  fail_own_flush (w);
   world_open (w, 2, "");
   flush_fails (w, 2, ENOSPC);
   do_flush (w, 2);
@@ -434,17 +441,9 @@ test_hidden_error (struct world *w)
 static void
 test_hidden_error_gone (struct world *w)
 {
-  int fail;
-
-  open_contexts (w, contexts_config ());
-  fake_hide (w->f);
-  do_write (w, 0, U, 3 * U, 1);
-  gate_wait_ended (w->gate, GATE_WRITE, 3 * U, U, 1);
-  wait_free (w, 16);
-  fail = gate_fail (w->gate, GATE_FLUSH, ANYWHERE, ENOSPC, 1);
-  request_fails (w, 0, READ, 4096, 3 * U, 1, ENOSPC);
-  gate_release (w->gate, fail);
+  fail_own_flush (w);
   world_close (w, 0);
+  world_close (w, 1);
   world_open (w, 0, "");
   flush_fails (w, 0, ENOSPC);
   do_flush (w, 0);

@@ -167,6 +167,18 @@ test_large_in_place (struct world *w)
   assert_reads (w, 0, PARTS ({ 0, 2 * U, OLD }, { 2 * U, 30 * U, 1 }));
 }
 
+/* Reads in sequence until a large buffer has the bytes from unit LARGE on. */
+static void
+prefetch_large (struct world *w)
+{
+  start_stream (w, 0);
+  set_window (w, 0, 8 * LARGE);
+  for (unsigned i = 2; i < LARGE; i++)
+    do_read (w, 0, U, i * U, OLD);
+  conn_wait_for_prefetches (w->c[0]);
+  g_assert_cmpuint (gate_started (w->gate, GATE_READ, LARGE * U, U), ==, 1);
+}
+
 /* The rest of a large prefetch begins at a whole block after a change of less
  * than one.
  */
@@ -180,12 +192,7 @@ test_large_min_block (struct world *w)
   world_start (w, DEVICE_UNITS * U, c);
   open_with (w, 4096, UINT32_MAX);
   w->c[0]->device->read_limit.size_interval = UINT_MAX;
-  start_stream (w, 0);
-  set_window (w, 0, 8 * LARGE);
-  for (unsigned i = 2; i < LARGE; i++)
-    do_read (w, 0, U, i * U, OLD);
-  conn_wait_for_prefetches (w->c[0]);
-  g_assert_cmpuint (gate_started (w->gate, GATE_READ, LARGE * U, U), ==, 1);
+  prefetch_large (w);
   do_write (w, 0, 512, LARGE * U, 1);
   assert_reads (w, 0, PARTS ({ LARGE * U, 512, 1 },
                              { LARGE * U + 512, U - 512, OLD }));
@@ -207,12 +214,7 @@ static void
 test_large_failed (struct world *w)
 {
   open_large (w, 8, 2);
-  start_stream (w, 0);
-  set_window (w, 0, 8 * LARGE);
-  for (unsigned i = 2; i < LARGE; i++)
-    do_read (w, 0, U, i * U, OLD);
-  conn_wait_for_prefetches (w->c[0]);
-  g_assert_cmpuint (gate_started (w->gate, GATE_READ, LARGE * U, U), ==, 1);
+  prefetch_large (w);
   make_failed (w, 0, U, LARGE * U, 1, ENOSPC);          /* forgets the reads */
   assert_reads (w, 0, PARTS ({ LARGE * U, U, 1 }, { (LARGE + 1) * U, U, OLD }));
   assert_started (w, GATE_READ, LARGE * U, 2 * U, 0);
