@@ -551,8 +551,8 @@ close_all (struct run *r)
   }
 }
 
-/* All connections are closed.  The next one gets the error of lost data, or of a
- * flush of the filter's own, if no flush has returned it.
+/* All connections are closed.  The next one gets the error of lost data, or of
+ * a flush of the filter's own, if no flush has returned it.
  */
 static void
 check_reopened (struct run *r)
