@@ -59,7 +59,7 @@ extern void config_free (struct config *);
   "asyncpool-read=MODE         ahead (default): prefetch for sequential\n" \
   "                            readers; direct: never.\n" \
   "asyncpool-stats=FILE        Write statistics to FILE every 5 seconds and\n" \
-  "                            at the end; -, standard error, at the end.\n" \
-  "                            *.prom selects Prometheus' text format.\n"
+  "                            at the end.  - is standard error, at the end\n" \
+  "                            only.  *.prom selects Prometheus' text format.\n"
 
 #endif

@@ -325,13 +325,12 @@ note_show_error (struct device *d, int err)
 int
 device_take_show_error (struct conn *c)
 {
-  int err = atomic_exchange (&c->show_error, 0);
-
-  if (err == 0)
+  if (atomic_load (&c->show_error) == 0)
     return 0;
+  /* Both under the lock, so that no later error is cleared. */
   ENGINE_LOCK_THEN_DISPATCH (c->engine);
   c->device->show_error = 0;
-  return err;
+  return atomic_exchange (&c->show_error, 0);
 }
 
 int
