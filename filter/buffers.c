@@ -267,7 +267,13 @@ buffers_set_state (struct buf *b, enum buf_state state)
 bool
 buffers_have_room (struct device *d)
 {
-  return d->n_dirty < limit_in_usual (&d->write_limit);
+  unsigned in_flight = limit_in_usual (&d->write_limit);
+
+  /* For large writes, as much again waits: then whole groups are ready when
+   * writes end.
+   */
+  return d->n_dirty
+    < (limit_is_large (&d->write_limit) ? 2 * in_flight : in_flight);
 }
 
 /* The first writer whose device has room.  Prefer one that sleeps: any other

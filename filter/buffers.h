@@ -321,7 +321,9 @@ extern uint64_t buffers_idle_ns (const struct engine *);
 
 /* Writers that wait for a buffer, or until their device has room. */
 
-/* Whether the device has fewer dirty buffers than its limit. */
+/* Whether the device has fewer dirty buffers than its limit, or than twice the
+ * limit if that counts large writes.
+ */
 extern bool buffers_have_room (struct device *);
 
 extern void buffers_add_writer (struct writer *);

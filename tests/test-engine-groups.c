@@ -123,6 +123,25 @@ test_limit (struct world *w)
   assert_device (w->f, 12 * U, 0, 1);
 }
 
+/* While as many writes are in flight as the limit allows, as much data again
+ * may wait.  So whole groups are ready when a write ends.
+ */
+static void
+test_room (struct world *w)
+{
+  int hold;
+
+  open_groups (w, 8);
+  atomic_store (&w->c[0]->device->write_limit.value, 2);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  write_units (w, 0, 0, 4 * LARGE, 1);
+  assert_states (w, BUF_READY, 0, 4 * LARGE * U, 4 * LARGE - 2);
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+  assert_started (w, GATE_WRITE, ANYWHERE, 6);
+  assert_device (w->f, 4 * LARGE * U, 0, 1);
+}
+
 /* A buffer that is not full, or is another connection's, ends a group. */
 static void
 test_ends (struct world *w)
@@ -324,6 +343,7 @@ static const struct test tests[] = {
   { "groups/group", test_group },
   { "groups/backwards", test_backwards },
   { "groups/limit", test_limit },
+  { "groups/room", test_room },
   { "groups/ends", test_ends },
   { "groups/error", test_error },
   { "groups/newer", test_newer },
