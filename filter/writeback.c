@@ -178,18 +178,20 @@ reserve (const struct writer *w, uint64_t now_ns)
 {
   struct conn *c = w->conn;
   struct engine *e = c->engine;
+  struct device *d = c->device;
   uint32_t lo = w->offset - w->base, hi = w->end - w->base;
   struct buf *b = find_join (w);
 
   if (b)
     stats_add (e->stats, STATS_COALESCED, 1);
-  else if (!buffers_have_room (c->device)) {
-    limit_hit (&c->device->write_limit);
-    limit_has_large (&c->device->write_limit, follows_own (w));
-    return NULL;
+  else {
+    if (d->n_dirty >= limit_in_usual (&d->write_limit)) {
+      limit_hit (&d->write_limit);
+      limit_has_large (&d->write_limit, follows_own (w));
+    }
+    if (!buffers_have_room (d) || (b = buffers_take_for_write (e)) == NULL)
+      return NULL;
   }
-  else if ((b = buffers_take_for_write (e)) == NULL)
-    return NULL;
   /* Older data that it overlaps must not wait for more. */
   order_submit_range_locked (e, b, w->offset, w->end);
   if (b->state == BUF_TAKEN) {

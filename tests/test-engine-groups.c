@@ -131,10 +131,16 @@ test_room (struct world *w)
 {
   int hold;
 
+  struct limit *l;
+
   open_groups (w, 8);
-  atomic_store (&w->c[0]->device->write_limit.value, 2);
+  l = &w->c[0]->device->write_limit;
+  atomic_store (&l->value, 2);
   hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
-  write_units (w, 0, 0, 4 * LARGE, 1);
+  write_units (w, 0, 0, 2 * LARGE, 1);
+  g_assert_false (atomic_load (&l->hit));
+  write_units (w, 0, 2 * LARGE, 2 * LARGE, 1);
+  g_assert_true (atomic_load (&l->hit));
   assert_states (w, BUF_READY, 0, 4 * LARGE * U, 4 * LARGE - 2);
   gate_release (w->gate, hold);
   do_flush (w, 0);
