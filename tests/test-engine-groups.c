@@ -129,9 +129,8 @@ test_limit (struct world *w)
 static void
 test_room (struct world *w)
 {
-  int hold;
-
   struct limit *l;
+  int hold;
 
   open_groups (w, 8);
   l = &w->c[0]->device->write_limit;
