@@ -45,11 +45,11 @@ most_in_flight (const struct engine *e, const struct backend *b,
 
 static void
 set_large (const struct engine *e, const struct backend *b, struct limit *l,
-           bool begins)
+           bool beside)
 {
   limit_set_large (l, e->config.large_size,
                    most_in_flight (e, b, e->config.large_buffers),
-                   b->serial ? e->config.contexts : UINT_MAX, begins);
+                   b->serial ? e->config.contexts : UINT_MAX, beside);
 }
 
 /* Raises deferring before it sets defers: so direct_begin misses no connection
@@ -152,6 +152,7 @@ conn_open (struct engine *e, const char *export_name,
       && backend->max_block >= e->config.large_size) {
     c->large_units = d->large_units = e->config.large_size / unit;
     set_large (e, backend, &d->read_limit, true);
+    limit_has_large (&d->read_limit, true);
     set_large (e, backend, &d->write_limit, false);
   }
   d->shared = backend->shared;

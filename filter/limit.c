@@ -100,13 +100,6 @@ limit_hit (struct limit *l)
     store (&l->hit, true);
 }
 
-void
-limit_has_large (struct limit *l, bool has_large)
-{
-  if (load (&l->has_large) != has_large)
-    store (&l->has_large, has_large);
-}
-
 static unsigned
 most_of (const struct limit *l)
 {
@@ -119,28 +112,90 @@ set (struct limit *l, uint64_t value, enum limit_reason reason)
   unsigned old = load (&l->value), most = most_of (l);
 
   value = CLAMP (value, MIN (LIMIT_LEAST, most), most);
-  l->skip = MAX (value / 4, value - MIN (old, value));
+  l->skip = value - MIN (old, value);
+  if (reason == LIMIT_GROWS)    /* with all, a step would take two latencies */
+    l->skip /= 2;
+  l->skip = MAX (l->skip, value / 4);
   store (&l->value, value);
   store (&l->reason, value == most ? LIMIT_IS_MOST : reason);
 }
 
+static void
+begin_epoch (struct limit *l, uint64_t from_ns)
+{
+  l->epoch_ns = from_ns;
+  l->sum_ns = l->squares = 0;
+  l->n = l->begun = 0;
+  store (&l->hit, false);
+}
+
+/* The size. */
+
+static void
+change_size (struct limit *l)
+{
+  store (&l->is_large, !load (&l->is_large));
+  l->base_ns = l->good = 0;
+  l->is_base_tested = false;
+  l->least_ns = UINT64_MAX;
+}
+
+/* Whether the usual operations may have more bytes in flight than the large ones
+ * that the limit counts, and only without these.
+ */
+static bool
+usual_are_more (const struct limit *l)
+{
+  return load (&l->is_large) && !l->beside
+    && l->most / (l->large_bytes / l->usual_bytes) > l->most_large;
+}
+
+/* A new limit counts large operations from now on, with as many bytes.  If
+ * contexts bound the operations, it has all of them at once: they open while
+ * there is work for them.
+ */
+static void
+begin_large (struct limit *l)
+{
+  if (!load (&l->is_new) || l->is_small || l->kept)
+    return;
+  store (&l->is_new, false);
+  change_size (l);
+  set (l, l->at_once < l->most_large ? l->at_once
+       : (uint64_t) LIMIT_START * l->usual_bytes / l->large_bytes,
+       LIMIT_STARTS);
+  l->skip = load (&l->value) / 2;
+  begin_epoch (l, l->epoch_ns);
+}
+
 void
 limit_set_large (struct limit *l, uint32_t bytes, unsigned most,
-                 unsigned at_once, bool begins)
+                 unsigned at_once, bool beside)
 {
   if (load (&l->reason) == LIMIT_IS_FIXED || most == 0)
     return;
   l->large_bytes = bytes;
   l->at_once = at_once;
   l->most_large = most;
-  store (&l->has_large, begins);
-  if (!begins)                  /* the number of usual ones is found first */
-    return;
-  store (&l->is_large, true);
-  /* All contexts at once: they open while there is work for them. */
-  set (l, at_once < most ? at_once
-       : (uint64_t) LIMIT_START * l->usual_bytes / bytes, LIMIT_STARTS);
-  l->skip = load (&l->value) / 2;
+  l->beside = beside;
+  store (&l->is_new, true);
+}
+
+bool
+limit_is_new (struct limit *l)
+{
+  return load (&l->is_new);
+}
+
+void
+limit_has_large (struct limit *l, bool has_large)
+{
+  if (load (&l->has_large) != has_large)
+    store (&l->has_large, has_large);
+  if (has_large && load (&l->is_new)) {
+    LOCK_IN_SCOPE (l->lock);
+    begin_large (l);
+  }
 }
 
 /* Operations take as long as without a queue. */
@@ -152,17 +207,14 @@ grow (struct limit *l, uint64_t now_ns)
 
   if (now_ns < l->ceiling_until_ns)
     next = MIN (next, MAX (l->ceiling, value));
+  if (next > l->most_large && usual_are_more (l)) {
+    next *= l->large_bytes / l->usual_bytes;
+    change_size (l);
+    l->size_age = 0;
+    l->size_interval = SIZE_INTERVAL_FIRST;
+  }
   l->streak++;
   set (l, next, LIMIT_GROWS);
-}
-
-static void
-begin_epoch (struct limit *l, uint64_t from_ns)
-{
-  l->epoch_ns = from_ns;
-  l->sum_ns = l->squares = 0;
-  l->n = l->begun = 0;
-  store (&l->hit, false);
 }
 
 /* The other limit learns nothing for a while. */
@@ -218,15 +270,6 @@ end_test (struct limit *l, uint64_t now_ns)
 }
 
 /* Tests of the size. */
-
-static void
-change_size (struct limit *l)
-{
-  store (&l->is_large, !load (&l->is_large));
-  l->base_ns = l->good = 0;
-  l->is_base_tested = false;
-  l->least_ns = UINT64_MAX;
-}
 
 /* Whether to wait for the first base test of the other limit.  Only if it has
  * had operations, and not for long: there may be no more.
@@ -444,6 +487,7 @@ change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
   bool has_queue = mean_ns * 20 > l->base_ns * 23;
   bool is_long = mean_ns * 20 > l->base_ns * 27;
 
+  store (&l->is_new, false);
   l->good = MAX (l->good, value);
   if (is_long && !l->is_base_tested)    /* now; judge_test doubles it */
     l->age = l->interval = INTERVAL_FIRST / 2;
@@ -456,7 +500,7 @@ change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
     begin_test (l, MIN (served, value / 2), mean_ns);
   else if (is_long)
     begin_test (l, served, mean_ns);
-  else if (!has_queue && value < most_of (l))
+  else if (!has_queue && (value < most_of (l) || usual_are_more (l)))
     grow (l, now_ns);
   else
     set (l, value, LIMIT_STAYS);
@@ -516,6 +560,7 @@ back_off (struct limit *l, uint64_t now_ns)
 
   if (l->kept)
     give_up_test (l->other, now_ns);
+  store (&l->is_new, false);
   if (l->before) {              /* fewer are no reason for the error */
     if (l->size_test)
       undo_size_test (l);

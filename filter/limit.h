@@ -49,13 +49,16 @@
  * Large operations are better where the number of operations bounds a device,
  * such as a server with few connections.  There the time of an operation hardly
  * grows with its size.  Usual ones are better where bytes bound the device, and
- * LIMIT_LEAST large operations are already a queue.  So the limit of reads
- * begins with large ones.  If a limit falls to LIMIT_LEAST + 1 large ones or
- * fewer, it tests usual ones.  With usual ones, it tests large ones if there is
- * data for them (limit_has_large), and operations wait: for the device (a mean
- * time above 1.15 x base), or perhaps because the limit is at its bound.  If
- * many usual operations end and no large one, as with a
- * client that reads at random, the limit starts again with usual ones.
+ * LIMIT_LEAST large operations are already a queue.  A limit is new until it
+ * has been in the way for an epoch.  If there is data for large operations
+ * (limit_has_large) while it is new, it counts these, with as many bytes.  If a
+ * limit falls to LIMIT_LEAST + 1 large ones or fewer, it tests usual ones.  If
+ * it would grow above the bound of large ones, and usual ones may have more
+ * bytes, it counts these, with as many bytes as it would have grown to.  With
+ * usual ones, it tests large ones if there is data for them, and operations
+ * wait: for the device (a mean time above 1.15 x base), or perhaps because the
+ * limit is at its bound.  If many usual operations end and no large one, as
+ * with a client that reads at random, the limit starts again with usual ones.
  *
  * A size test measures the rate in bytes, changes the size, waits until as many
  * operations of the new size have ended as are in flight, and measures the rate
@@ -118,7 +121,7 @@ struct limit {
   uint32_t usual_bytes, large_bytes;
   unsigned at_once;             /* operations that the plugin gets at a time, at
                                  * most */
-  bool has_small;
+  bool has_small, beside;
   struct limit *other;          /* of the device's other kind, or NULL */
   struct lock *lock;            /* a leaf: own_lock, or that of OTHER */
   struct lock own_lock;
@@ -126,6 +129,7 @@ struct limit {
   atomic_uint value;
   atomic_uint reason;           /* enum limit_reason: the latest change */
   atomic_bool is_large;         /* this counts large operations */
+  atomic_bool is_new;           /* it may begin with large ones */
   /* Atomic. */
   atomic_bool hit;              /* the limit was in the way in this epoch */
   atomic_bool has_large;        /* see limit_has_large */
@@ -179,12 +183,12 @@ struct limit {
 extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t usual_bytes, bool has_small);
 /* The filter may also have operations of up to BYTES in flight, and at most
- * MOST of these.  BEGINS: the limit begins with them.  The plugin gets AT_ONCE
- * operations of any size at a time, at most.  Call it before the first
- * operation.
+ * MOST of these.  BESIDE: if it has as many, it has usual ones beside them, so
+ * the limit need not change to these.  The plugin gets AT_ONCE operations of
+ * any size at a time, at most.  Call it before the first operation.
  */
 extern void limit_set_large (struct limit *, uint32_t bytes, unsigned most,
-                             unsigned at_once, bool begins);
+                             unsigned at_once, bool beside);
 extern void limit_destroy (struct limit *);
 /* Makes them the two limits of a device: see above.  Call it before the first
  * operation.  They share a lock, so destroy both at the same time.
@@ -199,8 +203,11 @@ extern bool limit_is_large (struct limit *);
 extern void limit_show (struct limit *, struct stats_limit *shown);
 /* The filter wanted to have more in flight. */
 extern void limit_hit (struct limit *);
+/* Whether the limit counts large operations as soon as there is data for them.
+ */
+extern bool limit_is_new (struct limit *);
 /* Tells the limit whether the filter has data for large operations.  If not,
- * the limit does not test them.  The first value is BEGINS.
+ * the limit does not test them.  At first there are none.
  */
 extern void limit_has_large (struct limit *, bool);
 /* An operation of COUNT bytes began at START_NS and has ended at END_NS. */

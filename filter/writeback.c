@@ -179,16 +179,19 @@ reserve (const struct writer *w, uint64_t now_ns)
   struct conn *c = w->conn;
   struct engine *e = c->engine;
   struct device *d = c->device;
+  struct limit *limit = &d->write_limit;
   uint32_t lo = w->offset - w->base, hi = w->end - w->base;
   struct buf *b = find_join (w);
 
   if (b)
     stats_add (e->stats, STATS_COALESCED, 1);
   else {
-    if (d->n_dirty >= limit_in_usual (&d->write_limit)) {
-      limit_hit (&d->write_limit);
-      limit_has_large (&d->write_limit, follows_own (w));
-    }
+    bool is_hit = d->n_dirty >= limit_in_usual (limit);
+
+    if (is_hit || limit_is_new (limit))
+      limit_has_large (limit, follows_own (w));
+    if (is_hit)
+      limit_hit (limit);
     if (!buffers_have_room (d) || (b = buffers_take_for_write (e)) == NULL)
       return NULL;
   }

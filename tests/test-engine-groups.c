@@ -31,6 +31,7 @@ set_room (struct world *w, unsigned i, unsigned n)
   atomic_store (&d->write_limit.reason, LIMIT_IS_FIXED);
   atomic_store (&d->write_limit.value, 8);
   atomic_store (&d->write_limit.is_large, true);
+  atomic_store (&d->write_limit.is_new, false);
   LOCK_IN_SCOPE (&w->e->lock);
   d->n_writes = 8 - n;
 }
@@ -145,6 +146,29 @@ test_room (struct world *w)
   do_flush (w, 0);
   assert_started (w, GATE_WRITE, ANYWHERE, 6);
   assert_device (w->f, 4 * LARGE * U, 0, 1);
+}
+
+/* The limit of writes begins with large ones, if the first writes follow each
+ * other.
+ */
+static void
+test_begins (struct world *w)
+{
+  struct limit *l;
+  int hold;
+
+  world_init (w, 64 * U, config_groups (4));
+  l = &w->c[0]->device->write_limit;
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  do_write (w, 0, U, 0, 1);
+  do_write (w, 0, U, 9 * U, 1);
+  do_write (w, 1, U, U, 1);     /* of another connection */
+  g_assert_false (limit_is_large (l));
+  do_write (w, 0, U, 10 * U, 1);
+  g_assert_true (limit_is_large (l));
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+  assert_devices (w->f, PARTS ({ 0, 2 * U, 1 }, { 9 * U, 2 * U, 1 }));
 }
 
 /* A buffer that is not full, or is another connection's, ends a group. */
@@ -349,6 +373,7 @@ static const struct test tests[] = {
   { "groups/backwards", test_backwards },
   { "groups/limit", test_limit },
   { "groups/room", test_room },
+  { "groups/begins", test_begins },
   { "groups/ends", test_ends },
   { "groups/error", test_error },
   { "groups/newer", test_newer },

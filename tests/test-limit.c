@@ -39,8 +39,8 @@ struct model {
   unsigned wants[PHASES];       /* 0: as many as it gets */
   unsigned clients;             /* 0: one */
   bool large;                   /* operations may have LARGE_BYTES */
-  bool usual_first;             /* the limit, of the second client if there are
-                                 * two, begins with usual operations */
+  bool later;                   /* the last client has data for large ones only
+                                 * when its limit is no longer new */
 };
 
 /* What one client is, or both together. */
@@ -155,6 +155,8 @@ end_first (struct simulation *s, struct bin *bin)
   s->now_ns = op.end_ns;
   device_end (&s->state);
   rule_note (&c->rule, op.bytes, op.start_ns, s->now_ns, op.err);
+  if (rule_is_ours (&c->rule) && !limit_is_new (&c->rule.limit))
+    limit_has_large (&c->rule.limit, true);
   c->in_flight--;
   if (op.err)
     bin->errors++;
@@ -205,14 +207,13 @@ run_phase (struct simulation *s, struct run *run, unsigned phase)
 static void
 client_init (struct client *c, const struct model *m,
              const struct rule_ops *ops, unsigned most, bool is_large,
-             bool begins_large)
+             bool is_last)
 {
   c->is_large = is_large;
   rule_init (&c->rule, ops, most);
   if (m->large && rule_is_ours (&c->rule)) {
-    limit_set_large (&c->rule.limit, LARGE_BYTES, MOST_LARGE, MOST,
-                     begins_large);
-    limit_has_large (&c->rule.limit, true);
+    limit_set_large (&c->rule.limit, LARGE_BYTES, MOST_LARGE, MOST, !is_last);
+    limit_has_large (&c->rule.limit, !m->later || !is_last);
   }
 }
 
@@ -229,7 +230,7 @@ run_model (const struct model *m, const struct rule_ops *ops, unsigned most,
   s.heap = g_new (struct operation, CLIENTS * (MOST + 1));
   for (unsigned i = 0; i < CLIENTS; i++)
     client_init (&s.client[i], m, ops, most, is_large,
-                 !m->usual_first || i + 1 < model_clients (m));
+                 i + 1 == model_clients (m));
   if (model_clients (m) == 2 && rule_is_ours (&s.client[0].rule))
     limit_pair (&s.client[0].rule.limit, &s.client[1].rule.limit);
   for (; run->phases < PHASES && m->phase[run->phases].latency_ms;
@@ -434,23 +435,23 @@ static const struct model models[] = {
     { { .latency_ms = 20, .cv = 1, .servers = 16 } },
     .marks = { .rate = 0.9, .wait = 1.6, .latencies = 400 }, .large = true },
   { "later large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
-    .large = true, .usual_first = true },
+    .large = true, .later = true },
   { "later large, 10 MB/s", { { .latency_ms = 20, .mb_per_s = 10 } },
     .marks = { .rate = 0.95, .wait = 4, .latencies = 400 },
-    .large = true, .usual_first = true },
+    .large = true, .later = true },
   { "later large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
-    LARGE (1.7), .large = true, .usual_first = true },
+    LARGE (1.7), .large = true, .later = true },
   { "later large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
     .marks = { .rate = 0.93, .wait = 2, .latencies = 70 },
-    .large = true, .usual_first = true },
+    .large = true, .later = true },
   { "later large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
-    LATER_LARGE (42), .large = true, .usual_first = true },
+    LATER_LARGE (42), .large = true, .later = true },
   { "later large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
-    LATER_LARGE (42), .large = true, .usual_first = true },
+    LATER_LARGE (42), .large = true, .later = true },
   { "later large, tail, 16 servers",
     { { .latency_ms = 20, .cv = 1, .servers = 16 } },
     .marks = { .rate = 0.85, .wait = 1.6, .latencies = 420 },
-    .large = true, .usual_first = true },
+    .large = true, .later = true },
   { "large, 16 servers, 100 MB/s, 16 servers",
     { { .latency_ms = 20, .servers = 16 },
       { .latency_ms = 20, .mb_per_s = 100 },
@@ -458,21 +459,37 @@ static const struct model models[] = {
     .marks = { .rate = 0.93, .wait = 1.7, .latencies = 600 }, .large = true },
   /* As reads and writes do. */
   { "two, large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
-    .clients = 2, .large = true, .usual_first = true },
+    .clients = 2, .large = true },
   { "two, large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
     .marks = { .rate = 0.95, .wait = 5, .latencies = 800 },
-    .clients = 2, .large = true, .usual_first = true },
+    .clients = 2, .large = true },
   { "two, large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
-    LATER_LARGE (62), .clients = 2, .large = true, .usual_first = true },
+    QUEUE, .clients = 2, .large = true },
   { "two, large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
-    LATER_LARGE (62), .clients = 2, .large = true, .usual_first = true },
+    QUEUE, .clients = 2, .large = true },
   { "two, large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
-    .marks = { .rate = 0.95, .wait = 2.5, .worst_wait = 3, .latencies = 120 },
-    .clients = 2, .large = true, .usual_first = true },
+    .marks = { .rate = 0.95, .wait = 3, .worst_wait = 4, .latencies = 150 },
+    .clients = 2, .large = true },
   { "two, large, 100 MB/s duplex",
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
-    .marks = { .rate = 0.6, .wait = 2, .worst_wait = 2.5, .latencies = 800 },
-    .clients = 2, .large = true, .usual_first = true },
+    .marks = { .rate = 0.55, .wait = 6, .worst_wait = 7, .latencies = 800 },
+    .clients = 2, .large = true },
+  { "two, later large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
+    .clients = 2, .large = true, .later = true },
+  { "two, later large, 4 servers", { { .latency_ms = 20, .servers = 4 } },
+    .marks = { .rate = 0.95, .wait = 5, .latencies = 800 },
+    .clients = 2, .large = true, .later = true },
+  { "two, later large, 16 servers", { { .latency_ms = 20, .servers = 16 } },
+    LATER_LARGE (62), .clients = 2, .large = true, .later = true },
+  { "two, later large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
+    LATER_LARGE (62), .clients = 2, .large = true, .later = true },
+  { "two, later large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
+    .marks = { .rate = 0.95, .wait = 2.5, .worst_wait = 3, .latencies = 120 },
+    .clients = 2, .large = true, .later = true },
+  { "two, later large, 100 MB/s duplex",
+    { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
+    .marks = { .rate = 0.6, .wait = 2.5, .worst_wait = 5, .latencies = 800 },
+    .clients = 2, .large = true, .later = true },
   { "two, 0.2 ms", { { .latency_ms = 0.2 } }, NO_QUEUE (250), .clients = 2 },
   { "two, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25), .clients = 2 },
 };
@@ -858,6 +875,7 @@ check_size_undone (gconstpointer data)
   limit_pair (&l, &other);
   limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
   limit_set_large (&other, LARGE_BYTES, MOST_LARGE, MOST, false);
+  limit_has_large (&l, true);
   g_assert_true (limit_is_large (&l));
   note_until_size (&l, false, 20 * MS_NS, &now_ns);
   g_assert_cmpint (atomic_load (&l.reason), ==, LIMIT_TESTS);
@@ -894,10 +912,12 @@ epochs_until_size_test (bool has_reads)
   limit_pair (&reads, &writes);
   limit_set_large (&reads, LARGE_BYTES, MOST_LARGE, MOST, true);
   limit_set_large (&writes, LARGE_BYTES, MOST_LARGE, MOST, false);
-  limit_has_large (&writes, true);
+  limit_has_large (&reads, true);
   if (has_reads)
     limit_note (&reads, LARGE_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
   for (unsigned n = 0; n < 100000 && !writes.size_test; n++) {
+    if (!limit_is_new (&writes))
+      limit_has_large (&writes, true);
     limit_hit (&writes);
     now_ns += OPERATION_BYTES * 10;
     limit_note (&writes, OPERATION_BYTES,
@@ -922,8 +942,9 @@ check_size_contexts (gconstpointer unused G_GNUC_UNUSED)
 
   limit_init (&l, true, 4 * CONTEXTS, OPERATION_BYTES, true);
   limit_set_large (&l, LARGE_BYTES, 4 * CONTEXTS, CONTEXTS, false);
-  limit_has_large (&l, true);
   for (unsigned n = 0; n < 3000 && !limit_is_large (&l); n++) {
+    if (!limit_is_new (&l))
+      limit_has_large (&l, true);
     limit_hit (&l);
     now_ns += 20 * MS_NS / CONTEXTS;
     limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
@@ -941,6 +962,112 @@ check_size_waits (gconstpointer unused G_GNUC_UNUSED)
   g_assert_cmpuint (epochs_until_size_test (true), >=, 8);
 }
 
+/* A limit begins with large operations, with as many bytes, if there are any
+ * before it was in the way.
+ */
+static void
+check_begins_large (gconstpointer unused G_GNUC_UNUSED)
+{
+  uint64_t now_ns = 100 * MS_NS;
+  struct limit l;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, false);
+  for (unsigned i = 0; i < 1000; i++) {
+    now_ns += MS_NS;
+    limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  }
+  limit_has_large (&l, false);
+  g_assert_true (limit_is_new (&l));
+  g_assert_cmpuint (limit_in_usual (&l), ==, LIMIT_START);
+  limit_has_large (&l, true);
+  g_assert_false (limit_is_new (&l));
+  g_assert_true (limit_is_large (&l));
+  g_assert_cmpuint (limit_in_usual (&l), ==, LIMIT_START);
+  limit_destroy (&l);
+}
+
+/* Otherwise it tests them later. */
+static void
+check_begins_usual (gconstpointer data)
+{
+  int err = GPOINTER_TO_INT (data);
+  uint64_t now_ns = 100 * MS_NS;
+  struct limit l;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, false);
+  for (unsigned i = 0; i < 1000 && limit_is_new (&l); i++) {
+    limit_hit (&l);
+    now_ns += MS_NS;
+    limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, err);
+  }
+  g_assert_false (limit_is_new (&l));
+  limit_has_large (&l, true);
+  g_assert_false (limit_is_large (&l));
+  limit_destroy (&l);
+}
+
+/* While the limit is lower because of the other one's test, it does not begin
+ * with large operations, and while it counts small ones.  It does so later.
+ */
+static void
+check_begins_later (gconstpointer unused G_GNUC_UNUSED)
+{
+  enum { SMALL = 4096 };
+  uint64_t now_ns = 10 * MS_NS;
+  struct limit l, other;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  limit_init (&other, true, MOST, OPERATION_BYTES, false);
+  limit_pair (&l, &other);
+  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, false);
+  start_test (&other, 20 * MS_NS, &now_ns);
+  limit_has_large (&l, true);
+  g_assert_false (limit_is_large (&l));
+  now_ns += 2000 * MS_NS;       /* the end of the test */
+  for (unsigned i = 0; i < 1000; i++) {
+    now_ns += MS_NS;
+    limit_note (&l, SMALL, now_ns - MS_NS, now_ns, 0);
+  }
+  g_assert_true (l.is_small);
+  limit_has_large (&l, true);
+  g_assert_false (limit_is_large (&l));
+  limit_note (&l, OPERATION_BYTES, now_ns - MS_NS, now_ns, 0);
+  limit_has_large (&l, true);
+  g_assert_true (limit_is_large (&l));
+  limit_destroy (&l);
+  limit_destroy (&other);
+}
+
+/* A limit at its bound of large operations, without a queue, counts usual ones
+ * if these may have more bytes in flight, unless it has these, too.
+ */
+static void
+check_most_large (gconstpointer data)
+{
+  bool beside = GPOINTER_TO_INT (data);
+  enum { FEW = 64, UNITS = LARGE_BYTES / OPERATION_BYTES };
+  uint64_t now_ns = 20 * MS_NS;
+  unsigned most = 0;
+  struct limit l;
+
+  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  limit_set_large (&l, LARGE_BYTES, FEW, MOST, beside);
+  limit_has_large (&l, true);
+  for (unsigned i = 0; i < 10000 && limit_is_large (&l); i++) {
+    most = MAX (most, limit_value (&l));
+    limit_hit (&l);
+    now_ns += 20 * MS_NS / limit_value (&l);
+    limit_note (&l, LARGE_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  }
+  g_assert_cmpuint (most, ==, FEW);
+  g_assert_cmpint (limit_is_large (&l), ==, beside);
+  if (!beside)
+    g_assert_cmpuint (limit_value (&l), ==, 2 * FEW * UNITS);
+  limit_destroy (&l);
+}
+
 /* A client that never has large operations gets the limit that it would have
  * without them.
  */
@@ -952,6 +1079,7 @@ check_never_large (gconstpointer unused G_GNUC_UNUSED)
 
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
   limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
+  limit_has_large (&l, true);
   g_assert_cmpuint (limit_in_usual (&l), ==, LIMIT_START);
   for (unsigned i = 0; i < 100000; i++) {
     limit_hit (&l);
@@ -970,11 +1098,13 @@ check_not_large (gconstpointer unused G_GNUC_UNUSED)
 
   limit_init (&l, false, MOST, OPERATION_BYTES, false);
   limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, true);
+  limit_has_large (&l, true);
   g_assert_false (limit_is_large (&l));
   g_assert_cmpuint (limit_value (&l), ==, MOST);
   limit_destroy (&l);
   limit_init (&l, true, MOST, OPERATION_BYTES, false);
   limit_set_large (&l, LARGE_BYTES, 0, MOST, true);
+  limit_has_large (&l, true);
   g_assert_false (limit_is_large (&l));
   limit_destroy (&l);
 }
@@ -987,6 +1117,14 @@ add_tests (void)
   g_test_add_data_func ("/limit/size-given-up", NULL, check_size_undone);
   g_test_add_data_func ("/limit/size-contexts", NULL, check_size_contexts);
   g_test_add_data_func ("/limit/size-waits", NULL, check_size_waits);
+  g_test_add_data_func ("/limit/begins-large", NULL, check_begins_large);
+  g_test_add_data_func ("/limit/begins-usual", NULL, check_begins_usual);
+  g_test_add_data_func ("/limit/begins-usual-error", GINT_TO_POINTER (EIO),
+                        check_begins_usual);
+  g_test_add_data_func ("/limit/begins-later", NULL, check_begins_later);
+  g_test_add_data_func ("/limit/most-large", NULL, check_most_large);
+  g_test_add_data_func ("/limit/most-large-beside", GINT_TO_POINTER (true),
+                        check_most_large);
   g_test_add_data_func ("/limit/never-large", NULL, check_never_large);
   g_test_add_data_func ("/limit/not-large", NULL, check_not_large);
   g_test_add_data_func ("/limit/given-up", NULL, check_given_up);
