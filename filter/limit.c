@@ -112,10 +112,10 @@ set (struct limit *l, uint64_t value, enum limit_reason reason)
   unsigned old = load (&l->value), most = most_of (l);
 
   value = CLAMP (value, MIN (LIMIT_LEAST, most), most);
-  l->skip = value - MIN (old, value);
-  if (reason == LIMIT_GROWS)    /* with all, a step would take two latencies */
-    l->skip /= 2;
-  l->skip = MAX (l->skip, value / 4);
+  l->skip = value / 4;
+  /* A growth does not wait for more: a step would take two latencies. */
+  if (reason != LIMIT_GROWS)
+    l->skip = MAX (l->skip, value - MIN (old, value));
   store (&l->value, value);
   store (&l->reason, value == most ? LIMIT_IS_MOST : reason);
 }
@@ -140,29 +140,31 @@ change_size (struct limit *l)
   l->least_ns = UINT64_MAX;
 }
 
-/* Whether the usual operations may have more bytes in flight than the large ones
- * that the limit counts, and only without these.
+/* Whether the limit counts large operations, but more bytes could be in flight
+ * with usual ones.  Not if these are in flight beside the large ones.
  */
 static bool
 usual_are_more (const struct limit *l)
 {
-  return load (&l->is_large) && !l->beside
+  return load (&l->is_large) && !l->beside && !l->large_wins
     && l->most / (l->large_bytes / l->usual_bytes) > l->most_large;
 }
 
-/* A new limit counts large operations from now on, with as many bytes.  If
- * contexts bound the operations, it has all of them at once: they open while
- * there is work for them.
+/* If the limit is new, it counts large operations from now on: one for each
+ * context, also for those that are not open yet, as they open only while there
+ * is work for them.
  */
 static void
 begin_large (struct limit *l)
 {
+  uint64_t bytes;
+
   if (!load (&l->is_new) || l->is_small || l->kept)
     return;
+  bytes = (uint64_t) load (&l->value) * l->usual_bytes;
   store (&l->is_new, false);
   change_size (l);
-  set (l, l->at_once < l->most_large ? l->at_once
-       : (uint64_t) LIMIT_START * l->usual_bytes / l->large_bytes,
+  set (l, l->at_once < l->most_large ? l->at_once : bytes / l->large_bytes,
        LIMIT_STARTS);
   l->skip = load (&l->value) / 2;
   begin_epoch (l, l->epoch_ns);
@@ -208,7 +210,10 @@ grow (struct limit *l, uint64_t now_ns)
   if (now_ns < l->ceiling_until_ns)
     next = MIN (next, MAX (l->ceiling, value));
   if (next > l->most_large && usual_are_more (l)) {
-    next *= l->large_bytes / l->usual_bytes;
+    unsigned units = l->large_bytes / l->usual_bytes;
+
+    l->from_large = l->most_large * units;
+    next *= units;
     change_size (l);
     l->size_age = 0;
     l->size_interval = SIZE_INTERVAL_FIRST;
@@ -359,6 +364,7 @@ static void
 judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 {
   uint64_t served = l->before * mean_ns / l->before_ns;
+  unsigned from_large;
   bool is_base = mean_ns * 5 > l->base_ns * 4 && mean_ns * 3 < l->base_ns * 4;
 
   if (!is_base)
@@ -375,6 +381,13 @@ judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
   if (l->age == l->interval) {
     l->age = 0;
     l->interval = MIN (2 * l->interval, INTERVAL_MOST);
+  }
+  from_large = l->from_large;
+  l->from_large = 0;
+  if (served < from_large) {    /* the number of operations is the bound */
+    l->large_wins = true;
+    change_size (l);
+    served = l->before = l->most_large;
   }
   served += served / 8 + 1;
   if (served < l->before)
@@ -487,7 +500,8 @@ change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
   bool has_queue = mean_ns * 20 > l->base_ns * 23;
   bool is_long = mean_ns * 20 > l->base_ns * 27;
 
-  store (&l->is_new, false);
+  if (!l->is_small)
+    store (&l->is_new, false);
   l->good = MAX (l->good, value);
   if (is_long && !l->is_base_tested)    /* now; judge_test doubles it */
     l->age = l->interval = INTERVAL_FIRST / 2;
@@ -620,8 +634,9 @@ start_again (struct limit *l, bool is_small, uint64_t now_ns)
   store (&l->is_large, false);
   l->is_small = is_small;
   l->base_ns = l->age = l->good = l->ceiling_until_ns = 0;
-  l->is_base_tested = false;
+  l->is_base_tested = l->large_wins = false;
   l->least_ns = UINT64_MAX;
+  l->from_large = 0;
   l->interval = INTERVAL_FIRST;
   l->streak = STREAK_TO_DOUBLE;
   set (l, LIMIT_START, LIMIT_STARTS);
@@ -639,7 +654,8 @@ look_for_large (struct limit *l, uint32_t count, uint64_t now_ns)
 {
   unsigned value = load (&l->value);
 
-  if (count > l->usual_bytes || l->before || value == l->most_large)
+  if (count > l->usual_bytes || l->before
+      || (l->beside && value == l->most_large))
     l->without_large = 0;
   else if (count >= l->usual_bytes / 2
            && ++l->without_large >= 8 * value + 128) {

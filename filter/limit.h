@@ -49,16 +49,26 @@
  * Large operations are better where the number of operations bounds a device,
  * such as a server with few connections.  There the time of an operation hardly
  * grows with its size.  Usual ones are better where bytes bound the device, and
- * LIMIT_LEAST large operations are already a queue.  A limit is new until it
- * has been in the way for an epoch.  If there is data for large operations
- * (limit_has_large) while it is new, it counts these, with as many bytes.  If a
- * limit falls to LIMIT_LEAST + 1 large ones or fewer, it tests usual ones.  If
- * it would grow above the bound of large ones, and usual ones may have more
- * bytes, it counts these, with as many bytes as it would have grown to.  With
- * usual ones, it tests large ones if there is data for them, and operations
- * wait: for the device (a mean time above 1.15 x base), or perhaps because the
- * limit is at its bound.  If many usual operations end and no large one, as
- * with a client that reads at random, the limit starts again with usual ones.
+ * LIMIT_LEAST large operations are already a queue.
+ *
+ * A limit begins with usual operations, and is new.  It is no longer new at the
+ * end of the first epoch in which it was in the way, and after an error.  If
+ * there is data for large operations (limit_has_large) while it is new, it
+ * changes to these at once: a size test would find them late.  They have as
+ * many bytes as LIMIT_START usual ones, or there is one for each context.  A
+ * limit that counts small writes, or is lower because of the other one's test,
+ * does not change.
+ *
+ * If a limit falls to LIMIT_LEAST + 1 large operations or fewer, it tests usual
+ * ones.  If it would grow above the bound of large ones, and more bytes may be
+ * in flight with usual ones, it changes to these without a test.  They have as
+ * many bytes as the large ones would have.  The limit of reads does not change:
+ * at that bound, usual prefetches are in flight beside the large ones.  With
+ * usual operations, a limit tests large ones if there is data for them, and
+ * operations wait: for the device (a mean time above 1.15 x base), or perhaps
+ * because the limit is at its bound.  If many usual operations end and no large
+ * one, as with a client that reads at random, the limit starts again with usual
+ * ones.
  *
  * A size test measures the rate in bytes, changes the size, waits until as many
  * operations of the new size have ended as are in flight, and measures the rate
@@ -71,7 +81,8 @@
  *
  * A size test needs a base that was tested.  In the first 8 epochs it also
  * waits for the first base test of the other limit, if that has operations.
- * After a size test, the next one follows 64 epochs later at the earliest.
+ * After a size test, or a change to usual ones without one, the next test
+ * follows 64 epochs later at the earliest.
  * Each one that changes nothing makes the wait four times as long, up to 1024
  * epochs.  If it finds usual operations better, bytes probably bound both
  * kinds, so the other limit waits for 64 epochs, too, before it tests large
@@ -160,6 +171,11 @@ struct limit {
   uint64_t before_elapsed_ns;
   double before_rate[2];        /* bytes per ns, as in moved */
   uint64_t before_base_ns;
+  bool large_wins;              /* usual ones have a queue before they have as
+                                 * many bytes as large ones without one */
+  unsigned from_large;          /* after a change to usual ones without a test,
+                                 * until the base test: the limit that it had,
+                                 * in usual ones; 0: else */
   unsigned size_age;            /* epochs since the size was tested */
   unsigned size_interval;       /* the age at which it is tested again */
   /* The epoch: */
@@ -183,9 +199,10 @@ struct limit {
 extern void limit_init (struct limit *, bool adapts, unsigned most,
                         uint32_t usual_bytes, bool has_small);
 /* The filter may also have operations of up to BYTES in flight, and at most
- * MOST of these.  BESIDE: if it has as many, it has usual ones beside them, so
- * the limit need not change to these.  The plugin gets AT_ONCE operations of
- * any size at a time, at most.  Call it before the first operation.
+ * MOST of these.  BESIDE: with MOST large ones in flight, it has usual ones in
+ * flight, too.  Then the limit does not change to usual ones to grow.  The
+ * plugin gets AT_ONCE operations of any size at a time, at most.  Call it
+ * before the first operation.
  */
 extern void limit_set_large (struct limit *, uint32_t bytes, unsigned most,
                              unsigned at_once, bool beside);
@@ -203,11 +220,13 @@ extern bool limit_is_large (struct limit *);
 extern void limit_show (struct limit *, struct stats_limit *shown);
 /* The filter wanted to have more in flight. */
 extern void limit_hit (struct limit *);
-/* Whether the limit counts large operations as soon as there is data for them.
+/* Whether the limit would change to large operations as soon as there is data
+ * for them: see above.
  */
 extern bool limit_is_new (struct limit *);
-/* Tells the limit whether the filter has data for large operations.  If not,
- * the limit does not test them.  At first there are none.
+/* Tells the limit whether the filter has data for large operations.  If it has,
+ * a new limit changes to them.  If not, no limit tests them.  The first value
+ * is false.
  */
 extern void limit_has_large (struct limit *, bool);
 /* An operation of COUNT bytes began at START_NS and has ended at END_NS. */

@@ -158,16 +158,20 @@ is_deferrable (const struct writer *w)
     && !buffers_others_have (d, BUF_WAITING, w->offset, w->end);
 }
 
-/* Whether the unit before the write has dirty data of its connection. */
+/* Whether each of the UNITS before the write has dirty data of its connection.
+ */
 static bool
-follows_own (const struct writer *w)
+follows_own (const struct writer *w, unsigned units)
 {
   struct conn *c = w->conn;
+  uint64_t bytes = (uint64_t) units * c->unit, next = w->base - bytes;
 
-  BUFFERS_FOREACH (b, c->engine, w->base - MIN (w->base, c->unit), w->base)
-    if (b->conn == c && buf_is_dirty (b))
-      return true;
-  return false;
+  if (w->base < bytes)
+    return false;
+  BUFFERS_FOREACH (b, c->engine, next, w->base)
+    if (b->base == next && b->conn == c && buf_is_dirty (b))
+      next += c->unit;
+  return next == w->base;
 }
 
 /* Finds or takes the buffer for a write that may be deferred, widens its range
@@ -188,8 +192,10 @@ reserve (const struct writer *w, uint64_t now_ns)
   else {
     bool is_hit = d->n_dirty >= limit_in_usual (limit);
 
-    if (is_hit || limit_is_new (limit))
-      limit_has_large (limit, follows_own (w));
+    if (limit_is_new (limit))   /* there is no test: it must be sure */
+      limit_has_large (limit, follows_own (w, c->large_units));
+    else if (is_hit)
+      limit_has_large (limit, follows_own (w, 1));
     if (is_hit)
       limit_hit (limit);
     if (!buffers_have_room (d) || (b = buffers_take_for_write (e)) == NULL)

@@ -148,8 +148,8 @@ test_room (struct world *w)
   assert_device (w->f, 4 * LARGE * U, 0, 1);
 }
 
-/* The limit of writes begins with large ones, if the first writes follow each
- * other.
+/* The limit of writes changes to large ones when a write continues as much dirty
+ * data of its own connection as a large write has.
  */
 static void
 test_begins (struct world *w)
@@ -160,15 +160,17 @@ test_begins (struct world *w)
   world_init (w, 64 * U, config_groups (4));
   l = &w->c[0]->device->write_limit;
   hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
-  do_write (w, 0, U, 0, 1);
-  do_write (w, 0, U, 9 * U, 1);
-  do_write (w, 1, U, U, 1);     /* of another connection */
+  write_units (w, 0, 0, LARGE, 1);
+  do_write (w, 0, U, (LARGE + 1) * U, 1);       /* a gap */
+  do_write (w, 1, U, LARGE * U, 1);             /* another connection */
   g_assert_false (limit_is_large (l));
-  do_write (w, 0, U, 10 * U, 1);
+  write_units (w, 0, LARGE + 2, LARGE - 1, 1);
+  g_assert_false (limit_is_large (l));
+  do_write (w, 0, U, (2 * LARGE + 1) * U, 1);
   g_assert_true (limit_is_large (l));
   gate_release (w->gate, hold);
   do_flush (w, 0);
-  assert_devices (w->f, PARTS ({ 0, 2 * U, 1 }, { 9 * U, 2 * U, 1 }));
+  assert_device (w->f, (2 * LARGE + 2) * U, 0, 1);
 }
 
 /* A buffer that is not full, or is another connection's, ends a group. */

@@ -39,8 +39,9 @@ struct model {
   unsigned wants[PHASES];       /* 0: as many as it gets */
   unsigned clients;             /* 0: one */
   bool large;                   /* operations may have LARGE_BYTES */
-  bool later;                   /* the last client has data for large ones only
-                                 * when its limit is no longer new */
+  unsigned most_large;          /* of LARGE_BYTES; 0: MOST_LARGE */
+  bool later;                   /* the last client has no data for large ones
+                                 * until its limit is no longer new */
 };
 
 /* What one client is, or both together. */
@@ -114,6 +115,12 @@ static unsigned
 model_clients (const struct model *m)
 {
   return MAX (m->clients, 1);
+}
+
+static unsigned
+model_most_large (const struct model *m)
+{
+  return m->most_large ? m->most_large : MOST_LARGE;
 }
 
 static uint32_t
@@ -212,7 +219,8 @@ client_init (struct client *c, const struct model *m,
   c->is_large = is_large;
   rule_init (&c->rule, ops, most);
   if (m->large && rule_is_ours (&c->rule)) {
-    limit_set_large (&c->rule.limit, LARGE_BYTES, MOST_LARGE, MOST, !is_last);
+    limit_set_large (&c->rule.limit, LARGE_BYTES, model_most_large (m), MOST,
+                     !is_last);
     limit_has_large (&c->rule.limit, !m->later || !is_last);
   }
 }
@@ -308,7 +316,7 @@ static struct best
 find_best_of (const struct model *m, bool is_large)
 {
   struct best best = { 0 };
-  unsigned most = is_large ? MOST_LARGE : MOST, worse = 0;
+  unsigned most = is_large ? model_most_large (m) : MOST, worse = 0;
 
   for (unsigned n = 1, step = 1; n <= most && worse < 8; n += step) {
     g_autofree struct run *run = run_model (m, NULL, n, is_large, BINS);
@@ -434,6 +442,17 @@ static const struct model models[] = {
   { "large, tail, 16 servers",
     { { .latency_ms = 20, .cv = 1, .servers = 16 } },
     .marks = { .rate = 0.9, .wait = 1.6, .latencies = 400 }, .large = true },
+  /* At their bound, large ones have no queue. */
+  { "16 large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
+    .large = true, .most_large = 16 },
+  { "16 large, 16 servers", { { .latency_ms = 20, .servers = 16 } }, QUEUE,
+    .large = true, .most_large = 16 },
+  { "16 large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
+    .marks = { .rate = 0.95, .wait = 1.5, .latencies = 120 },
+    .large = true, .most_large = 16 },
+  { "later 16 large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
+    .marks = { .rate = 0.95, .wait = 1.5, .latencies = 120 },
+    .large = true, .most_large = 16, .later = true },
   { "later large, 20 ms", { { .latency_ms = 20 } }, NO_QUEUE (25),
     .large = true, .later = true },
   { "later large, 10 MB/s", { { .latency_ms = 20, .mb_per_s = 10 } },
@@ -468,7 +487,7 @@ static const struct model models[] = {
   { "two, large, 64 servers", { { .latency_ms = 20, .servers = 64 } },
     QUEUE, .clients = 2, .large = true },
   { "two, large, 100 MB/s", { { .latency_ms = 20, .mb_per_s = 100 } },
-    .marks = { .rate = 0.95, .wait = 3, .worst_wait = 4, .latencies = 150 },
+    .marks = { .rate = 0.95, .wait = 2.5, .worst_wait = 3, .latencies = 150 },
     .clients = 2, .large = true },
   { "two, large, 100 MB/s duplex",
     { { .latency_ms = 20, .mb_per_s = 100, .duplex = true } },
@@ -962,16 +981,17 @@ check_size_waits (gconstpointer unused G_GNUC_UNUSED)
   g_assert_cmpuint (epochs_until_size_test (true), >=, 8);
 }
 
-/* A limit begins with large operations, with as many bytes, if there are any
- * before it was in the way.
+/* A new limit changes to large operations, with as many bytes, as soon as there
+ * is data for them.
  */
 static void
-check_begins_large (gconstpointer unused G_GNUC_UNUSED)
+check_begins_large (gconstpointer data)
 {
+  unsigned most = GPOINTER_TO_UINT (data);
   uint64_t now_ns = 100 * MS_NS;
   struct limit l;
 
-  limit_init (&l, true, MOST, OPERATION_BYTES, true);
+  limit_init (&l, true, most, OPERATION_BYTES, true);
   limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, false);
   for (unsigned i = 0; i < 1000; i++) {
     now_ns += MS_NS;
@@ -979,15 +999,17 @@ check_begins_large (gconstpointer unused G_GNUC_UNUSED)
   }
   limit_has_large (&l, false);
   g_assert_true (limit_is_new (&l));
-  g_assert_cmpuint (limit_in_usual (&l), ==, LIMIT_START);
+  g_assert_cmpuint (limit_in_usual (&l), ==, MIN (most, LIMIT_START));
   limit_has_large (&l, true);
   g_assert_false (limit_is_new (&l));
   g_assert_true (limit_is_large (&l));
-  g_assert_cmpuint (limit_in_usual (&l), ==, LIMIT_START);
+  g_assert_cmpuint (limit_in_usual (&l), ==, MIN (most, LIMIT_START));
   limit_destroy (&l);
 }
 
-/* Otherwise it tests them later. */
+/* A limit that was in the way for an epoch, or had an error, is no longer new.
+ * Then data for large operations does not change it at once.
+ */
 static void
 check_begins_usual (gconstpointer data)
 {
@@ -1008,8 +1030,8 @@ check_begins_usual (gconstpointer data)
   limit_destroy (&l);
 }
 
-/* While the limit is lower because of the other one's test, it does not begin
- * with large operations, and while it counts small ones.  It does so later.
+/* A new limit does not change to large operations in a test of the other limit,
+ * nor while it counts small ones.  After that, it does.
  */
 static void
 check_begins_later (gconstpointer unused G_GNUC_UNUSED)
@@ -1027,6 +1049,7 @@ check_begins_later (gconstpointer unused G_GNUC_UNUSED)
   g_assert_false (limit_is_large (&l));
   now_ns += 2000 * MS_NS;       /* the end of the test */
   for (unsigned i = 0; i < 1000; i++) {
+    limit_hit (&l);
     now_ns += MS_NS;
     limit_note (&l, SMALL, now_ns - MS_NS, now_ns, 0);
   }
@@ -1040,8 +1063,9 @@ check_begins_later (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&other);
 }
 
-/* A limit at its bound of large operations, without a queue, counts usual ones
- * if these may have more bytes in flight, unless it has these, too.
+/* At its bound of large operations, and without a queue, a limit changes to
+ * usual ones, as more bytes may be in flight with them.  If usual ones are in
+ * flight beside the large ones, it does not change.
  */
 static void
 check_most_large (gconstpointer data)
@@ -1090,6 +1114,27 @@ check_never_large (gconstpointer unused G_GNUC_UNUSED)
   limit_destroy (&l);
 }
 
+/* So does a client that stops having them while the limit is at its bound. */
+static void
+check_no_longer_large (gconstpointer unused G_GNUC_UNUSED)
+{
+  enum { FEW = 8, UNITS = LARGE_BYTES / OPERATION_BYTES };
+  uint64_t now_ns = 20 * MS_NS;
+  struct limit l;
+
+  limit_init (&l, true, FEW * UNITS, OPERATION_BYTES, true);
+  limit_set_large (&l, LARGE_BYTES, FEW, MOST, false);
+  limit_has_large (&l, true);
+  g_assert_cmpuint (limit_value (&l), ==, FEW);
+  for (unsigned i = 0; i < 8 * FEW + 128; i++) {
+    now_ns += MS_NS;
+    limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
+  }
+  g_assert_false (limit_is_large (&l));
+  g_assert_false (l.is_small);
+  limit_destroy (&l);
+}
+
 /* With a fixed number, and without large buffers, operations are not large. */
 static void
 check_not_large (gconstpointer unused G_GNUC_UNUSED)
@@ -1117,7 +1162,10 @@ add_tests (void)
   g_test_add_data_func ("/limit/size-given-up", NULL, check_size_undone);
   g_test_add_data_func ("/limit/size-contexts", NULL, check_size_contexts);
   g_test_add_data_func ("/limit/size-waits", NULL, check_size_waits);
-  g_test_add_data_func ("/limit/begins-large", NULL, check_begins_large);
+  g_test_add_data_func ("/limit/begins-large", GUINT_TO_POINTER (MOST),
+                        check_begins_large);
+  g_test_add_data_func ("/limit/begins-large-few", GUINT_TO_POINTER (32),
+                        check_begins_large);
   g_test_add_data_func ("/limit/begins-usual", NULL, check_begins_usual);
   g_test_add_data_func ("/limit/begins-usual-error", GINT_TO_POINTER (EIO),
                         check_begins_usual);
@@ -1126,6 +1174,7 @@ add_tests (void)
   g_test_add_data_func ("/limit/most-large-beside", GINT_TO_POINTER (true),
                         check_most_large);
   g_test_add_data_func ("/limit/never-large", NULL, check_never_large);
+  g_test_add_data_func ("/limit/no-longer-large", NULL, check_no_longer_large);
   g_test_add_data_func ("/limit/not-large", NULL, check_not_large);
   g_test_add_data_func ("/limit/given-up", NULL, check_given_up);
   g_test_add_data_func ("/limit/given-up-alone", NULL, check_given_up_alone);
