@@ -214,6 +214,21 @@ reserve (const struct writer *w, uint64_t now_ns)
   return b;
 }
 
+/* Has an OPEN buffer written, unless a waiting writer can join it.  BUT cannot.
+ */
+static void
+submit_or_join (struct buf *b, const struct writer *but)
+{
+  QUEUE_FOREACH (struct writer, w, &b->engine->buffers.writers, link) {
+    if (w != but && w->conn == b->conn && w->base == b->base
+        && find_join (w) == b) {
+      cond_signal (&w->woken);
+      return;
+    }
+  }
+  order_submit_locked (b);
+}
+
 /* A copy into the buffer has ended. */
 static void
 filled (struct buf *b)
@@ -231,11 +246,12 @@ filled (struct buf *b)
     order_dispatch_locked (e, buf_start (b), buf_end (b));
     return;
   }
-  if (b->hi == b->conn->unit || buf_first_end (b) == b->conn->backend.size
-      || (e->buffers.writers.length > 0
-          && (e->buffers.free[false].queue.length == 0
-              || !buffers_have_room (b->device))))
+  if (b->hi == b->conn->unit || buf_first_end (b) == b->conn->backend.size)
     order_submit_locked (b);
+  else if (e->buffers.writers.length > 0
+           && (e->buffers.free[false].queue.length == 0
+               || !buffers_have_room (b->device)))
+    submit_or_join (b, NULL);
   if (oldest_open (e))
     wake_thread (e);
 }
@@ -267,17 +283,18 @@ others_wait_ns (struct conn *c)
   return MAX (2 * wait_ns, 1000000);
 }
 
-/* Has the OPEN buffers written that a writer of C waits for: those of its
- * device if that is at its limit, or all.
+/* Has the OPEN buffers written that the writer waits for: those of its device
+ * if that is at its limit, or all.
  */
 static void
-submit_open (struct conn *c)
+submit_open (const struct writer *w)
 {
-  bool has_room = buffers_have_room (c->device);
+  struct device *d = w->conn->device;
+  bool has_room = buffers_have_room (d);
 
-  QUEUE_FOREACH (struct buf, b, &c->engine->buffers.open, link) {
-    if (has_room || b->device == c->device)
-      order_submit_locked (b);
+  QUEUE_FOREACH (struct buf, b, &w->conn->engine->buffers.open, link) {
+    if (has_room || b->device == d)
+      submit_or_join (b, w);
   }
 }
 
@@ -292,7 +309,7 @@ wait_for_buffer (struct writer *w, uint64_t now_ns)
   uint64_t until_ns;
   int err;
 
-  submit_open (c);
+  submit_open (w);
   if (!w->waits || c->device->n_dirty > 0)
     w->until_ns = now_ns + others_wait_ns (c);
   if (e->buffers.failed.length == e->config.buffers

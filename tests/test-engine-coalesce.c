@@ -128,6 +128,29 @@ test_join_ready (struct world *w)
   assert_started (w, GATE_WRITE, ANYWHERE, 2);
 }
 
+/* Writers that wait for a buffer join the one that another writer gets. */
+static void
+test_join_waiting (struct world *w)
+{
+  enum { N = 4 };
+  struct task *writers[N];
+  int hold;
+
+  open_writeback (w, 32 * U, 8, 8);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  write_units (w, 0, 0, 8, 1);
+  gate_wait_held (w->gate, hold, 8);
+  for (unsigned i = 0; i < N; i++)
+    writers[i] = start_blocked (w, 0, WRITE, 4096, 16 * U + i * 4096, 2);
+  gate_pass (w->gate, hold, 1);
+  for (unsigned i = 0; i < N; i++)
+    task_ends (writers[i], 0);
+  gate_release (w->gate, hold);
+  do_flush (w, 0);
+  assert_started (w, GATE_WRITE, 16 * U, U, 1);
+  assert_devices (w->f, PARTS ({ 0, 8 * U, 1 }, { 16 * U, N * 4096, 2 }));
+}
+
 /* A write joins no buffer but the youngest one with these bytes. */
 static void
 test_join_youngest (struct world *w)
@@ -297,6 +320,7 @@ static const struct test tests[] = {
   { "coalesce/linger", test_linger },
   { "coalesce/linger-join", test_linger_join },
   { "coalesce/join-ready", test_join_ready },
+  { "coalesce/join-waiting", test_join_waiting },
   { "coalesce/join-youngest", test_join_youngest },
   { "coalesce/join-overlaps", test_join_overlaps },
   { "coalesce/copying", test_copying },
