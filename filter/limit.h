@@ -62,8 +62,10 @@
  * If a limit falls to LIMIT_LEAST + 1 large operations or fewer, it tests usual
  * ones.  If it would grow above the bound of large ones, and more bytes may be
  * in flight with usual ones, it changes to these without a test.  They have as
- * many bytes as the large ones would have.  The limit of reads does not change:
- * at that bound, usual prefetches are in flight beside the large ones.  With
+ * many bytes as the large ones would have.  If the next base test finds a queue
+ * with fewer bytes than the large ones had, these come back, and the limit
+ * stays with them at that bound.  The limit of reads does not change: at that
+ * bound, usual prefetches are in flight beside the large ones.  With
  * usual operations, a limit tests large ones if there is data for them, and
  * operations wait: for the device (a mean time above 1.15 x base), or perhaps
  * because the limit is at its bound.  If many usual operations end and no large
