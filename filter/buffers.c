@@ -679,8 +679,8 @@ buffers_share (const struct conn *c, uint32_t *units)
       && e->config.large_buffers / readers > 0) {
     unsigned limit = limit_value (&d->read_limit);
     /* If memory is the bound, and not contexts, use the rest of it, too. */
-    unsigned more = c->backend.contexts || limit < e->config.large_buffers
-      ? 0 : e->config.buffers;
+    unsigned more = limit < e->config.large_buffers || c->backend.contexts
+      || !limit_bears_more (&d->read_limit) ? 0 : e->config.buffers;
 
     *units = c->large_units;
     return MIN (e->config.large_buffers / readers, MAX (limit / of_device, 1))

@@ -119,6 +119,7 @@ struct buf {
   uint64_t reported_seq;        /* buffers.seq when a flush returned the error
                                  * of this failed data, or 0: none has since
                                  * the data was answered */
+  bool awaits_writer;           /* OPEN: a writer was called to it */
   bool claimed;                 /* READY: a flush writes it on its own thread */
   bool overtaken;               /* WRITING: newer data of another device has
                                  * replaced bytes of it, see order.h */
@@ -142,7 +143,9 @@ struct writer {
   /* Under engine.lock. */
   uint64_t until_ns;            /* end of its wait for other devices */
   bool waits;                   /* it is in buffers.writers */
-  struct cond woken;            /* a buffer became free, or none will */
+  struct cond woken;            /* a buffer became free, or none will, or there
+                                 * is one to join */
+  struct buf *called_to;        /* the one to join; NULL: none */
   GList link;                   /* in buffers.writers, while it waits */
 };
 

@@ -82,6 +82,12 @@ limit_is_large (struct limit *l)
   return load (&l->is_large);
 }
 
+bool
+limit_bears_more (struct limit *l)
+{
+  return load (&l->bears_more);
+}
+
 void
 limit_show (struct limit *l, struct stats_limit *shown)
 {
@@ -118,6 +124,7 @@ set (struct limit *l, uint64_t value, enum limit_reason reason)
     l->skip = MAX (l->skip, value - MIN (old, value));
   store (&l->value, value);
   store (&l->reason, value == most ? LIMIT_IS_MOST : reason);
+  store (&l->bears_more, false);
 }
 
 static void
@@ -135,7 +142,7 @@ static void
 change_size (struct limit *l)
 {
   store (&l->is_large, !load (&l->is_large));
-  l->base_ns = l->good = 0;
+  l->base_ns = l->good = l->from_large = 0;
   l->is_base_tested = false;
   l->least_ns = UINT64_MAX;
 }
@@ -212,9 +219,9 @@ grow (struct limit *l, uint64_t now_ns)
   if (next > l->most_large && usual_are_more (l)) {
     unsigned units = l->large_bytes / l->usual_bytes;
 
-    l->from_large = l->most_large * units;
     next *= units;
     change_size (l);
+    l->from_large = l->most_large * units;
     l->size_age = 0;
     l->size_interval = SIZE_INTERVAL_FIRST;
   }
@@ -364,7 +371,6 @@ static void
 judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
 {
   uint64_t served = l->before * mean_ns / l->before_ns;
-  unsigned from_large;
   bool is_base = mean_ns * 5 > l->base_ns * 4 && mean_ns * 3 < l->base_ns * 4;
 
   if (!is_base)
@@ -382,13 +388,12 @@ judge_test (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
     l->age = 0;
     l->interval = MIN (2 * l->interval, INTERVAL_MOST);
   }
-  from_large = l->from_large;
-  l->from_large = 0;
-  if (served < from_large) {    /* the number of operations is the bound */
+  if (served < l->from_large) { /* the number of operations is the bound */
     l->large_wins = true;
     change_size (l);
     served = l->before = l->most_large;
   }
+  l->from_large = 0;
   served += served / 8 + 1;
   if (served < l->before)
     l->streak = 0;
@@ -516,8 +521,10 @@ change (struct limit *l, uint64_t mean_ns, uint64_t now_ns)
     begin_test (l, served, mean_ns);
   else if (!has_queue && (value < most_of (l) || usual_are_more (l)))
     grow (l, now_ns);
-  else
+  else {
     set (l, value, LIMIT_STAYS);
+    store (&l->bears_more, !has_queue);
+  }
 }
 
 static void
@@ -575,6 +582,7 @@ back_off (struct limit *l, uint64_t now_ns)
   if (l->kept)
     give_up_test (l->other, now_ns);
   store (&l->is_new, false);
+  l->from_large = 0;
   if (l->before) {              /* fewer are no reason for the error */
     if (l->size_test)
       undo_size_test (l);

@@ -62,15 +62,15 @@
  * If a limit falls to LIMIT_LEAST + 1 large operations or fewer, it tests usual
  * ones.  If it would grow above the bound of large ones, and more bytes may be
  * in flight with usual ones, it changes to these without a test.  They have as
- * many bytes as the large ones would have.  If the next base test finds a queue
- * with fewer bytes than the large ones had, these come back, and the limit
- * stays with them at that bound.  The limit of reads does not change: at that
- * bound, usual prefetches are in flight beside the large ones.  With
- * usual operations, a limit tests large ones if there is data for them, and
- * operations wait: for the device (a mean time above 1.15 x base), or perhaps
- * because the limit is at its bound.  If many usual operations end and no large
- * one, as with a client that reads at random, the limit starts again with usual
- * ones.
+ * many bytes as the large ones would have.  If the next base test shows that
+ * the device serves fewer bytes at a time than the large ones had, these come
+ * back, and the limit stays with them at that bound.  The limit of reads does
+ * not change: at that bound, usual prefetches are in flight beside the large
+ * ones, if the bound has lasted for an epoch.  With usual operations, a limit
+ * tests large ones if there is data for them, and operations wait: for the
+ * device (a mean time above 1.15 x base), or perhaps because the limit is at
+ * its bound.  If many usual operations end and no large one, as with a client
+ * that reads at random, the limit starts again with usual ones.
  *
  * A size test measures the rate in bytes, changes the size, waits until as many
  * operations of the new size have ended as are in flight, and measures the rate
@@ -143,6 +143,7 @@ struct limit {
   atomic_uint reason;           /* enum limit_reason: the latest change */
   atomic_bool is_large;         /* this counts large operations */
   atomic_bool is_new;           /* it may begin with large ones */
+  atomic_bool bears_more;       /* the latest epoch had no queue at the bound */
   /* Atomic. */
   atomic_bool hit;              /* the limit was in the way in this epoch */
   atomic_bool has_large;        /* see limit_has_large */
@@ -173,8 +174,8 @@ struct limit {
   uint64_t before_elapsed_ns;
   double before_rate[2];        /* bytes per ns, as in moved */
   uint64_t before_base_ns;
-  bool large_wins;              /* usual ones have a queue before they have as
-                                 * many bytes as large ones without one */
+  bool large_wins;              /* the device serves fewer bytes at a time with
+                                 * usual ones than with large ones */
   unsigned from_large;          /* after a change to usual ones without a test,
                                  * until the base test: the limit that it had,
                                  * in usual ones; 0: else */
@@ -218,6 +219,8 @@ extern unsigned limit_value (struct limit *);
 extern unsigned limit_in_usual (struct limit *);
 /* Whether limit_value counts large operations.  If so, the filter uses them. */
 extern bool limit_is_large (struct limit *);
+/* Whether the limit is at its bound, and operations have no queue there. */
+extern bool limit_bears_more (struct limit *);
 /* Sets *SHOWN to the limit if it is larger than that. */
 extern void limit_show (struct limit *, struct stats_limit *shown);
 /* The filter wanted to have more in flight. */

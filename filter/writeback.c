@@ -9,6 +9,9 @@
 #include "dispatch.h"
 #include "writeback.h"
 
+/* With many writers, a look at all of them would take longer than it gains. */
+enum { JOINERS = 64 };
+
 /* The thread. */
 
 void
@@ -158,7 +161,8 @@ is_deferrable (const struct writer *w)
     && !buffers_others_have (d, BUF_WAITING, w->offset, w->end);
 }
 
-/* Whether each of the UNITS before the write has dirty data of its connection.
+/* Whether each of the UNITS before the write is full of dirty data of its
+ * connection.  The last one may be filled at the moment.
  */
 static bool
 follows_own (const struct writer *w, unsigned units)
@@ -169,7 +173,8 @@ follows_own (const struct writer *w, unsigned units)
   if (w->base < bytes)
     return false;
   BUFFERS_FOREACH (b, c->engine, next, w->base)
-    if (b->base == next && b->conn == c && buf_is_dirty (b))
+    if (b->base == next && b->conn == c && buf_is_dirty (b)
+        && (b->hi - b->lo == c->unit || next + c->unit == w->base))
       next += c->unit;
   return next == w->base;
 }
@@ -206,6 +211,7 @@ reserve (const struct writer *w, uint64_t now_ns)
   if (b->state == BUF_TAKEN) {
     buffers_enter (b, BUF_OPEN, c, w->base, lo, hi);
     b->since_ns = now_ns;
+    b->awaits_writer = false;
   }
   b->lo = MIN (b->lo, lo);
   b->hi = MAX (b->hi, hi);
@@ -214,19 +220,39 @@ reserve (const struct writer *w, uint64_t now_ns)
   return b;
 }
 
-/* Has an OPEN buffer written, unless a waiting writer can join it.  BUT cannot.
+/* Wakes a writer that can join the OPEN buffer.  Looks at the first ones only:
+ * they wait for the longest.
  */
 static void
-submit_or_join (struct buf *b, const struct writer *but)
+call_joiner (struct buf *b)
 {
+  unsigned n = 0;
+
   QUEUE_FOREACH (struct writer, w, &b->engine->buffers.writers, link) {
-    if (w != but && w->conn == b->conn && w->base == b->base
-        && find_join (w) == b) {
+    if (w->called_to == NULL && can_join (w, b) && find_join (w) == b) {
+      w->called_to = b;
+      b->awaits_writer = true;
       cond_signal (&w->woken);
       return;
     }
+    if (++n == JOINERS)
+      return;
   }
-  order_submit_locked (b);
+}
+
+/* The writer has joined the buffer that it was called to, or does not join it.
+ */
+static void
+end_call (struct writer *w, const struct buf *joined)
+{
+  struct buf *b = w->called_to;
+
+  w->called_to = NULL;
+  if (b == NULL || !b->awaits_writer)
+    return;
+  b->awaits_writer = false;
+  if (b != joined && b->state == BUF_OPEN)
+    order_submit_locked (b);
 }
 
 /* A copy into the buffer has ended. */
@@ -250,8 +276,11 @@ filled (struct buf *b)
     order_submit_locked (b);
   else if (e->buffers.writers.length > 0
            && (e->buffers.free[false].queue.length == 0
-               || !buffers_have_room (b->device)))
-    submit_or_join (b, NULL);
+               || !buffers_have_room (b->device))) {
+    call_joiner (b);
+    if (!b->awaits_writer)
+      order_submit_locked (b);
+  }
   if (oldest_open (e))
     wake_thread (e);
 }
@@ -283,18 +312,17 @@ others_wait_ns (struct conn *c)
   return MAX (2 * wait_ns, 1000000);
 }
 
-/* Has the OPEN buffers written that the writer waits for: those of its device
- * if that is at its limit, or all.
+/* Has the OPEN buffers written that a writer of C waits for: those of its
+ * device if that is at its limit, or all.  Not those that a writer is to join.
  */
 static void
-submit_open (const struct writer *w)
+submit_open (struct conn *c)
 {
-  struct device *d = w->conn->device;
-  bool has_room = buffers_have_room (d);
+  bool has_room = buffers_have_room (c->device);
 
-  QUEUE_FOREACH (struct buf, b, &w->conn->engine->buffers.open, link) {
-    if (has_room || b->device == d)
-      submit_or_join (b, w);
+  QUEUE_FOREACH (struct buf, b, &c->engine->buffers.open, link) {
+    if (!b->awaits_writer && (has_room || b->device == c->device))
+      order_submit_locked (b);
   }
 }
 
@@ -309,7 +337,8 @@ wait_for_buffer (struct writer *w, uint64_t now_ns)
   uint64_t until_ns;
   int err;
 
-  submit_open (w);
+  end_call (w, NULL);
+  submit_open (c);
   if (!w->waits || c->device->n_dirty > 0)
     w->until_ns = now_ns + others_wait_ns (c);
   if (e->buffers.failed.length == e->config.buffers
@@ -348,6 +377,7 @@ writeback_hold (struct conn *c, const void *buf, uint32_t count,
       *now_ns = clock_ns ();
     }
   }
+  end_call (&w, b);
   buffers_remove_writer (&w);
   if (*now_ns > start_ns)
     stats_note (e->stats, STATS_SPACE_WAIT, *now_ns - start_ns, count);

@@ -447,6 +447,26 @@ test_refusable_stream (struct world *w)
   do_read (w, 0, 2 * U, 2 * U, 1);
 }
 
+/* If the device bears more than the large buffers, a reader uses the usual
+ * ones, too.
+ */
+static void
+test_bears_more (struct world *w)
+{
+  enum { BUFFERS = 8 };
+  struct limit *l;
+  uint32_t units;
+
+  open_large (w, BUFFERS, 4);
+  l = &w->c[0]->device->read_limit;
+  atomic_store (&l->value, BUFFERS);
+  LOCK_IN_SCOPE (&w->e->lock);
+  g_assert_cmpuint (buffers_share (w->c[0], &units), ==, BUFFERS * LARGE);
+  atomic_store (&l->bears_more, true);
+  g_assert_cmpuint (buffers_share (w->c[0], &units), ==,
+                    BUFFERS * LARGE + BUFFERS);
+}
+
 static const struct test tests[] = {
   { "sizes/odd", test_odd },
   { "sizes/large", test_large },
@@ -457,6 +477,7 @@ static const struct test tests[] = {
   { "sizes/large-failed", test_large_failed },
   { "sizes/large-many-readers", test_large_many_readers },
   { "sizes/large-no-more", test_large_no_more },
+  { "sizes/large-bears-more", test_bears_more, .on = POOL_ONLY },
   { "sizes/large-memory", test_large_memory },
   { "sizes/max-block", test_max_block },
   { "sizes/min-block", test_min_block },

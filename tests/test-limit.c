@@ -1065,7 +1065,7 @@ check_begins_later (gconstpointer unused G_GNUC_UNUSED)
 
 /* At its bound of large operations, and without a queue, a limit changes to
  * usual ones, as more bytes may be in flight with them.  If usual ones are in
- * flight beside the large ones, it does not change.
+ * flight beside the large ones, it does not change, but says so.
  */
 static void
 check_most_large (gconstpointer data)
@@ -1073,6 +1073,7 @@ check_most_large (gconstpointer data)
   bool beside = GPOINTER_TO_INT (data);
   enum { FEW = 64, UNITS = LARGE_BYTES / OPERATION_BYTES };
   uint64_t now_ns = 20 * MS_NS;
+  bool bears_more = false;
   unsigned most = 0;
   struct limit l;
 
@@ -1080,6 +1081,9 @@ check_most_large (gconstpointer data)
   limit_set_large (&l, LARGE_BYTES, FEW, MOST, beside);
   limit_has_large (&l, true);
   for (unsigned i = 0; i < 10000 && limit_is_large (&l); i++) {
+    if (most < FEW)             /* there was no operation at the bound */
+      g_assert_false (limit_bears_more (&l));
+    bears_more |= limit_bears_more (&l);
     most = MAX (most, limit_value (&l));
     limit_hit (&l);
     now_ns += 20 * MS_NS / limit_value (&l);
@@ -1087,6 +1091,7 @@ check_most_large (gconstpointer data)
   }
   g_assert_cmpuint (most, ==, FEW);
   g_assert_cmpint (limit_is_large (&l), ==, beside);
+  g_assert_cmpint (bears_more, ==, beside);
   if (!beside)
     g_assert_cmpuint (limit_value (&l), ==, 2 * FEW * UNITS);
   limit_destroy (&l);
