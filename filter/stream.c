@@ -98,6 +98,7 @@ join (struct streams *t, struct stream *s)
     o->ahead = 0;
     if (gap.to - gap.from <= run_of (o) / 8) {
       s->start = o->start;
+      s->read += o->read + gap.to - gap.from;
       *o = (struct stream) { 0 };
     }
     return gap;
@@ -119,11 +120,12 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
     *s = (struct stream) {
       .used = true, .is_first = !t->has_begun, .start = offset, .end = end,
-      .began_ns = now_ns, .last_ns = now_ns
+      .read = count, .began_ns = now_ns, .last_ns = now_ns
     };
     t->has_begun = true;
     return NULL;
   }
+  s->read += count;
   if (s->end > offset + slack)
     s->behind += count;
   if (end > s->end) {
@@ -136,7 +138,7 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
   if (!s->is_sequential)
     *left = join (t, s);
   s->is_sequential = true;
-  return s;
+  return s->read < run_of (s) / 2 ? NULL : s;
 }
 
 void
@@ -151,8 +153,10 @@ stream_skip (struct streams *t, uint64_t from, uint64_t to)
         && (nearest == NULL || nearest->end < s->end))
       nearest = s;
   }
-  if (nearest)
+  if (nearest) {
+    nearest->read += to - nearest->end;
     nearest->end = to;
+  }
 }
 
 void

@@ -17,6 +17,10 @@
  * takes the place that was unused for longest.  A second read makes it a
  * stream.
  *
+ * Reads that are only near each other, as in a small file that is read at
+ * random, leave most bytes between them.  So there are prefetches only for a
+ * stream of which half has been read.
+ *
  * Window: how many units all streams of the connection may be ahead of their
  * reads.  It starts at WINDOW_MIN, and doubles up to the share that the caller
  * allows.  It grows when a read had to wait.  The window doubles twice if the
@@ -68,6 +72,8 @@ enum { STREAMS = 16, WINDOW_MIN = 4, OPERATIONS = 8 };
 
 struct stream {
   uint64_t start, end;          /* first byte read; furthest byte read + 1 */
+  uint64_t read;                /* bytes of its reads, and those that it need
+                                 * not read */
   uint64_t ahead;               /* handed out for prefetching up to here */
   uint64_t zeroes;              /* bytes between end and ahead that need no
                                  * prefetch, as they are known to be zeroes; the

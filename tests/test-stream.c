@@ -39,6 +39,21 @@ test_random (void)
   g_assert_cmpuint (stream_active (&c.t, c.now_ns), ==, 0);
 }
 
+/* A client with 16 requests in flight reads 16 MiB at random.  Many reads are
+ * near each other, but hardly any continues a stream.
+ */
+static void
+test_random_near (void)
+{
+  struct reader c = { .slack = 15 * 2 * 4096 };
+  unsigned n = 0;
+
+  for (unsigned i = 0; i < 10000; i++)
+    n += reader_read (&c, g_test_rand_int_range (0, 4096) * UINT64_C (4096),
+                      4096) != NULL;
+  g_assert_cmpuint (n, <, 10000 / 20);
+}
+
 /* N files are read in turns of one unit: each read continues its file's own
  * stream.
  */
@@ -238,6 +253,7 @@ test_zeroes (void)
 static const struct test tests[] = {
   { "/stream/adjacent-reads-are-a-stream", .run = test_adjacent },
   { "/stream/random-reads-are-none", .run = test_random },
+  { "/stream/random-reads-near-each-other-are-none", .run = test_random_near },
   { "/stream/interleaved-reads-are-several", .run_each = test_interleaved,
     .values = { 8, 16 } },
   { "/stream/a-deep-client-has-one", .run_each = test_deep,
