@@ -119,7 +119,7 @@ struct buf {
   uint64_t reported_seq;        /* buffers.seq when a flush returned the error
                                  * of this failed data, or 0: none has since
                                  * the data was answered */
-  bool awaits_writer;           /* OPEN: a writer was called to it */
+  struct writer *awaited;       /* OPEN: a writer that was called to it */
   bool claimed;                 /* READY: a flush writes it on its own thread */
   bool overtaken;               /* WRITING: newer data of another device has
                                  * replaced bytes of it, see order.h */

@@ -69,7 +69,6 @@ struct device {
   uint32_t unit, min_block;
   uint32_t large_units;         /* as conn.large_units */
   /* Under engine.lock. */
-  unsigned conns;               /* that have not ended */
   unsigned refs;                /* all connections */
   unsigned n_dirty;             /* its dirty buffers */
   unsigned readers;             /* connections with conn.ahead_units > 0 */
@@ -89,6 +88,8 @@ struct device {
    */
   struct limit read_limit, write_limit;
   /* Atomic. */
+  atomic_uint conns;            /* written under the lock: connections that have
+                                 * not ended */
   struct speed read_speed, write_speed, extents_speed;
   atomic_int lost;              /* written under the lock: the error of failed
                                  * data that another device has replaced, until

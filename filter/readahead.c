@@ -328,6 +328,7 @@ readahead_note (struct conn *c, uint32_t count, uint64_t offset,
   if (!lock_try_take (&c->streams_lock))
     return NULL;
   /* A client that knows the zeroes does not read them. */
+  c->streams.conns = atomic_load (&c->device->conns);
   stream_skip (&c->streams, extents_zeroes_begin (c, offset), offset);
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
   *covered = s && offset + count <= s->ahead && offset + count == s->end;

@@ -98,7 +98,6 @@ join (struct streams *t, struct stream *s)
     o->ahead = 0;
     if (gap.to - gap.from <= run_of (o) / 8) {
       s->start = o->start;
-      s->read += o->read + gap.to - gap.from;
       *o = (struct stream) { 0 };
     }
     return gap;
@@ -106,12 +105,21 @@ join (struct streams *t, struct stream *s)
   return (struct stream_range) { 0 };
 }
 
+/* Whether the client reads less than half of what S passes.  Each connection may
+ * see an equal part of its reads only.
+ */
+static bool
+leaves_out_most (const struct streams *t, const struct stream *s)
+{
+  return s->read * 2 * (t->conns ? t->conns : 1) < s->passed;
+}
+
 struct stream *
 stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
              uint64_t now_ns, struct stream_range *left)
 {
   struct stream *s = find (t, offset, slack);
-  uint64_t end = offset + count;
+  uint64_t end = offset + count, run;
 
   *left = (struct stream_range) { 0 };
   if (s == NULL) {
@@ -120,12 +128,12 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
       *left = (struct stream_range) { .from = s->end, .to = s->ahead };
     *s = (struct stream) {
       .used = true, .is_first = !t->has_begun, .start = offset, .end = end,
-      .read = count, .began_ns = now_ns, .last_ns = now_ns
+      .passed = count, .read = count, .began_ns = now_ns, .last_ns = now_ns
     };
     t->has_begun = true;
     return NULL;
   }
-  s->read += count;
+  run = run_of (s);
   if (s->end > offset + slack)
     s->behind += count;
   if (end > s->end) {
@@ -134,11 +142,17 @@ stream_note (struct streams *t, uint64_t offset, uint32_t count, uint64_t slack,
   }
   if (offset < s->start)
     s->start = offset;          /* the first reads came out of order */
+  s->read += count;
+  s->passed += run_of (s) - run;
+  if (s->passed > MAX_BEHIND + 2 * slack) {     /* the recent ones count */
+    s->read /= 2;
+    s->passed /= 2;
+  }
   s->last_ns = now_ns;
   if (!s->is_sequential)
     *left = join (t, s);
   s->is_sequential = true;
-  return s->read < run_of (s) / 2 ? NULL : s;
+  return leaves_out_most (t, s) ? NULL : s;
 }
 
 void
@@ -155,6 +169,7 @@ stream_skip (struct streams *t, uint64_t from, uint64_t to)
   }
   if (nearest) {
     nearest->read += to - nearest->end;
+    nearest->passed += to - nearest->end;
     nearest->end = to;
   }
 }

@@ -18,8 +18,9 @@
  * stream.
  *
  * Reads that are only near each other, as in a small file that is read at
- * random, leave most bytes between them.  So there are prefetches only for a
- * stream of which half has been read.
+ * random, leave most bytes between them.  So a stream whose latest reads leave
+ * out more than half counts as none.  A client may spread its reads over the
+ * connections of the device.  Then each stream may leave out more.
  *
  * Window: how many units all streams of the connection may be ahead of their
  * reads.  It starts at WINDOW_MIN, and doubles up to the share that the caller
@@ -72,8 +73,9 @@ enum { STREAMS = 16, WINDOW_MIN = 4, OPERATIONS = 8 };
 
 struct stream {
   uint64_t start, end;          /* first byte read; furthest byte read + 1 */
-  uint64_t read;                /* bytes of its reads, and those that it need
-                                 * not read */
+  uint64_t passed;              /* bytes by which it has grown lately */
+  uint64_t read;                /* of its reads meanwhile, and zeroes that are
+                                 * known */
   uint64_t ahead;               /* handed out for prefetching up to here */
   uint64_t zeroes;              /* bytes between end and ahead that need no
                                  * prefetch, as they are known to be zeroes; the
@@ -98,6 +100,8 @@ struct stream_late {
 struct streams {
   struct stream s[STREAMS];
   bool has_begun;               /* there was a read */
+  unsigned conns;               /* connections of the device; 0 = 1; the caller
+                                 * sets it before stream_note */
   uint32_t most_units;          /* of one operation, a power of two; 0 = 1; the
                                  * caller sets it before stream_plan */
   uint32_t operations;          /* of a window, at most, until they have
@@ -120,7 +124,8 @@ struct stream_range {
   uint64_t from, to;            /* bytes; empty if from == to */
 };
 
-/* A read.  Returns the stream that it continues, or NULL.  *LEFT: prefetched
+/* A read.  Returns the stream that it continues, or NULL if there is none, or
+ * only one that leaves out most bytes.  *LEFT: prefetched
  * bytes that no read will ask for, of a stream whose place was taken, or that
  * this stream has skipped.
  */

@@ -162,7 +162,7 @@ is_deferrable (const struct writer *w)
 }
 
 /* Whether each of the UNITS before the write is full of dirty data of its
- * connection.  The last one may be filled at the moment.
+ * connection.  A copy into the last one may be under way.
  */
 static bool
 follows_own (const struct writer *w, unsigned units)
@@ -211,7 +211,7 @@ reserve (const struct writer *w, uint64_t now_ns)
   if (b->state == BUF_TAKEN) {
     buffers_enter (b, BUF_OPEN, c, w->base, lo, hi);
     b->since_ns = now_ns;
-    b->awaits_writer = false;
+    b->awaited = NULL;
   }
   b->lo = MIN (b->lo, lo);
   b->hi = MAX (b->hi, hi);
@@ -231,7 +231,7 @@ call_joiner (struct buf *b)
   QUEUE_FOREACH (struct writer, w, &b->engine->buffers.writers, link) {
     if (w->called_to == NULL && can_join (w, b) && find_join (w) == b) {
       w->called_to = b;
-      b->awaits_writer = true;
+      b->awaited = w;
       cond_signal (&w->woken);
       return;
     }
@@ -248,9 +248,9 @@ end_call (struct writer *w, const struct buf *joined)
   struct buf *b = w->called_to;
 
   w->called_to = NULL;
-  if (b == NULL || !b->awaits_writer)
+  if (b == NULL || b->awaited != w)
     return;
-  b->awaits_writer = false;
+  b->awaited = NULL;
   if (b != joined && b->state == BUF_OPEN)
     order_submit_locked (b);
 }
@@ -277,8 +277,9 @@ filled (struct buf *b)
   else if (e->buffers.writers.length > 0
            && (e->buffers.free[false].queue.length == 0
                || !buffers_have_room (b->device))) {
-    call_joiner (b);
-    if (!b->awaits_writer)
+    if (b->awaited == NULL)
+      call_joiner (b);
+    if (b->awaited == NULL)
       order_submit_locked (b);
   }
   if (oldest_open (e))
@@ -313,7 +314,8 @@ others_wait_ns (struct conn *c)
 }
 
 /* Has the OPEN buffers written that a writer of C waits for: those of its
- * device if that is at its limit, or all.  Not those that a writer is to join.
+ * device if that is at its limit, or all.  Not those that a writer is to join,
+ * or fills at the moment: filled decides about these.
  */
 static void
 submit_open (struct conn *c)
@@ -321,7 +323,8 @@ submit_open (struct conn *c)
   bool has_room = buffers_have_room (c->device);
 
   QUEUE_FOREACH (struct buf, b, &c->engine->buffers.open, link) {
-    if (!b->awaits_writer && (has_room || b->device == c->device))
+    if (b->awaited == NULL && b->fillers == 0
+        && (has_room || b->device == c->device))
       order_submit_locked (b);
   }
 }

@@ -297,6 +297,29 @@ test_copying (struct world *w)
   assert_device (w->f, 4096, 4096, 2);
 }
 
+/* During the copy a writer that waits for a buffer leaves this one OPEN: others
+ * may join it.
+ */
+static void
+test_copying_full (struct world *w)
+{
+  struct task *write;
+  pthread_t writer;
+  int hold;
+
+  open_writeback (w, 32 * U, 8, 8);
+  hold = gate_hold (w->gate, GATE_WRITE, ANYWHERE);
+  write_units (w, 0, 8, 7, 1);
+  writer = start_copy (w);
+  write = start_blocked (w, 0, WRITE, 4096, 20 * U, 3);
+  assert_states (w, BUF_OPEN, 0, U, 1);
+  end_copy (writer);
+  gate_release (w->gate, hold);
+  task_ends (write, 0);
+  do_flush (w, 0);
+  assert_devices (w->f, PARTS ({ 0, U, 1 }, { 20 * U, 4096, 3 }));
+}
+
 /* During the copy another device's zero replaces the data, as it waits a
  * bounded time only.  The buffer is free after the copy.
  */
@@ -324,6 +347,7 @@ static const struct test tests[] = {
   { "coalesce/join-youngest", test_join_youngest },
   { "coalesce/join-overlaps", test_join_overlaps },
   { "coalesce/copying", test_copying },
+  { "coalesce/copying-full", test_copying_full },
   { "coalesce/copying-dropped", test_copying_dropped },
 };
 

@@ -54,6 +54,40 @@ test_random_near (void)
   g_assert_cmpuint (n, <, 10000 / 20);
 }
 
+/* How many of N reads of 4 KiB continue a stream, if C reads every STEPth. */
+static unsigned
+count_stepped (struct reader *c, uint64_t *offset, unsigned n, unsigned step)
+{
+  unsigned continued = 0;
+
+  for (unsigned i = 0; i < n; i++, *offset += step * 4096)
+    continued += reader_read (c, *offset, 4096) != NULL;
+  return continued;
+}
+
+/* A client may read more on other connections of the device. */
+static void
+test_spread (void)
+{
+  struct reader c = { .slack = 15 * 2 * 4096, .t.conns = 4 };
+  uint64_t offset = 0;
+
+  g_assert_cmpuint (count_stepped (&c, &offset, 10000, 4), >, 9990);
+  g_assert_cmpuint (count_stepped (&c, &offset, 10000, 16), <, 2000);
+}
+
+/* Only the latest reads count. */
+static void
+test_changes (void)
+{
+  struct reader c = { .slack = 15 * 2 * 4096 };
+  uint64_t offset = 0;
+
+  g_assert_cmpuint (count_stepped (&c, &offset, 10000, 1), >, 9990);
+  g_assert_cmpuint (count_stepped (&c, &offset, 100000, 4), <, 10000);
+  g_assert_cmpuint (count_stepped (&c, &offset, 100000, 1), >, 90000);
+}
+
 /* N files are read in turns of one unit: each read continues its file's own
  * stream.
  */
@@ -254,6 +288,8 @@ static const struct test tests[] = {
   { "/stream/adjacent-reads-are-a-stream", .run = test_adjacent },
   { "/stream/random-reads-are-none", .run = test_random },
   { "/stream/random-reads-near-each-other-are-none", .run = test_random_near },
+  { "/stream/several-connections-have-one", .run = test_spread },
+  { "/stream/the-latest-reads-count", .run = test_changes },
   { "/stream/interleaved-reads-are-several", .run_each = test_interleaved,
     .values = { 8, 16 } },
   { "/stream/a-deep-client-has-one", .run_each = test_deep,
