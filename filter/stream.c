@@ -105,8 +105,8 @@ join (struct streams *t, struct stream *s)
   return (struct stream_range) { 0 };
 }
 
-/* Whether the client reads less than half of what S passes.  Each connection may
- * see an equal part of its reads only.
+/* Whether the client reads less than half of what S passes.  Each connection
+ * may see an equal part of its reads only.
  */
 static bool
 leaves_out_most (const struct streams *t, const struct stream *s)

@@ -148,8 +148,8 @@ test_room (struct world *w)
   assert_device (w->f, 4 * LARGE * U, 0, 1);
 }
 
-/* The limit of writes changes to large ones when a write continues as much dirty
- * data of its own connection as a large write has.
+/* The limit of writes changes to large ones when a write continues as much
+ * dirty data of its own connection as a large write has.
  */
 static void
 test_begins (struct world *w)
