@@ -143,7 +143,8 @@ struct limit {
   atomic_uint reason;           /* enum limit_reason: the latest change */
   atomic_bool is_large;         /* this counts large operations */
   atomic_bool is_new;           /* it may begin with large ones */
-  atomic_bool bears_more;       /* the latest epoch had no queue at the bound */
+  atomic_bool bears_more;       /* it is at its bound, and the latest epoch in
+                                 * which it was in the way had no queue */
   /* Atomic. */
   atomic_bool hit;              /* the limit was in the way in this epoch */
   atomic_bool has_large;        /* see limit_has_large */

@@ -327,8 +327,8 @@ readahead_note (struct conn *c, uint32_t count, uint64_t offset,
   /* Advice, not worth a wait for another thread of this connection. */
   if (!lock_try_take (&c->streams_lock))
     return NULL;
-  /* A client that knows the zeroes does not read them. */
   c->streams.conns = atomic_load (&c->device->conns);
+  /* A client that knows the zeroes does not read them. */
   stream_skip (&c->streams, extents_zeroes_begin (c, offset), offset);
   s = stream_note (&c->streams, offset, count, slack, now_ns, &left);
   *covered = s && offset + count <= s->ahead && offset + count == s->end;

@@ -74,8 +74,8 @@ enum { STREAMS = 16, WINDOW_MIN = 4, OPERATIONS = 8 };
 struct stream {
   uint64_t start, end;          /* first byte read; furthest byte read + 1 */
   uint64_t passed;              /* bytes by which it has grown lately */
-  uint64_t read;                /* of its reads meanwhile, and zeroes that are
-                                 * known */
+  uint64_t read;                /* bytes of its reads in that time, and of
+                                 * known zeroes */
   uint64_t ahead;               /* handed out for prefetching up to here */
   uint64_t zeroes;              /* bytes between end and ahead that need no
                                  * prefetch, as they are known to be zeroes; the
@@ -125,9 +125,9 @@ struct stream_range {
 };
 
 /* A read.  Returns the stream that it continues, or NULL if there is none, or
- * only one that leaves out most bytes.  *LEFT: prefetched
- * bytes that no read will ask for, of a stream whose place was taken, or that
- * this stream has skipped.
+ * only one that leaves out most bytes.  *LEFT: prefetched bytes that no read
+ * will ask for, of a stream whose place was taken, or that this stream has
+ * skipped.
  */
 extern struct stream *stream_note (struct streams *, uint64_t offset,
                                    uint32_t count, uint64_t slack,

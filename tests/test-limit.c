@@ -969,6 +969,22 @@ check_size_waits (gconstpointer unused G_GNUC_UNUSED)
   g_assert_cmpuint (epochs_until_size_test (true), >=, 8);
 }
 
+/* A limit of writes after 1000 operations.  HIT: it was in the way of them. */
+static void
+init_used (struct limit *l, unsigned most, bool hit, int err)
+{
+  uint64_t now_ns = 100 * MS_NS;
+
+  limit_init (l, true, most, OPERATION_BYTES, true);
+  limit_set_large (l, LARGE_BYTES, MOST_LARGE, MOST, false);
+  for (unsigned i = 0; i < 1000; i++) {
+    if (hit)
+      limit_hit (l);
+    now_ns += MS_NS;
+    limit_note (l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, err);
+  }
+}
+
 /* A new limit changes to large operations, with as many bytes, as soon as there
  * is data for them.
  */
@@ -976,15 +992,9 @@ static void
 check_begins_large (gconstpointer data)
 {
   unsigned most = GPOINTER_TO_UINT (data);
-  uint64_t now_ns = 100 * MS_NS;
   struct limit l;
 
-  limit_init (&l, true, most, OPERATION_BYTES, true);
-  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, false);
-  for (unsigned i = 0; i < 1000; i++) {
-    now_ns += MS_NS;
-    limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, 0);
-  }
+  init_used (&l, most, false, 0);
   limit_has_large (&l, false);
   g_assert_true (limit_is_new (&l));
   g_assert_cmpuint (limit_in_usual (&l), ==, MIN (most, LIMIT_START));
@@ -1002,16 +1012,9 @@ static void
 check_begins_usual (gconstpointer data)
 {
   int err = GPOINTER_TO_INT (data);
-  uint64_t now_ns = 100 * MS_NS;
   struct limit l;
 
-  limit_init (&l, true, MOST, OPERATION_BYTES, true);
-  limit_set_large (&l, LARGE_BYTES, MOST_LARGE, MOST, false);
-  for (unsigned i = 0; i < 1000 && limit_is_new (&l); i++) {
-    limit_hit (&l);
-    now_ns += MS_NS;
-    limit_note (&l, OPERATION_BYTES, now_ns - 20 * MS_NS, now_ns, err);
-  }
+  init_used (&l, MOST, err == 0, err);
   g_assert_false (limit_is_new (&l));
   limit_has_large (&l, true);
   g_assert_false (limit_is_large (&l));
